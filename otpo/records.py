@@ -1,0 +1,125 @@
+"""The records that flow between data, model, weights and losses.
+
+Shape legend: S sequences (for pairs S = 2B: first the B chosen, then the B rejected), B pairs, L padded length of
+prompt + completion, T padded length of a completion, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """One preference pair as token ids: the prompt once, both answers after it (each ends in EOS if it was given one).
+
+    Attributes:
+        row: number of the row in the data file, the stable id of the pair.
+    """
+
+    row: int
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+@dataclass(frozen=True)
+class TokenCompletion:
+    """One `{prompt, completion}` row as token ids; `label` is only given for unpaired preference data (KTO)."""
+
+    row: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    label: bool | None = None
+
+
+@dataclass
+class SequenceBatch:
+    """Padded sequences and where their completions are.
+
+    Attributes:
+        input_ids: (S, L) token ids, right-padded.
+        attention_mask: (S, L) 1 on real tokens.
+        positions: (S, T) index into L of the position that *predicts* each completion token; 0 where padded.
+        targets: (S, T) the completion's token ids; 0 where padded.
+        mask: (S, T) bool, True on completion tokens (EOS included).
+        rows: (S,) the data row of each sequence, or -1 for a sequence that only fills an empty micro-batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    targets: Tensor
+    mask: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        return SequenceBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass
+class LogProbs:
+    """Per-token log-probabilities of B completions. Pairs are two of these.
+
+    Attributes:
+        policy: (B, T) float32 log-probability of each completion token, with gradient; 0 where padded.
+        mask: (B, T) bool.
+        rows: (B,) the data row of each completion.
+        scorers: named frozen models' log-probabilities, each (B, T) float32 without gradient, e.g. "reference".
+        hidden: (B, T, D) policy hidden states after the final norm at the predicting positions, detached, or None
+            when the method did not ask for them.
+    """
+
+    policy: Tensor
+    mask: Tensor
+    rows: Tensor
+    scorers: dict[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) completion lengths in tokens."""
+        return self.mask.sum(-1)
+
+    def scorer(self, name: str) -> Tensor:
+        if name not in self.scorers:
+            raise KeyError(f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.scorers)}")
+        return self.scorers[name]
+
+
+@dataclass
+class PairLogProbs:
+    """The two sides of B pairs; T may differ between the sides."""
+
+    chosen: LogProbs
+    rejected: LogProbs
+
+
+@dataclass
+class TokenWeights:
+    """Token weights of B pairs, zero where padded, without gradient. Policy and reference are always weighted alike.
+
+    Attributes:
+        chosen: (B, Tc). rejected: (B, Tr).
+        metrics: per-pair (B,) figures about the weights (entropy, effective tokens, transport mass), for logging.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class LossOutput:
+    """Losses of a batch before any reduction: the step divides their sum by the global number of pairs.
+
+    Attributes:
+        losses: (B,) float32 with gradient.
+        metrics: per-pair (B,) detached tensors under TRL's names ("rewards/chosen", "rewards/margins", ...).
+    """
+
+    losses: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
