@@ -1,0 +1,202 @@
+"""Token-weight rules: how much each completion token counts in a loss.
+
+A rule is a pure function `(pair, *, seed, **hyperparameters) -> TokenWeights`. It reads policy log-probabilities, the
+frozen scorers' log-probabilities or the hidden states of `PairLogProbs`, never a model. A new rule is a function here
+and a line in `RULES`; `otpo.methods.METHODS` then names it.
+
+Shape legend: B pairs, M and N padded lengths of the chosen and rejected completions, T either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from otpo.errors import WorkError
+from otpo.methods import MethodSpec
+from otpo.records import LogProbs, PairLogProbs, SequenceBatch, TokenWeights
+from otpo.transport import SOLVERS, cost_matrix
+
+
+def uniform(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
+    """Weight 1 for every token: the plain sum of log-probabilities (DPO)."""
+    return _with_metrics(pair, pair.chosen.mask.to(_dtype(pair)), pair.rejected.mask.to(_dtype(pair)))
+
+
+def transport_plan(
+    pair: PairLogProbs,
+    *,
+    reg: float,
+    reg_m: float,
+    cost: str = "l2",
+    normalizer: str = "official",
+    solver: str = "batched",
+) -> Tensor:
+    """(B, M, N) unbalanced transport plan between the answers' hidden states, with mass 1 on every token."""
+    if pair.chosen.hidden is None or pair.rejected.hidden is None:
+        raise ValueError("optimal transport needs the policy's hidden states; compute the record with `hidden`")
+    costs = cost_matrix(
+        pair.chosen.hidden,
+        pair.rejected.hidden,
+        pair.chosen.mask,
+        pair.rejected.mask,
+        cost=cost,
+        normalizer=normalizer,
+    )
+    masses = (pair.chosen.mask.to(costs.dtype), pair.rejected.mask.to(costs.dtype))
+    return SOLVERS[solver](costs, *masses, reg=reg, reg_m=reg_m)
+
+
+def otpo(
+    pair: PairLogProbs,
+    *,
+    seed: int = 0,
+    reg: float,
+    reg_m: float,
+    cost: str = "l2",
+    normalizer: str = "official",
+    solver: str = "batched",
+) -> TokenWeights:
+    """Marginals of the transport plan, rescaled so that each side sums to min(m, n) of its m and n tokens.
+
+    OTPO (ACL 2025, https://aclanthology.org/2025.acl-long.1035), as in the official `OTPOTrainer`. A pair with an empty
+    side weighs nothing. Adds the metric `weights/transport_mass`: the plan's mass over min(m, n), the official
+    `logps/scaled_coeff`.
+    """
+    plan = transport_plan(pair, reg=reg, reg_m=reg_m, cost=cost, normalizer=normalizer, solver=solver)
+    shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths).to(plan.dtype)
+    mass = plan.sum((1, 2))
+    scale = torch.where(mass > 0, shorter / mass, 0.0)[:, None]
+    transported = torch.where(shorter > 0, mass / shorter, 0.0)
+    return _with_metrics(pair, plan.sum(2) * scale, plan.sum(1) * scale, {"weights/transport_mass": transported})
+
+
+def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
+    """As many tokens of the longer answer as the shorter one has, sampled without replacement.
+
+    SamPO (EMNLP 2024, https://github.com/LuJunru/SamPO). The official code draws anew for the reference; here policy
+    and reference share the draw, so that the loss is log 2 where they are equal. The draw depends on `seed` and the
+    pair's data row alone, not on the batch, the padding or the device.
+
+    Args:
+        pair: B pairs.
+        seed: of the draw; the caller mixes the epoch in.
+        expected: take the expectation of the weights, min(m, n) / length, instead of a sample.
+    """
+    shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths)
+    sides = []
+    for side, answer in enumerate((pair.chosen, pair.rejected)):
+        if expected:
+            weights = answer.mask * (shorter / answer.lengths.clamp(min=1))[:, None]
+        else:
+            keys = _random_keys(answer, seed=seed, side=side).masked_fill(~answer.mask, -1)
+            rank = keys.argsort(dim=-1, descending=True).argsort(dim=-1)
+            weights = (rank < shorter[:, None]) & answer.mask
+        sides.append(weights.to(_dtype(pair)))
+    chosen, rejected = sides
+    return _with_metrics(pair, chosen, rejected)
+
+
+RULES: dict[str, Callable[..., TokenWeights]] = {
+    "uniform": uniform,
+    "otpo": otpo,
+    "sampo": sampo,
+}
+
+
+def token_weights(spec: MethodSpec, pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
+    """The weights of `spec`'s rule with `spec`'s hyperparameters."""
+    rule = RULES[spec.method.weights]
+    return rule(pair, seed=seed, **spec.arguments(rule))
+
+
+def shared_prefix_gradient(weights: TokenWeights, batch: SequenceBatch) -> Tensor:
+    """(B,) sum of |w_chosen - w_rejected| over the tokens both answers begin with.
+
+    These tokens are predicted from the same context, so their log-probabilities cancel in a margin where both sides
+    weigh them alike (DPO: 0). What is left moves tokens that say nothing about the preference.
+
+    Args:
+        weights: of B pairs.
+        batch: the 2B sequences they came from, chosen first.
+    """
+    (ids_c, ids_r), (mask_c, mask_r) = batch.targets.chunk(2), batch.mask.chunk(2)
+    shared = ((ids_c == ids_r) & mask_c & mask_r).long().cumprod(-1)
+    width = min(weights.chosen.shape[1], weights.rejected.shape[1])
+    return ((weights.chosen[:, :width] - weights.rejected[:, :width]).abs() * shared[:, :width]).sum(-1)
+
+
+def check_finite(pair: PairLogProbs) -> None:
+    """Raises `WorkError` naming the data rows and sides whose numbers are NaN or infinite. One device sync per call."""
+    flags: dict[str, Tensor] = {}
+    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        values = {"log-probabilities of the policy": answer.policy}
+        values |= {f"log-probabilities of '{name}'": scores for name, scores in answer.scorers.items()}
+        if answer.hidden is not None and answer.hidden.shape[1]:
+            values["hidden states"] = answer.hidden.abs().amax(-1)
+        for what, tensor in values.items():
+            flags[f"{what}, {side} answer"] = (~torch.isfinite(tensor.detach()) & answer.mask).any(-1)
+    bad = torch.stack(list(flags.values())).cpu()
+    if bad.any():
+        rows = pair.chosen.rows.tolist()
+        found = [
+            f"data row {rows[index]}: {what}"
+            for what, per_pair in zip(flags, bad.tolist(), strict=True)
+            for index, is_bad in enumerate(per_pair)
+            if is_bad
+        ]
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        raise WorkError(
+            f"Expected finite numbers from the models, found NaN or infinity in {'; '.join(found[:8])}{more}. "
+            "Look at these rows; if they are sound, lower the learning rate or train in float32."
+        )
+
+
+def _dtype(pair: PairLogProbs) -> torch.dtype:
+    return pair.chosen.policy.dtype
+
+
+def _random_keys(answer: LogProbs, *, seed: int, side: int) -> Tensor:
+    """(B, T) distinct non-negative int64 keys of each row, hashed from (seed, side, data row, position)."""
+    positions = torch.arange(answer.mask.shape[1], device=answer.mask.device)
+    keys = torch.full_like(answer.rows, seed)
+    for value in (torch.full_like(keys, side), answer.rows):
+        keys = _mix(keys ^ _mix(value))
+    return (_mix(keys[:, None] ^ _mix(positions)[None, :]) << 24) | positions
+
+
+def _mix(values: Tensor) -> Tensor:
+    """MurmurHash3's 32-bit finaliser on int64 tensors (products may wrap: only the low 32 bits are kept)."""
+    low = 0xFFFFFFFF
+    values = (values + 0x9E3779B9) & low
+    values = ((values ^ (values >> 16)) * 0x85EBCA6B) & low
+    values = ((values ^ (values >> 13)) * 0xC2B2AE35) & low
+    return values ^ (values >> 16)
+
+
+def _with_metrics(
+    pair: PairLogProbs, chosen: Tensor, rejected: Tensor, extra: dict[str, Tensor] | None = None
+) -> TokenWeights:
+    """Weights with (B,) figures a side: normalised entropy (1 = even, 0 = one token), effective tokens
+    (sum w)^2 / sum w^2, and the smallest and largest weight of the pair (0 for an answer without tokens).
+    """
+    metrics: dict[str, Tensor] = {}
+    lows, highs = [], []
+    for name, weights, mask in (("chosen", chosen, pair.chosen.mask), ("rejected", rejected, pair.rejected.mask)):
+        total = weights.sum(-1)
+        share = weights / torch.where(total > 0, total, 1.0)[:, None]
+        nats = -torch.special.xlogy(share, share).sum(-1)
+        length = mask.sum(-1)
+        entropy = torch.where(length > 1, nats / length.clamp(min=2).log(), (total > 0).to(nats.dtype))
+        metrics[f"weights/entropy_{name}"] = entropy
+        metrics[f"weights/effective_tokens_{name}"] = total**2 / weights.square().sum(-1).clamp(min=1e-30)
+        if mask.shape[1]:
+            lows.append(weights.masked_fill(~mask, torch.inf).amin(-1))
+            highs.append(weights.amax(-1))
+    if lows:
+        low = torch.stack(lows).amin(0)
+        metrics["weights/min"] = torch.where(torch.isinf(low), 0.0, low)
+        metrics["weights/max"] = torch.stack(highs).amax(0)
+    return TokenWeights(chosen, rejected, metrics | (extra or {}))
