@@ -1,0 +1,114 @@
+"""Sharded checkpoints to resume from, and export as a Hugging Face folder.
+
+    models/<label>/checkpoints/step-000100/   every rank's shards (torch DCP), then `complete.json`, written last
+    models/<label>/model/                     config, safetensors, tokenizer, model card
+
+A checkpoint without its completion mark does not exist for anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from transformers import AutoTokenizer
+
+from otpo.model import PolicyModel
+
+MARK = "complete.json"
+
+
+def save_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Write this rank's shards under `folder/step-N`; rank 0 marks the checkpoint complete when all are written.
+
+    Args:
+        state: JSON values to come back from `load_checkpoint`; must hold "step".
+    """
+    path = folder / f"step-{state['step']:06d}"
+    if _rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)  # an unfinished one of an earlier attempt
+        path.mkdir(parents=True)
+    _barrier()
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=path)
+    _barrier()
+    if _rank() == 0:
+        write_atomically(path / MARK, json.dumps(state, indent=1))
+    _barrier()
+    return path
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(mark.parent for mark in folder.glob(f"step-*/{MARK}"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON state of a finished checkpoint."""
+    return json.loads((path / MARK).read_text())
+
+
+def load_checkpoint(path: Path, model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load shards into the model and the optimizer, whatever the number of ranks that wrote them."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    tree = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(tree, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+    return read_state(path)
+
+
+def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` finished checkpoints and the best one. Rank 0 only."""
+    for path in complete_checkpoints(folder)[:-keep]:
+        if best is None or path.name != f"step-{best:06d}":
+            (path / MARK).unlink()  # first the mark, so that an interrupted deletion leaves nothing that looks whole
+            shutil.rmtree(path)
+
+
+def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: torch.dtype) -> None:
+    """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
+
+    The folder appears under its name only when it is whole.
+    """
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if _rank() == 0:
+        weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
+        if model.lm.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.lm.config.dtype = dtype
+        model.lm.save_pretrained(partial, state_dict=weights)
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(partial)
+        (partial / "README.md").write_text(card)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+    _barrier()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,195 @@
+"""Causal language models that answer one question: the log-probability of each completion token.
+
+Shape legend: S sequences, L padded length, T padded completion length, N completion tokens of the batch, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from otpo.errors import UserError
+from otpo.records import LogProbs, PairLogProbs, SequenceBatch
+
+CHUNK_ELEMENTS = 2**22  # logits held at a time; 16 MiB in float32
+
+
+def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """A causal LM in the precision it was saved in, dropout off. No code from the model's folder is run.
+
+    Raises:
+        UserError: there is no such model, or it needs code of its own.
+    """
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation=attn_implementation)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return lm
+
+
+class _FusedLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, scale, softcap):  # noqa: D102
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        normalizers = torch.empty_like(logps)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            logits = _logits(hidden[part], weight, bias, scale, softcap)
+            normalizers[part] = logits.logsumexp(-1)
+            logps[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+        ctx.scale, ctx.softcap, ctx.rows = scale, softcap, rows
+        return logps
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: D102
+        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        # float32 so that many chunks of bf16 products do not lose their small terms
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        for start in range(0, len(targets), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            logits = _logits(hidden[part], weight, bias, ctx.scale, ctx.softcap)
+            delta = (logits - normalizers[part, None]).exp_().mul_(-grad[part, None])
+            delta.scatter_add_(-1, targets[part, None], grad[part, None].float())
+            if ctx.softcap:
+                delta *= 1 - (logits / ctx.softcap) ** 2
+            delta = (delta * ctx.scale if ctx.scale != 1 else delta).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = delta @ weight
+            if grad_weight is not None:
+                grad_weight += delta.T @ hidden[part]
+            if grad_bias is not None:
+                grad_bias += delta.sum(0)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = nn.functional.linear(hidden, weight, bias).float()
+    if scale != 1:
+        logits *= scale
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def fused_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Log-probability of each target without ever holding (N, V) logits.
+
+    Args:
+        hidden: (N, D) states after the final norm. weight: (V, D) of the head. targets: (N,) token ids. bias: (V,) or None.
+        scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
+
+    Returns:
+        (N,) float32, equal to `log_softmax(logits.float(), -1).gather(targets)`.
+    """
+    return _FusedLogProbs.apply(hidden, weight, bias, targets, scale, softcap)
+
+
+class PolicyModel(nn.Module):
+    """A causal LM whose forward gives per-token log-probabilities; only completion positions meet the vocabulary.
+
+    The head is applied inside this module's forward because that is where FSDP2 holds its weight whole.
+    """
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__()
+        self.lm = lm
+        config = lm.config
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", 1.0) or 1.0) / float(
+            getattr(config, "logits_scaling", 1.0) or 1.0
+        )
+
+    def forward(self, batch: SequenceBatch, with_hidden: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the completions.
+
+        Returns:
+            logps (S, T) float32, 0 where padded; hidden (S, T, D) float32 after the final norm at the predicting
+            positions, detached (what transformers calls `hidden_states[-1]`), or None when not asked for.
+        """
+        states = self.lm.get_decoder()(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        sequences = torch.arange(len(states), device=states.device)[:, None]
+        predicting = states[sequences, batch.positions]
+        head = self.lm.get_output_embeddings()
+        flat = fused_logprobs(
+            predicting[batch.mask],
+            head.weight,
+            batch.targets[batch.mask],
+            bias=head.bias,
+            scale=self.scale,
+            softcap=self.softcap,
+        )
+        logps = torch.zeros(batch.mask.shape, dtype=torch.float32, device=flat.device).masked_scatter(batch.mask, flat)
+        hidden = predicting.detach().float() * batch.mask[..., None] if with_hidden else None
+        return logps, hidden
+
+
+def shard(
+    model: PolicyModel, mesh: DeviceMesh, *, dtype: torch.dtype, activation_checkpointing: bool = False
+) -> PolicyModel:
+    """FSDP2 over the mesh: float32 master weights, compute in `dtype`, gradients reduced in float32.
+
+    Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
+    the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    model.to(mesh.device_type)
+    if activation_checkpointing:
+        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in model.lm.get_decoder().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model.float()
+
+
+def pair_logprobs(
+    logps: Tensor, hidden: Tensor | None, batch: SequenceBatch, scorers: dict[str, Tensor]
+) -> PairLogProbs:
+    """Cut a batch of 2B sequences (chosen first) into the two sides.
+
+    Args:
+        logps: (2B, T). hidden: (2B, T, D) or None. scorers: name -> (2B, T).
+    """
+    half = len(logps) // 2
+
+    def side(part: slice) -> LogProbs:
+        width = max(1, int(batch.mask[part].sum(-1).max())) if half else 1
+        cut = (part, slice(0, width))
+        return LogProbs(
+            policy=logps[cut],
+            mask=batch.mask[cut],
+            rows=batch.rows[part],
+            scorers={name: values[cut] for name, values in scorers.items()},
+            hidden=None if hidden is None else hidden[cut],
+        )
+
+    return PairLogProbs(chosen=side(slice(0, half)), rejected=side(slice(half, None)))

@@ -1,0 +1,174 @@
+"""One optimisation step over one global batch: what a training worker calls and what the benchmark times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from otpo.errors import WorkError
+from otpo.losses import pair_loss
+from otpo.methods import MethodSpec
+from otpo.model import PolicyModel, pair_logprobs
+from otpo.records import LossOutput, SequenceBatch
+from otpo.weights import token_weights
+
+LossFunction = Callable[[SequenceBatch], LossOutput]
+
+
+def learning_rate(step: int, total: int, base: float, *, scheduler: str, warmup_ratio: float) -> float:
+    """Learning rate of step `step` (from 0) of `total`, as transformers' schedulers of the same names."""
+    warmup = math.ceil(total * warmup_ratio)
+    if step < warmup:
+        return base * step / max(1, warmup) if step else base / max(1, warmup)
+    progress = (step - warmup) / max(1, total - warmup)
+    return (
+        base * {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[scheduler]
+    )
+
+
+def micro_batches(lengths: Sequence[int], *, size: int, rank: int, world: int) -> list[list[int]]:
+    """Which items of a global batch this rank computes, and in which micro-batches.
+
+    Items are dealt by length so that a micro-batch pads little. Every rank gets the same number of micro-batches,
+    empty ones where there are too few, because collectives must be entered by all.
+
+    Returns:
+        Lists of indices into `lengths`; over all ranks each index appears exactly once.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    # a batch smaller than world * size is spread over the ranks rather than given to the first
+    size = max(1, min(size, math.ceil(len(order) / world)))
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    mine = groups[rank::world]
+    return mine + [[]] * (math.ceil(len(groups) / world) - len(mine))
+
+
+def preference_losses(
+    model: PolicyModel, spec: MethodSpec, scorers: Callable[[SequenceBatch], dict[str, Tensor]], *, seed: int
+) -> LossFunction:
+    """The loss of a preference method as a function of a batch.
+
+    Args:
+        scorers: batch -> name of a frozen model -> its (2B, T) log-probabilities.
+        seed: for rules that sample tokens; the same for policy and reference.
+    """
+
+    def losses(batch: SequenceBatch) -> LossOutput:
+        logps, hidden = model(batch, with_hidden="hidden" in spec.method.needs)
+        pairs = pair_logprobs(logps, hidden, batch, scorers(batch))
+        with torch.no_grad():
+            weights = token_weights(spec, pairs, seed=seed)
+        output = pair_loss(spec, pairs, weights)
+        lengths = {"lengths/chosen": pairs.chosen.lengths, "lengths/rejected": pairs.rejected.lengths}
+        return LossOutput(output.losses, output.metrics | lengths)
+
+    return losses
+
+
+def supervised_losses(model: PolicyModel) -> LossFunction:
+    """Negative log-likelihood of each completion, summed over its tokens."""
+
+    def losses(batch: SequenceBatch) -> LossOutput:
+        logps, _ = model(batch)
+        lengths = batch.mask.sum(-1)
+        return LossOutput(
+            -logps.sum(-1),
+            {"lengths/completion": lengths, "logps/token": logps.detach().sum(-1) / lengths.clamp(min=1)},
+        )
+
+    return losses
+
+
+def optimisation_step(
+    model: PolicyModel,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[SequenceBatch],
+    losses: LossFunction,
+    *,
+    denominator: float,
+    max_grad_norm: float,
+    lr: float,
+) -> dict[str, float]:
+    """Accumulate gradients over this rank's micro-batches and update once.
+
+    Args:
+        denominator: what the summed loss of the *global* batch is divided by (pairs, or tokens for supervised
+            training), so that worker count and accumulation do not change the update.
+
+    Returns:
+        The global batch's figures: "loss", "grad_norm", "learning_rate", "tokens", and the mean of every metric.
+
+    Raises:
+        WorkError: a loss or the gradient norm is not finite; the message names the data rows.
+    """
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    batches = list(batches)
+    totals = _Totals()
+    for number, batch in enumerate(batches):
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(number == len(batches) - 1)
+        output = losses(batch)
+        total = totals.add(output, batch)
+        # FSDP averages gradients over ranks; the loss is already divided by a global count
+        (total * (world / denominator)).backward()
+    figures = totals.reduce(denominator)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if not math.isfinite(figures["loss"]) or not torch.isfinite(norm):
+        raise WorkError(
+            f"The loss is {figures['loss']} and the gradient norm {norm.item()}: not finite. Data rows with a loss that is not"
+            f" finite on this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at these rows with `otpo data`."
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return figures | {"grad_norm": norm.item(), "learning_rate": lr}
+
+
+@torch.no_grad()
+def evaluate(batches: Iterable[SequenceBatch], losses: LossFunction, *, denominator: float) -> dict[str, float]:
+    """The same figures as a step's, without an update, under TRL's `eval_` names."""
+    totals = _Totals()
+    for batch in batches:
+        totals.add(losses(batch), batch)
+    return {f"eval_{name}": value for name, value in totals.reduce(denominator).items()}
+
+
+class _Totals:
+    """Sums over this rank's micro-batches, reduced over ranks once a step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.bad_rows: list[int] = []
+
+    def add(self, output: LossOutput, batch: SequenceBatch) -> Tensor:
+        rows = batch.rows[: len(output.losses)]
+        valid = rows >= 0
+        total = torch.where(valid, output.losses, torch.zeros_like(output.losses)).sum()
+        detached = output.losses.detach()
+        self.bad_rows += rows[valid & ~detached.isfinite()].tolist()
+        real_tokens = (batch.attention_mask.sum(-1) * (batch.rows >= 0)).sum()
+        parts = {"loss": total.detach(), "count": valid.sum(), "tokens": real_tokens}
+        parts |= {name: torch.where(valid, value.detach().float(), 0.0).sum() for name, value in output.metrics.items()}
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+        return total
+
+    def reduce(self, denominator: float) -> dict[str, float]:
+        names = sorted(self.sums)
+        flat = torch.stack([self.sums[name] for name in names])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+        sums = dict(zip(names, flat.tolist(), strict=True))
+        loss, count, tokens = sums.pop("loss"), sums.pop("count"), sums.pop("tokens")
+        return (
+            {"loss": loss / denominator}
+            | {name: value / max(1.0, count) for name, value in sums.items()}
+            | {"tokens": tokens}
+        )

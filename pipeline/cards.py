@@ -1,0 +1,47 @@
+"""The model card of an exported model."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from huggingface_hub import ModelCardData
+
+from otpo.data import DataReport
+from otpo.methods import MethodSpec
+from pipeline.config import Recipe, TrainConfig
+
+
+def model_card(
+    recipe: Recipe, label: str, *, start: str, train: TrainConfig, spec: MethodSpec | None, report: DataReport
+) -> str:
+    """README.md of `models/<label>/model`: what it was made from, how, and with which versions."""
+    method = "supervised training" if spec is None else f"{spec.method.title} ({spec.method.paper})"
+    settings = {"method": method, **({} if spec is None else spec.hyperparameters), **train.model_dump()}
+    versions = {name: version(name) for name in ("torch", "transformers", "ray")}
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=["otpo", "preference-optimization"]
+    )
+    return f"""---
+{data.to_yaml()}
+---
+
+# {recipe.name}: {label}
+
+Trained by the OTPO pipeline with {method}.
+
+- Start, and reference: `{start}`
+- Data: `{report.source}`, {report.n_usable} of {report.n_rows} rows used ({report.format})
+
+## Settings
+
+```json
+{json.dumps(settings, indent=1)}
+```
+
+## Versions
+
+```json
+{json.dumps(versions, indent=1)}
+```
+"""

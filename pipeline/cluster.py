@@ -1,0 +1,61 @@
+"""Connecting to Ray, and what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from otpo.errors import UserError
+
+
+def connect(address: str | None = None) -> None:
+    """Join the cluster at `address` (or RAY_ADDRESS), else start one on this machine that ends with this process.
+
+    Does nothing when this process is connected already.
+
+    Raises:
+        UserError: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    # worker output goes to Ray's own log files; what matters comes back as metrics and errors
+    try:
+        ray.init(
+            address=address or os.environ.get("RAY_ADDRESS") or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"No Ray cluster answers at '{address}': {error}. Start one with `ray start --head`, or leave cluster.address out."
+        ) from error
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_workers(workers: int, *, use_gpu: bool | str) -> bool:
+    """Whether the workers take GPUs; they must fit into the cluster as it is now.
+
+    Args:
+        use_gpu: True, False, or "auto" (GPUs if there are enough of them).
+
+    Raises:
+        UserError: more workers than the cluster has CPUs or GPUs.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    on_gpu = gpus >= workers if use_gpu == "auto" else bool(use_gpu)
+    kind, available = ("GPU", gpus) if on_gpu else ("CPU", cpus)
+    if workers > available:
+        raise UserError(
+            f"train.workers is {workers}, but the cluster has {available} {kind}{'s' if available != 1 else ''}."
+            f" Set train.workers={max(1, available)}, or add nodes."
+        )
+    return on_gpu
+
+
+def cpus_per_worker(workers: int) -> int:
+    """CPUs that each of `workers` can take when they have the cluster to themselves."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)

@@ -1,0 +1,376 @@
+"""A recipe: what a run is made of. YAML plus dotted overrides, checked before anything heavy is imported.
+
+otpo run jobs/recipes/small_world.yaml methods.otpo.reg=0.03 train.seed=1
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eval.config import JudgeConfig
+from otpo.errors import UserError
+from otpo.methods import MethodSpec, resolve
+
+WORLD_PREFIX = "world:"  # a path inside the prepared world's folder; `world:judge` is the address of its judge
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The policy before training; it is also the reference of every preference method."""
+
+    path: str
+    attn_implementation: str = "sdpa"
+
+
+class PairsConfig(Section):
+    """On-policy preference pairs: several answers a prompt, scored, best against worst."""
+
+    prompts: str
+    n: int = Field(8, ge=2)
+    per_prompt: int = Field(1, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+    seed: int = 0
+    limit: int | None = Field(None, ge=1)
+    scorer: JudgeConfig = JudgeConfig(protocol="rating")
+
+
+class DataConfig(Section):
+    """The preference pairs and how they become tokens."""
+
+    path: str | None = None
+    split: str = "train"
+    template: Literal["auto", "chat"] = "auto"
+    max_length: int = Field(1024, ge=8)
+    max_prompt_length: int | None = Field(None, ge=1)
+    truncation: Literal["keep_start", "drop"] = "keep_start"
+    validation: float = Field(0.05, ge=0, description="a fraction below 1, or a number of pairs")
+    limit: int | None = Field(None, ge=2)
+
+
+class TrainConfig(Section):
+    """One optimisation run. A label under `methods` (and `base`) may override any of these keys."""
+
+    max_steps: int | None = Field(None, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    learning_rate: float = Field(5e-7, gt=0)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    global_batch_size: int = Field(128, ge=1)
+    micro_batch_size: int = Field(4, ge=1)
+    workers: int = Field(2, ge=1)
+    use_gpu: bool | Literal["auto"] = "auto"
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: bool = False
+    seed: int = 42
+    eval_every: int | None = Field(None, ge=1)
+    save_every: int | None = Field(None, ge=1)
+    keep_checkpoints: int = Field(1, ge=1)
+    best_metric: str | None = Field(None, description="e.g. eval_loss or eval_rewards/accuracies")
+    best_mode: Literal["min", "max"] = "min"
+    early_stopping_patience: int | None = Field(None, ge=1)
+    max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _best_needs_evaluation(self) -> TrainConfig:
+        if (self.best_metric or self.early_stopping_patience) and not self.eval_every:
+            raise ValueError("best_metric and early_stopping_patience need train.eval_every: set how often to evaluate")
+        if self.early_stopping_patience and not self.best_metric:
+            raise ValueError("early_stopping_patience needs train.best_metric, for example eval_loss")
+        return self
+
+
+class GenerateConfig(Section):
+    """Answers by vLLM workers."""
+
+    tasks: dict[str, str] | list[str] = {}
+    limit: int | None = Field(None, ge=1)
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    workers: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    max_model_len: int | None = Field(None, ge=8)
+    template: Literal["chat", "literal"] = "chat"
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(1024, ge=1)
+    seed: int = 0
+
+    def named_tasks(self) -> dict[str, str]:
+        """Task name -> known name or path; a path's name is its stem."""
+        if isinstance(self.tasks, dict):
+            return dict(self.tasks)
+        names = {
+            source if "/" not in source and "." not in source else Path(source).name.split(".")[0]: source
+            for source in self.tasks
+        }
+        if len(names) < len(self.tasks):
+            raise UserError(
+                f"generate.tasks: two of {self.tasks} have the same name. Give names: `tasks: {{one: a.jsonl, two: b.jsonl}}`."
+            )
+        return names
+
+
+class ReportConfig(Section):
+    """The page and its intervals."""
+
+    title: str | None = None
+    bootstrap_samples: int = Field(2000, ge=100)
+    seed: int = 0
+    weight_pairs: int = Field(8, ge=0, description="how many pairs the page shows token weights of")
+
+
+class SweepConfig(Section):
+    """Ray Tune over any `methods.*` or `train.*` key."""
+
+    params: dict[str, list[Any] | dict[str, Any]] = {}
+    search: Literal["grid", "random", "optuna"] = "grid"
+    num_samples: int = Field(1, ge=1)
+    metric: str = "win_rate"
+    mode: Literal["min", "max"] = "max"
+    task: str | None = None
+    scheduler: Literal["none", "asha"] = "none"
+    grace_period: int = Field(1, ge=1)
+    reduction_factor: float = Field(4, gt=1)
+    max_concurrent_trials: int | None = Field(None, ge=1)
+    seed: int = 0
+
+
+class ClusterConfig(Section):
+    """Where Ray is: an address, or nothing for a cluster of this machine alone."""
+
+    address: str | None = None
+
+
+class Recipe(Section):
+    """Everything a run is made of."""
+
+    name: str
+    world: dict[str, Any] | None = None
+    model: ModelConfig
+    base: dict[str, Any] | None = Field(None, description="supervised training first: `data` plus overrides of `train`")
+    pairs: PairsConfig | None = None
+    data: DataConfig = DataConfig()
+    methods: dict[str, dict[str, Any]] = {}
+    train: TrainConfig = TrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    judge: JudgeConfig = JudgeConfig()
+    report: ReportConfig = ReportConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_labels(cls, value: Any) -> Any:
+        """`methods: {dpo: }` means a label with every default."""
+        if isinstance(value, dict) and isinstance(value.get("methods"), dict):
+            value = {**value, "methods": {label: settings or {} for label, settings in value["methods"].items()}}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
+        for label in self.methods:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label) or label == "base":
+                raise ValueError(
+                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-' (and not 'base')"
+                )
+            self.method(label), self.train_of(label)
+        if self.base is not None:
+            if not self.base.get("data"):
+                raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
+            self.train_of("base")
+        if self.methods and self.data.path is None and self.pairs is None:
+            raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
+        if self.methods and self.data.path is not None and self.pairs is not None:
+            raise ValueError("`data.path` and `pairs` both say where the pairs come from: keep one")
+        return self
+
+    def method(self, label: str) -> MethodSpec:
+        """The method behind a label, with its hyperparameters."""
+        return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
+
+    def train_of(self, label: str) -> TrainConfig:
+        """`train` with the label's own keys put over it; "base" is the supervised stage."""
+        if label == "base":
+            settings = {k: v for k, v in (self.base or {}).items() if k != "data"}
+        else:
+            settings = {k: v for k, v in self.methods[label].items() if k in TrainConfig.model_fields}
+        # early stopping and evaluation of `train` speak of preference metrics; the base states its own
+        inherited = self.train.model_dump()
+        if label == "base":
+            inherited |= {
+                k: TrainConfig.model_fields[k].default
+                for k in ("max_steps", "eval_every", "best_metric", "best_mode", "early_stopping_patience")
+            }
+        return TrainConfig(**{**inherited, **settings})
+
+    def labels(self) -> list[str]:
+        """Every model of the run, the base first."""
+        return ["base", *self.methods]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `5e-7` as a string; people mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|-\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of one override, read as YAML."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and put `key.path=value` overrides over it.
+
+    Args:
+        path: a YAML file, or the name of a recipe that ships with the project.
+        overrides: `train.max_steps=50`, `methods.otpo.reg=0.03`; the value is YAML.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not make a recipe; the message names each key.
+    """
+    file = find_recipe(path)
+    try:
+        tree = yaml.load(file.read_text(), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{file}: expected a recipe with sections such as model, data and methods; found {type(tree).__name__}."
+        )
+    return make_recipe(apply_overrides(tree, overrides), where=str(file))
+
+
+def find_recipe(path: str | Path) -> Path:
+    """A path as it is, or the name of a recipe in `jobs/recipes`."""
+    shipped = Path(__file__).parent.parent / "jobs" / "recipes"
+    for candidate in (Path(path), shipped / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise UserError(f"No recipe at '{path}'. Give a YAML file, or one of the shipped recipes: {names}.")
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of the tree with each `key.path=value` set."""
+    tree = json.loads(json.dumps(tree))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(
+                f"'{override}' is not an override: expected key.path=value, for example train.max_steps=50."
+            )
+        try:
+            set_key(tree, key, parse_value(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"'{override}': the value is not YAML: {error}") from error
+    return tree
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place, making sections on the way."""
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise UserError(f"'{key}': {'.'.join(parents[: depth + 1])} is a value, not a section.")
+    tree[last] = value
+
+
+def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a tree; every problem in one `UserError`."""
+    try:
+        return Recipe(**tree)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in _explain(error))])) from error
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+            hint = f" Did you mean '{near[0]}'?" if near else f" Known keys: {', '.join(known)}."
+            lines.append(f"unknown key '{path}'.{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"'{path}' is needed and missing.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+            lines.append(f"{path + ': ' if path else ''}{message}{found}")
+    return lines
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(model.model_fields) if model else []
+
+
+# Keys that say where and how fast, not what: they may change under a run's name.
+EXECUTION_KEYS = (
+    "cluster", "judge.url", "judge.api_key_env", "judge.concurrency", "judge.max_retries", "judge.timeout", "judge.budget_usd",
+    "judge.max_requests_per_minute", "pairs.scorer.url", "pairs.scorer.api_key_env", "pairs.scorer.concurrency",
+    "pairs.scorer.max_retries", "pairs.scorer.timeout", "pairs.scorer.budget_usd", "pairs.scorer.max_requests_per_minute",
+    "train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization", "sweep",
+)  # fmt: skip
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without the keys that cannot change a result."""
+    tree = recipe.model_dump(mode="json")
+    for key in EXECUTION_KEYS:
+        *parents, last = key.split(".")
+        section: Any = tree
+        for parent in parents:
+            section = (section or {}).get(parent)
+        if section:
+            section.pop(last, None)
+    return tree
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,318 @@
+"""The training loop inside a Ray Train worker: supervised base training and every preference method.
+
+One worker group serves a list of jobs one after the other, because starting the group costs more than a small job. A
+job that is finished (its `model/` exists) is skipped, one that was interrupted goes on from its newest complete
+checkpoint: rerunning the same list is how a run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from otpo.batches import collate_completions, collate_pairs, load_tokens, take
+from otpo.checkpoint import (
+    complete_checkpoints,
+    export,
+    load_checkpoint,
+    prune_checkpoints,
+    read_state,
+    save_checkpoint,
+    write_atomically,
+)
+from otpo.errors import UserError, WorkError
+from otpo.methods import resolve
+from otpo.model import PolicyModel, load_causal_lm, shard
+from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+from otpo.step import (
+    LossFunction,
+    evaluate,
+    learning_rate,
+    micro_batches,
+    optimisation_step,
+    preference_losses,
+    supervised_losses,
+)
+from pipeline.config import TrainConfig
+from pipeline.scorers import ScorerTable, fill_cache
+
+FAILURE = "failure.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One model to train, as plain values that travel to the workers.
+
+    Attributes:
+        label: names the model and its folder. model: folder or hub name of the start, which is also the reference.
+        model_fingerprint: identity of that start, kept in every checkpoint: resuming must not move the reference.
+        tokens, validation_tokens: files of token ids (pairs, or completions for supervised training).
+        out: `models/<label>`. train: a `TrainConfig`. method: None for supervised training, else settings of the label.
+        scorers: name of a frozen model -> its cache folder. total_steps: of the whole job.
+    """
+
+    label: str
+    model: str
+    model_fingerprint: str
+    attn_implementation: str
+    pad_id: int
+    tokens: str
+    validation_tokens: str | None
+    out: str
+    train: dict[str, Any]
+    total_steps: int
+    method: dict[str, Any] | None
+    scorers: dict[str, str]
+    card: str
+
+    @property
+    def folder(self) -> Path:
+        """`models/<label>`."""
+        return Path(self.out)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker.
+
+    Args:
+        config: {"jobs": [TrainJob as a dict, ...], "failure": where to write an error that a retry would only meet again}.
+    """
+    failure = Path(config["failure"])
+    if failure.exists():
+        return
+    try:
+        _run_jobs(config["jobs"])
+    except (UserError, WorkError) as error:
+        write_atomically(failure, json.dumps([type(error).__name__, str(error)]))
+        raise
+
+
+def _run_jobs(jobs: list[dict[str, Any]]) -> None:
+    context = ray.train.get_context()
+    mesh = init_device_mesh(ray.train.torch.get_device().type, (context.get_world_size(),))
+    for values in jobs:
+        job = TrainJob(**values)
+        if not (job.folder / "model").exists():
+            _Trainer(job, mesh).run()
+
+
+class _Trainer:
+    """One job on this rank."""
+
+    def __init__(self, job: TrainJob, mesh: torch.distributed.DeviceMesh):
+        self.job, self.mesh = job, mesh
+        self.train = TrainConfig(**job.train)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.items = load_tokens(job.tokens)
+        self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
+        self.metrics = job.folder / "metrics.jsonl"
+        self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
+
+    def run(self) -> None:
+        """Load or resume, train, export."""
+        lm = load_causal_lm(self.job.model, attn_implementation=self.job.attn_implementation)
+        self.saved_dtype = lm.dtype
+        self.model = shard(
+            PolicyModel(lm),
+            self.mesh,
+            dtype=DTYPES[self.train.dtype],
+            activation_checkpointing=self.train.activation_checkpointing,
+        )
+        # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode
+        self.model.train(self.train.activation_checkpointing)
+        losses = self._losses()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
+        )
+        step = self._resume()
+        while step < self.job.total_steps and not self._stalled():
+            step = self._step(step, losses)
+        self._finish(step)
+
+    def _losses(self) -> LossFunction:
+        if self.job.method is None:
+            return supervised_losses(self.model)
+        tables: dict[str, ScorerTable] = {}
+        pairs = [*self.items, *self.validation]
+        for name, folder in self.job.scorers.items():
+            # the policy has not moved yet: it is the reference
+            fill_cache(
+                Path(folder), self.model, pairs, pad_id=self.job.pad_id, micro_batch_size=self.train.micro_batch_size,
+                rank=self.rank, world=self.world,
+            )  # fmt: skip
+            dist.barrier()
+            tables[name] = ScorerTable(Path(folder))
+        spec = resolve(self.job.label, self.job.method)
+        return preference_losses(
+            self.model,
+            spec,
+            lambda batch: {name: table.batch(batch) for name, table in tables.items()},
+            seed=self.train.seed,
+        )
+
+    def _resume(self) -> int:
+        checkpoints = complete_checkpoints(self.job.folder / "checkpoints")
+        if not checkpoints:
+            self._keep_metrics_before(0)
+            return 0
+        found = read_state(checkpoints[-1])["reference"]
+        if found != self.job.model_fingerprint:
+            raise WorkError(
+                f"{checkpoints[-1]} was trained from a model with fingerprint {found}, but {self.job.model} now has"
+                f" {self.job.model_fingerprint}: its reference has changed. Put the model back, or start under a new name."
+            )
+        state = load_checkpoint(checkpoints[-1], self.model, self.optimizer)
+        self.best = state["best"]
+        self._keep_metrics_before(state["step"])
+        return state["step"]
+
+    def _step(self, step: int, losses: LossFunction) -> int:
+        train, size = self.train, self.train.global_batch_size
+        started = time.perf_counter()
+        # randomness is a function of the step alone, so that a resumed run draws what an undisturbed one draws
+        torch.manual_seed(train.seed * 1_000_003 + step)
+        rows = take(len(self.items), seed=train.seed, consumed=step * size, count=self._batch_size(step))
+        members = [self.items[i] for i in rows]
+        lr = learning_rate(
+            step,
+            self.job.total_steps,
+            train.learning_rate,
+            scheduler=train.lr_scheduler,
+            warmup_ratio=train.warmup_ratio,
+        )
+        figures = optimisation_step(
+            self.model, self.optimizer, self._batches(members), losses,
+            denominator=self._denominator(members), max_grad_norm=train.max_grad_norm, lr=lr,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        step += 1
+        epoch = min(step * size, step * size) / len(self.items)
+        self._log(
+            {"step": step, "epoch": round(epoch, 4)}
+            | figures
+            | {"tokens_per_second": figures["tokens"] / seconds, "seconds": seconds}
+        )
+        if self.validation and train.eval_every and (step % train.eval_every == 0 or step == self.job.total_steps):
+            self._evaluate(step, losses)
+        if train.save_every and step % train.save_every == 0 and step < self.job.total_steps:
+            self._save(step)
+        return step
+
+    def _batch_size(self, step: int) -> int:
+        """Pairs in this step: the last one of an `epochs` run holds what is left, so each pair is seen equally often."""
+        size = self.train.global_batch_size
+        if self.train.max_steps is not None:
+            return size
+        return min(size, round(self.train.epochs * len(self.items)) - step * size)
+
+    def _batches(
+        self, members: list[TokenPair] | list[TokenCompletion], size: int | None = None
+    ) -> Iterator[SequenceBatch]:
+        lengths = [_length(item) for item in members]
+        collate = collate_completions if self.job.method is None else collate_pairs
+        for indices in micro_batches(
+            lengths, size=size or self.train.micro_batch_size, rank=self.rank, world=self.world
+        ):
+            items = [members[i] for i in indices] or [replace(members[0], row=-1)]
+            yield collate(items, self.job.pad_id).to(self.device)
+
+    def _denominator(self, members: list[TokenPair] | list[TokenCompletion]) -> float:
+        if self.job.method is None:
+            return float(sum(len(item.completion_ids) for item in members))
+        return float(len(members))
+
+    def _evaluate(self, step: int, losses: LossFunction) -> None:
+        members = list(self.validation)
+        figures = evaluate(
+            self._batches(members, 2 * self.train.micro_batch_size), losses, denominator=self._denominator(members)
+        )
+        self._log({"step": step} | figures)
+        name = self.train.best_metric
+        if name is None:
+            return
+        if name not in figures:
+            raise WorkError(f"train.best_metric is '{name}', but an evaluation gives: {', '.join(sorted(figures))}.")
+        better = {"min": float.__lt__, "max": float.__gt__}[self.train.best_mode]
+        if self.best["value"] is None or better(float(figures[name]), float(self.best["value"])):
+            self.best = {"value": figures[name], "step": step, "since": 0}
+            self._save(step)
+        else:
+            self.best = self.best | {"since": self.best["since"] + 1}
+
+    def _stalled(self) -> bool:
+        patience = self.train.early_stopping_patience
+        return patience is not None and self.best["since"] >= patience
+
+    def _save(self, step: int) -> None:
+        folder = self.job.folder / "checkpoints"
+        state = {
+            "step": step,
+            "best": self.best,
+            "reference": self.job.model_fingerprint,
+            "label": self.job.label,
+            "world": self.world,
+        }
+        path = save_checkpoint(folder, self.model, self.optimizer, state)
+        if self.rank == 0:
+            prune_checkpoints(folder, self.train.keep_checkpoints, self.best["step"])
+        self._report(step, path)
+
+    def _report(self, step: int, path: Path) -> None:
+        """Tell Ray; its checkpoint is a pointer, since the shards already lie on the run's own storage."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                (Path(folder) / "pointer.json").write_text(
+                    json.dumps({"path": str(path), "label": self.job.label, "step": step})
+                )
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"label": self.job.label, "step": step}, checkpoint=checkpoint)
+
+    def _finish(self, step: int) -> None:
+        best = self.best["step"]
+        if best is not None and best != step:
+            load_checkpoint(self.job.folder / "checkpoints" / f"step-{best:06d}", self.model, self.optimizer)
+        export(
+            self.model, self.job.folder / "model", tokenizer=self.job.model, card=self.job.card, dtype=self.saved_dtype
+        )
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.rank == 0:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _keep_metrics_before(self, step: int) -> None:
+        """Forget the lines of steps that will be done again."""
+        if self.rank == 0:
+            self.job.folder.mkdir(parents=True, exist_ok=True)
+            lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
+        dist.barrier()
+
+
+def _length(item: TokenPair | TokenCompletion) -> int:
+    if isinstance(item, TokenPair):
+        return len(item.prompt_ids) + max(len(item.chosen_ids), len(item.rejected_ids))
+    return len(item.prompt_ids) + len(item.completion_ids)
+
+
+def total_steps(train: TrainConfig, items: int) -> int:
+    """Steps of a job over `items` rows: `max_steps` if given, else enough for `epochs`."""
+    if train.max_steps is not None:
+        return train.max_steps
+    return max(1, math.ceil(round(train.epochs * items) / train.global_batch_size))
