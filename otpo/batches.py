@@ -1,0 +1,211 @@
+"""Token ids become batches: collation, the resumable sampler, the validation split, and the file of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from otpo.errors import UserError
+from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+
+Item = TokenPair | TokenCompletion
+T = TypeVar("T", TokenPair, TokenCompletion)
+
+
+# ---- collation ----
+
+
+def collate_pairs(pairs: Sequence[TokenPair], pad_id: int, pad_to_multiple_of: int = 1) -> SequenceBatch:
+    """Pad B pairs into S = 2B sequences: first the B chosen, then the B rejected, each prompt + answer.
+
+    Args:
+        pairs: with non-empty prompts and answers.
+        pad_id: what fills `input_ids` on the right.
+        pad_to_multiple_of: L and T are rounded up to multiples of it.
+    """
+    chosen = [(pair.prompt_ids, pair.chosen_ids, pair.row) for pair in pairs]
+    rejected = [(pair.prompt_ids, pair.rejected_ids, pair.row) for pair in pairs]
+    return _collate(chosen + rejected, pad_id, pad_to_multiple_of)
+
+
+def collate_completions(items: Sequence[TokenCompletion], pad_id: int, pad_to_multiple_of: int = 1) -> SequenceBatch:
+    """Pad S completions into S sequences; arguments as in `collate_pairs`."""
+    return _collate([(item.prompt_ids, item.completion_ids, item.row) for item in items], pad_id, pad_to_multiple_of)
+
+
+def _collate(sequences: list[tuple[list[int], list[int], int]], pad_id: int, multiple: int) -> SequenceBatch:
+    for prompt, answer, row in sequences:
+        if not prompt or not answer:
+            raise ValueError(f"row {row}: a sequence needs a prompt (to predict the first token from) and an answer")
+    size = len(sequences)
+    length = max((len(prompt) + len(answer) for prompt, answer, _ in sequences), default=0)
+    width = max((len(answer) for _, answer, _ in sequences), default=0)
+    length, width = (-(-n // multiple) * multiple for n in (length, width))
+    input_ids = torch.full((size, length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(size, length, dtype=torch.long)
+    targets = torch.zeros(size, width, dtype=torch.long)
+    starts = torch.tensor([len(prompt) for prompt, _, _ in sequences], dtype=torch.long)
+    lengths = torch.tensor([len(answer) for _, answer, _ in sequences], dtype=torch.long)
+    for index, (prompt, answer, _) in enumerate(sequences):
+        input_ids[index, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        attention_mask[index, : len(prompt) + len(answer)] = 1
+        targets[index, : len(answer)] = torch.tensor(answer)
+    steps = torch.arange(width)
+    mask = steps < lengths[:, None]
+    # Answer token k of a prompt of length p stands at p + k and is predicted by position p + k - 1.
+    positions = torch.where(mask, starts[:, None] + steps - 1, 0)
+    rows = torch.tensor([row for _, _, row in sequences], dtype=torch.long)
+    return SequenceBatch(input_ids, attention_mask, positions, targets, mask, rows)
+
+
+# ---- order ----
+
+
+def take(n: int, *, seed: int, consumed: int, count: int) -> list[int]:
+    """The next `count` indices into n items after `consumed` ones: the whole state of the sampler is that number.
+
+    Epoch e is a permutation seeded by (seed, e), and epochs follow one another without a gap, so any slicing of the
+    stream, on any number of workers and after any restart, gives the same items. The permutation sorts raw Philox
+    words, which do not change with the version of numpy.
+    """
+    if n < 1 or seed < 0 or consumed < 0 or count < 0:
+        raise ValueError(f"expected n > 0, the others >= 0; found {n=}, {seed=}, {consumed=}, {count=}")
+    first, last = consumed // n, (consumed + count - 1) // n
+    epochs = [_permutation(n, seed, epoch) for epoch in range(first, last + 1)]
+    if not epochs:
+        return []
+    return np.concatenate(epochs)[consumed - first * n :][:count].tolist()
+
+
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+def split_validation(
+    items: Sequence[T], *, fraction: float | None = None, count: int | None = None, seed: int
+) -> tuple[list[T], list[T]]:
+    """Split items into (train, validation) by prompt: no prompt is on both sides.
+
+    Prompts are taken in a seeded random order as long as all their items fit into the wanted number, so the validation
+    side can be a little smaller than asked for. Both sides keep the items' order.
+
+    Args:
+        items: pairs or completions.
+        fraction: of the items, in (0, 1); or
+        count: number of items.
+        seed: of the order.
+
+    Raises:
+        UserError: one of the sides would be empty.
+    """
+    if (fraction is None) == (count is None):
+        raise ValueError("give either fraction or count")
+    wanted = count if count is not None else round(len(items) * (fraction or 0.0))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(tuple(item.prompt_ids), []).append(index)
+    members = list(groups.values())
+    held: set[int] = set()
+    for number in _permutation(len(members), seed, 0):
+        if len(held) + len(members[number]) <= wanted:
+            held.update(members[number])
+    if not held or len(held) == len(items):
+        raise UserError(
+            f"cannot split {len(items)} rows with {len(members)} different prompts into training and {wanted} "
+            "validation rows: a prompt's rows stay together, and neither side may be empty"
+        )
+    train = [item for index, item in enumerate(items) if index not in held]
+    return train, [items[index] for index in sorted(held)]
+
+
+# ---- files ----
+
+
+def tokens_hash(items: Sequence[Item]) -> str:
+    """SHA-256 (hex) over rows, ids and labels, in order: the data's part of a cache key."""
+    digest = hashlib.sha256()
+    for name, array in _flatten(items).items():
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_tokens(path: str | Path, items: Sequence[Item]) -> None:
+    """Write items as safetensors: `ids` int32, `offsets` int64, `rows` int64, of completions also `labels` int8.
+
+    A pair is three consecutive spans of `ids` (prompt, chosen, rejected), a completion two. The file appears whole or
+    not at all.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(_flatten(items), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_tokens(path: str | Path) -> TokenFile:
+    """Open a file of `save_tokens`. The ids stay in the (memory-mapped) file until an item is asked for.
+
+    Raises:
+        UserError: no such file, or not one of `save_tokens`.
+    """
+    return TokenFile(Path(path))
+
+
+class TokenFile(Sequence[Item]):
+    """The items of a token file, made when asked for: equal to the list that was saved."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
+            self.ids, self.offsets, self.rows = arrays["ids"], arrays["offsets"], arrays["rows"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"expected a file of token ids at {path}, found none that can be read: {error}") from None
+        self.labels = arrays.get("labels")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        index = int(index) % len(self)
+        row, parts = int(self.rows[index]), 3 if self.labels is None else 2
+        bounds = self.offsets[index * parts : (index + 1) * parts + 1]
+        spans = [self.ids[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+        if self.labels is None:
+            return TokenPair(row, *spans)
+        label = int(self.labels[index])
+        return TokenCompletion(row, spans[0], spans[1], None if label < 0 else bool(label))
+
+
+def _flatten(items: Sequence[Item]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    spans: list[list[int]] = []
+    for item in items:
+        last = [item.chosen_ids, item.rejected_ids] if isinstance(item, TokenPair) else [item.completion_ids]
+        spans += [item.prompt_ids, *last]
+    if items and isinstance(items[0], TokenCompletion):
+        labels = [item.label for item in items if isinstance(item, TokenCompletion)]
+        arrays["labels"] = np.array([-1 if label is None else int(label) for label in labels], dtype=np.int8)
+    arrays["ids"] = np.fromiter(itertools.chain.from_iterable(spans), dtype=np.int32)
+    arrays["offsets"] = np.cumsum([0, *map(len, spans)], dtype=np.int64)
+    arrays["rows"] = np.array([item.row for item in items], dtype=np.int64)
+    return arrays

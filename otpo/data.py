@@ -1,0 +1,279 @@
+"""Preference files: read them, recognise their format, and say what they hold.
+
+`read_rows` gives the rows as they are, `convert` turns them into examples (a prompt and its answers, still text) with
+a report. The formats themselves are in `otpo.formats`; `otpo.tokens` makes token ids of examples. Rows are numbered
+from 0 in the order of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otpo.errors import UserError
+from otpo.formats import FORMATS, BadRow, Example, Row, check_answers, content, recognise
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+# ---- reading ----
+
+
+def read_rows(source: str | Path, split: str = "train") -> list[Row]:
+    """Read the rows of a local file, or of a data set of the Hugging Face hub.
+
+    Args:
+        source: a JSON file (a list of rows, or `{"data": [rows]}`), JSONL, CSV or parquet file, each also gzipped
+            (`.gz`); anything else is a name (or a folder) for `datasets.load_dataset`.
+        split: the split of a hub data set; files have none.
+
+    Raises:
+        UserError: nothing there, not readable as what its name says, or no rows.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        rows = _read_file(path)
+    elif path.suffix in (*SUFFIXES, ".gz") or (str(source).startswith((".", "/", "~")) and not path.is_dir()):
+        raise UserError(f"expected a data file at {source}, found nothing there (looked in {Path.cwd()})")
+    else:
+        rows = _read_hub(str(source), split)
+    if not rows:
+        raise UserError(f"{source} holds no rows: expected at least one")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{source}: expected every row to be an object with columns, row {number} is {row!r:.80}")
+    return rows
+
+
+def _read_file(path: Path) -> list[Row]:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"cannot tell what {path} is by its name: expected {', '.join(SUFFIXES)}, each also with .gz")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not raw.strip():
+        raise UserError(f"{path} is empty: expected rows")
+    if suffix == ".parquet":
+        return _parse_parquet(raw, path)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+    return _parse_csv(text, path) if suffix == ".csv" else _parse_json(text, path, lines=suffix == ".jsonl")
+
+
+def _parse_json(text: str, path: Path, lines: bool) -> list[Row]:
+    if not lines:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            # "Extra data" after a whole object is how JSONL under the name .json looks.
+            if not error.msg.startswith("Extra data"):
+                raise UserError(f"{path} is not JSON: {error}") from None
+        else:
+            rows = found.get("data") if isinstance(found, dict) else found
+            if not isinstance(rows, list):
+                kind = f"an object with the keys {sorted(found)}" if isinstance(found, dict) else f"{text.strip():.40}"
+                raise UserError(f'{path}: expected a list of rows or {{"data": [rows]}}, found {kind}')
+            return rows
+    rows = []
+    # Not str.splitlines: it also breaks at U+2028 and the like, which JSON allows inside strings.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} is not JSON lines: line {number}, column {error.colno}: {error.msg}") from None
+    return rows
+
+
+def _parse_csv(text: str, path: Path) -> list[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = [{key: value for key, value in row.items() if key is not None} for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from None
+    return rows
+
+
+def _parse_parquet(raw: bytes, path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pa.BufferReader(raw)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not parquet: {error}") from None
+
+
+def _read_hub(name: str, split: str) -> list[Row]:
+    try:
+        import datasets
+
+        return list(datasets.load_dataset(name, split=split))
+    except Exception as error:  # the hub client raises dozens of unrelated types; all mean "not to be had"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"'{name}' is neither a file here (looked in {Path.cwd()}) nor a data set that could be loaded from the "
+            f"hub (split '{split}'): {reason:.300}. Give the path of a {', '.join(SUFFIXES)} file, or check the name "
+            "and the network."
+        ) from error
+
+
+# ---- examples and the report ----
+
+
+@dataclass
+class DataReport:
+    """What a data file holds and what became of each row.
+
+    Attributes:
+        source: the file or hub name. format: a name of FORMATS. why: what the format was known by.
+        n_rows: rows read. n_usable: rows that give an example.
+        problems: reason -> numbers of the rows left out for it.
+        notes: remark -> numbers of the rows it is true of; these rows are used.
+        template: "chat" (the tokenizer's chat template), "literal" (strings as they are) or "chat and literal"; empty
+            before tokenisation.
+        lengths: "<part> <unit>" -> mean, median, p95, max, where the part is prompt, chosen, rejected or completion and
+            the unit characters (of the usable rows' texts) or tokens (before truncation).
+        longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or whose answers are of "equal" length.
+    """
+
+    source: str
+    format: str
+    why: str
+    n_rows: int
+    n_usable: int = 0
+    problems: dict[str, list[int]] = field(default_factory=dict)
+    notes: dict[str, list[int]] = field(default_factory=dict)
+    template: str = ""
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    longer: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def measure(self, unit: str, lengths: Sequence[Sequence[int]]) -> None:
+        """Fill in `lengths` and `longer` from a sequence (prompt, answer, ...) of lengths for each example."""
+        table = np.array(lengths, dtype=np.int64)
+        names = ("prompt", "chosen", "rejected") if table.shape[1] == 3 else ("prompt", "completion")
+        for name, column in zip(names, table.T, strict=True):
+            self.lengths[f"{name} {unit}"] = {
+                "mean": round(float(column.mean()), 2),
+                "median": float(np.median(column)),
+                "p95": float(np.quantile(column, 0.95)),
+                "max": int(column.max()),
+            }
+        if table.shape[1] == 3:
+            difference = table[:, 1] - table[:, 2]
+            counts = {"chosen": difference > 0, "rejected": difference < 0, "equal": difference == 0}
+            self.longer[unit] = {side: int(where.sum()) for side, where in counts.items()}
+
+    def chosen_longer(self, unit: str = "characters") -> float:
+        """Fraction of the pairs with answers of different length in which the chosen one is longer (nan if none)."""
+        counts = self.longer[unit]
+        unequal = counts["chosen"] + counts["rejected"]
+        return counts["chosen"] / unequal if unequal else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: counts and the first ten row numbers in place of all of them."""
+
+        def brief(rows: dict[str, list[int]]) -> dict[str, Any]:
+            return {reason: {"count": len(numbers), "first_rows": numbers[:10]} for reason, numbers in rows.items()}
+
+        return {**self.__dict__, "problems": brief(self.problems), "notes": brief(self.notes)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal, a line each."""
+        lines = [
+            f"source    {self.source}",
+            f"format    {self.format}: {self.why}",
+            f"rows      {self.n_rows:,}, usable {self.n_usable:,} (numbered from 0)",
+        ]
+        if self.template:
+            lines.append(f"template  {self.template}")
+        for head, found in (("left out", self.problems), ("noted", self.notes)):
+            for reason, rows in found.items():
+                first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+                lines.append(f"{head:<9} {len(rows):,} {reason} (rows {first})")
+        for name, stats in self.lengths.items():
+            figures = ", ".join(f"{stat} {value:,.1f}" for stat, value in stats.items())
+            lines.append(f"length    {name}: {figures}")
+        for unit, counts in self.longer.items():
+            share = f"{100 * self.chosen_longer(unit):.1f} %" if counts["chosen"] + counts["rejected"] else "none"
+            lines.append(
+                f"longer    the longer answer is the chosen one in {counts['chosen']:,} of "
+                f"{counts['chosen'] + counts['rejected']:,} pairs ({share}) by {unit}; {counts['equal']:,} are equal"
+            )
+        return lines
+
+
+def convert(
+    rows: Sequence[Row], source: str = "rows", *, pairs: bool | None = None
+) -> tuple[list[Example], DataReport]:
+    """Turn rows into examples, and report what was left out.
+
+    Left out and counted: rows that lack a column or hold something that is not text; empty answers (nothing but white
+    space); identical answers, which carry no preference (TRL keeps them). Duplicate prompts and duplicate rows stay and
+    are counted. Nothing is repaired silently.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: what the report and the errors call them.
+        pairs: True wants pairs; False wants single completions, and takes the chosen answers of pairs; None takes what
+            the rows are.
+
+    Raises:
+        UserError: unknown format, no pairs where they are wanted, or no usable row.
+    """
+    name = recognise(rows)
+    known = FORMATS[name]
+    if pairs and not known.pairs:
+        raise UserError(
+            f"{source}: expected preference pairs (columns chosen and rejected), found the format '{name}' with the "
+            f"columns {', '.join(known.columns)}"
+        )
+    single = pairs is False and known.pairs
+    why = f"columns {', '.join(known.columns)}" + ("; the chosen answers are the completions" if single else "")
+    if name == "instruction":
+        why += "; prompt = instruction, and after a blank line the input where there is one"
+    report = DataReport(str(source), name, why, n_rows=len(rows))
+    examples: list[Example] = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows):
+        try:
+            parts = known.parts(row)
+            answers = parts.answers[:1] if single else parts.answers
+            check_answers(answers)
+        except BadRow as reason:
+            report.problems.setdefault(str(reason), []).append(number)
+            continue
+        except KeyError as column:
+            report.problems.setdefault(f"no {column.args[0]}", []).append(number)
+            continue
+        for what, key in (("duplicate prompt", parts.prompt), ("duplicate row", [parts.prompt, answers, parts.label])):
+            text = what + json.dumps(key, sort_keys=True, default=str)
+            if text in seen:
+                report.notes.setdefault(what, []).append(number)
+            seen.add(text)
+        examples.append(Example(parts.prompt, answers, parts.label, number))
+    report.n_usable = len(examples)
+    check_usable(report)
+    report.measure("characters", [[len(content(text)) for text in (e.prompt, *e.answers)] for e in examples])
+    return examples, report
+
+
+def check_usable(report: DataReport) -> None:
+    """Raise a UserError with the reasons if a report has no usable row left."""
+    if report.n_usable == 0:
+        reasons = "; ".join(f"{len(rows):,} {reason}" for reason, rows in report.problems.items())
+        raise UserError(f"{report.source}: none of the {report.n_rows:,} rows can be used: {reasons}")
