@@ -7,7 +7,7 @@ from typing import Any
 
 from otpo.methods import MethodSpec
 from otpo.records import PairLogProbs, TokenPair
-from otpo.weights import token_weights, transport_plan
+from otpo.weights import token_weights, transport_log_plan
 
 
 def explain_pairs(
@@ -28,7 +28,9 @@ def explain_pairs(
         weights are those of the completion tokens, padding left out.
     """
     weights = token_weights(spec, pair, seed=seed)
-    plans = transport_plan(pair, **spec.arguments(transport_plan)) if plan and spec.method.weights == "otpo" else None
+    plans = None
+    if plan and spec.method.weights == "otpo":
+        plans = transport_log_plan(pair, **spec.arguments(transport_log_plan)).exp()
     rows = []
     for index, item in enumerate(tokens):
         m, n = len(item.chosen_ids), len(item.rejected_ids)

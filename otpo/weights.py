@@ -9,6 +9,7 @@ Shape legend: B pairs, M and N padded lengths of the chosen and rejected complet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,7 @@ def uniform(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
     return _with_metrics(pair, pair.chosen.mask.to(_dtype(pair)), pair.rejected.mask.to(_dtype(pair)))
 
 
-def transport_plan(
+def transport_log_plan(
     pair: PairLogProbs,
     *,
     reg: float,
@@ -34,7 +35,7 @@ def transport_plan(
     normalizer: str = "official",
     solver: str = "batched",
 ) -> Tensor:
-    """(B, M, N) unbalanced transport plan between the answers' hidden states, with mass 1 on every token."""
+    """(B, M, N) log of the unbalanced transport plan between the answers' hidden states, mass 1 on every token."""
     if pair.chosen.hidden is None or pair.rejected.hidden is None:
         raise ValueError("optimal transport needs the policy's hidden states; compute the record with `hidden`")
     costs = cost_matrix(
@@ -46,7 +47,8 @@ def transport_plan(
         normalizer=normalizer,
     )
     masses = (pair.chosen.mask.to(costs.dtype), pair.rejected.mask.to(costs.dtype))
-    return SOLVERS[solver](costs, *masses, reg=reg, reg_m=reg_m)
+    largest = math.inf if normalizer == "none" else 1.0
+    return SOLVERS[solver](costs, *masses, reg=reg, reg_m=reg_m, largest_cost=largest)
 
 
 def otpo(
@@ -65,12 +67,15 @@ def otpo(
     side weighs nothing. Adds the metric `weights/transport_mass`: the plan's mass over min(m, n), the official
     `logps/scaled_coeff`.
     """
-    plan = transport_plan(pair, reg=reg, reg_m=reg_m, cost=cost, normalizer=normalizer, solver=solver)
-    shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths).to(plan.dtype)
-    mass = plan.sum((1, 2))
-    scale = torch.where(mass > 0, shorter / mass, 0.0)[:, None]
-    transported = torch.where(shorter > 0, mass / shorter, 0.0)
-    return _with_metrics(pair, plan.sum(2) * scale, plan.sum(1) * scale, {"weights/transport_mass": transported})
+    log_plan = transport_log_plan(pair, reg=reg, reg_m=reg_m, cost=cost, normalizer=normalizer, solver=solver)
+    shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths).to(log_plan.dtype)
+    log_mass = log_plan.flatten(1).logsumexp(1).masked_fill(shorter == 0, 0.0)
+    plan = (log_plan - log_mass[:, None, None]).exp() * shorter[:, None, None]
+    transported = torch.where(shorter > 0, log_mass.exp() / shorter, 0.0)
+    dtype = _dtype(pair)
+    return _with_metrics(
+        pair, plan.sum(2).to(dtype), plan.sum(1).to(dtype), {"weights/transport_mass": transported.to(dtype)}
+    )
 
 
 def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
