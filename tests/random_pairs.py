@@ -1,0 +1,31 @@
+"""Random per-token records for the tests of weights and losses."""
+
+import torch
+
+from otpo.records import LogProbs, PairLogProbs
+
+
+def random_side(lengths, width=None, *, hidden=None, seed=0, dtype=torch.float32, equal=False, first_row=0) -> LogProbs:
+    """Completions of the given lengths: log-probabilities in (-3, 0), hidden states of size `hidden` if given."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(lengths)
+    width = int(lengths.max()) if width is None else width
+    mask = torch.arange(width)[None] < lengths[:, None]
+    policy, reference = (
+        -3 * torch.rand(len(lengths), width, generator=generator, dtype=dtype) * mask for _ in range(2)
+    )
+    return LogProbs(
+        policy=policy,
+        mask=mask,
+        rows=torch.arange(len(lengths)) + first_row,
+        scorers={"reference": policy.clone() if equal else reference},
+        hidden=torch.randn(len(lengths), width, hidden, generator=generator, dtype=dtype) if hidden else None,
+    )
+
+
+def random_pair(chosen, rejected, *, seed=0, widths=(None, None), **kwargs) -> PairLogProbs:
+    """Pairs of completions of the given lengths; see `random_side`."""
+    return PairLogProbs(
+        random_side(chosen, widths[0], seed=2 * seed, **kwargs),
+        random_side(rejected, widths[1], seed=2 * seed + 1, **kwargs),
+    )
