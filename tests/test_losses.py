@@ -1,0 +1,203 @@
+"""Losses against TRL, closed forms, golden values at policy == reference and float64 gradients."""
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from random_pairs import random_pair
+
+from otpo.losses import LOSSES, pair_loss
+from otpo.methods import METHODS, resolve
+from otpo.weights import token_weights, uniform
+
+LENGTHS = ([9, 3, 5, 12, 1], [6, 7, 5, 1, 12])
+TRL_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+
+def run(label, pair, seed=0, **settings):
+    spec = resolve(label, settings)
+    return pair_loss(spec, pair, token_weights(spec, pair, seed=seed))
+
+
+def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
+    """Mean loss and metrics of TRL's DPOTrainer on the same per-token log-probabilities (its model's output)."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    def joined(get, fill=0.0):
+        width = max(pair.chosen.mask.shape[1], pair.rejected.mask.shape[1])
+        return torch.cat(
+            [
+                torch.nn.functional.pad(get(s), (0, width - get(s).shape[1]), value=fill)
+                for s in (pair.chosen, pair.rejected)
+            ]
+        )
+
+    mask = joined(lambda side: side.mask.long(), 0)
+    outputs = SimpleNamespace(
+        log_probs=joined(lambda side: side.policy),
+        entropy=mask.float(),
+        mean_logits=mask.float(),
+        is_top1=mask.bool(),
+    )
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        aux_loss_enabled=False,
+        ld_alpha=ld_alpha,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[loss_type],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=label_smoothing,
+        use_weighting=False,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    # One prompt token in front, which no completion mask counts.
+    inputs = {
+        "input_ids": torch.nn.functional.pad(mask, (1, 0)),
+        "attention_mask": torch.nn.functional.pad(mask, (1, 0), value=1),
+        "completion_mask": torch.nn.functional.pad(mask, (1, 0)),
+        "ref_chosen_logps": pair.chosen.scorer("reference").sum(1),
+        "ref_rejected_logps": pair.rejected.scorer("reference").sum(1),
+    }
+    loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+    return loss, {name: values[0] for name, values in trainer._metrics["train"].items() if isinstance(values, list)}
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "trl"),
+    [
+        ("dpo", {"beta": 0.1}, dict(loss_type="sigmoid", beta=0.1)),
+        ("dpo", {"beta": 2.5}, dict(loss_type="sigmoid", beta=2.5)),
+    ],
+)
+def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
+    pair = random_pair(*LENGTHS)
+    output = run(label, pair, **settings)
+    loss, metrics = trl_loss(pair, **trl)
+    assert output.losses.mean().item() == pytest.approx(loss.item(), rel=1e-5)
+    for name in (*TRL_METRICS, "logps/chosen", "logps/rejected"):
+        assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
+
+
+GOLDEN = {"dpo": math.log(2), "sampo": math.log(2), "otpo": math.log(2)}
+
+
+@pytest.mark.parametrize("label", GOLDEN)
+def test_golden_value_where_policy_equals_reference(label):
+    pair = random_pair(*LENGTHS, hidden=8, equal=True)
+    output = run(label, pair, beta=0.1)
+    torch.testing.assert_close(output.losses, torch.full((5,), GOLDEN[label]), atol=1e-6, rtol=0)
+    assert output.metrics["rewards/margins"].abs().max() < 1e-6
+
+
+def test_every_method_with_a_reference_has_a_golden_value():
+    assert set(GOLDEN) == {name for name, method in METHODS.items() if "reference" in method.needs}
+
+
+def test_dpo_by_hand():
+    pair = random_pair([2], [1])
+    pair.chosen.policy, pair.chosen.scorers["reference"] = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -2.5]])
+    pair.rejected.policy, pair.rejected.scorers["reference"] = torch.tensor([[-3.0]]), torch.tensor([[-1.0]])
+    output = run("dpo", pair, beta=0.5)
+    assert output.losses.item() == pytest.approx(math.log(1 + math.exp(-1.5)), rel=1e-6)
+    expected = {"rewards/chosen": 0.5, "rewards/rejected": -1.0, "rewards/margins": 1.5, "rewards/accuracies": 1.0}
+    expected |= {"logps/chosen": -3.0, "logps/rejected": -3.0}
+    assert {name: output.metrics[name].item() for name in expected} == pytest.approx(expected)
+    smooth = run("dpo", pair, beta=0.5, label_smoothing=0.25).losses.item()
+    assert smooth == pytest.approx(0.75 * math.log(1 + math.exp(-1.5)) + 0.25 * math.log(1 + math.exp(1.5)), rel=1e-6)
+
+
+def test_sampo_of_equal_lengths_is_dpo():
+    pair = random_pair([4, 7, 1], [4, 7, 1])
+    for expected in (True, False):
+        torch.testing.assert_close(run("sampo", pair, expected=expected).losses, run("dpo", pair).losses)
+
+
+def test_otpo_at_large_reg_is_the_expectation_of_sampo():
+    pair = random_pair(*LENGTHS, hidden=8)
+    torch.testing.assert_close(
+        run("otpo", pair, reg=1e6).losses, run("sampo", pair, expected=True).losses, atol=1e-5, rtol=0
+    )
+
+
+def test_otpo_loss_is_dpo_of_weighted_sums():
+    pair = random_pair(*LENGTHS, hidden=8)
+    spec = resolve("otpo", {})
+    weights = token_weights(spec, pair)
+    for side, w in ((pair.chosen, weights.chosen), (pair.rejected, weights.rejected)):
+        side.policy = side.policy * w
+        side.scorers["reference"] = side.scorers["reference"] * w
+    expected = LOSSES["sigmoid"](pair, uniform(pair), beta=0.1).losses
+    original = random_pair(*LENGTHS, hidden=8)
+    torch.testing.assert_close(pair_loss(spec, original, weights).losses, expected)
+
+
+def test_identical_answers_give_log_two_and_no_gradient():
+    pair = random_pair([6, 3], [6, 3], hidden=8)
+    pair.rejected.hidden, pair.rejected.scorers = pair.chosen.hidden, pair.chosen.scorers
+    policy = pair.chosen.policy.clone().requires_grad_()
+    for label in ("dpo", "otpo"):
+        pair.chosen.policy = pair.rejected.policy = policy
+        losses = run(label, pair).losses
+        torch.testing.assert_close(losses, torch.full((2,), math.log(2)))
+        (gradient,) = torch.autograd.grad(losses.sum(), policy)
+        assert gradient.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_gradients_in_float64(label):
+    spec = resolve(label, {})
+    pair = random_pair([4, 2, 1], [3, 5, 0], hidden=6, dtype=torch.float64)
+    weights = token_weights(spec, pair)
+
+    def losses(chosen, rejected):
+        pair.chosen.policy, pair.rejected.policy = chosen, rejected
+        return pair_loss(spec, pair, weights).losses
+
+    inputs = [side.policy.clone().requires_grad_() for side in (pair.chosen, pair.rejected)]
+    assert torch.autograd.gradcheck(losses, inputs)
+
+
+def test_gradient_of_each_token_is_proportional_to_its_weight():
+    pair = random_pair([7], [4], hidden=8)
+    spec = resolve("otpo", {})
+    weights = token_weights(spec, pair)
+    for side in (pair.chosen, pair.rejected):
+        side.policy.requires_grad_()
+    output = pair_loss(spec, pair, weights)
+    output.losses.sum().backward()
+    slope = 0.1 * torch.sigmoid(-output.metrics["rewards/margins"])
+    torch.testing.assert_close(pair.chosen.policy.grad, -slope * weights.chosen)
+    torch.testing.assert_close(pair.rejected.policy.grad, slope * weights.rejected)
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_metrics_are_per_pair_detached_and_carry_the_weights(label):
+    pair = random_pair(*LENGTHS, hidden=8)
+    pair.chosen.policy.requires_grad_()
+    output = run(label, pair)
+    assert output.losses.shape == (5,) and output.losses.requires_grad
+    assert set(TRL_METRICS) | {"logps/chosen", "weights/entropy_chosen"} <= set(output.metrics)
+    assert all(values.shape == (5,) and not values.requires_grad for values in output.metrics.values())
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_empty_answers_and_extreme_log_probabilities_stay_finite(label):
+    pair = random_pair([3, 0, 2, 0], [0, 4, 2, 0], hidden=4)
+    pair.chosen.policy[2] *= 1e4
+    for side in (pair.chosen, pair.rejected):
+        side.policy.requires_grad_()
+    losses = run(label, pair).losses
+    losses.sum().backward()
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(pair.chosen.policy.grad).all() and torch.isfinite(pair.rejected.policy.grad).all()
+
+
+def test_every_loss_is_used():
+    assert set(LOSSES) == {method.loss for method in METHODS.values()}

@@ -1,0 +1,95 @@
+"""The table of methods, and what a recipe may write under `methods`."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from otpo.errors import UserError
+from otpo.losses import LOSSES
+from otpo.methods import METHODS, RANGES, resolve
+from otpo.weights import RULES
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_exactly_what_the_loss_and_the_rule_take(name):
+    method = METHODS[name]
+    loss, rule = (
+        {p.name for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY} - {"seed"}
+        for f in (LOSSES[method.loss], RULES[method.weights])
+    )
+    assert not loss & rule
+    assert set(method.defaults) == loss | rule
+    spec = resolve(name, {})
+    assert set(spec.arguments(LOSSES[method.loss])) == loss and set(spec.arguments(RULES[method.weights])) == rule
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_are_complete_and_their_defaults_valid(name):
+    method = METHODS[name]
+    assert method.name == name and method.title and method.paper.startswith("https://")
+    assert resolve(name, dict(method.defaults)).hyperparameters == method.defaults
+    numbers = {k for k, v in method.defaults.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    assert numbers <= set(RANGES)
+
+
+def test_every_range_is_of_a_known_hyperparameter():
+    assert set(RANGES) <= {key for method in METHODS.values() for key in method.defaults}
+
+
+def test_a_label_may_be_a_name_or_carry_one():
+    assert resolve("otpo", None).hyperparameters == METHODS["otpo"].defaults
+    spec = resolve("otpo-sharp", {"method": "otpo", "reg": 0.03})
+    assert (spec.label, spec.method.name, spec.hyperparameters["reg"]) == ("otpo-sharp", "otpo", 0.03)
+    assert resolve("dpo", {"method": "otpo"}).method.name == "otpo"
+    assert METHODS["otpo"].defaults["reg"] == 0.1
+
+
+def test_settings_are_not_changed():
+    given = {"method": "otpo", "reg": 1}
+    resolve("a", given)
+    assert given == {"method": "otpo", "reg": 1}
+
+
+def test_numbers_keep_the_type_of_the_default():
+    spec = resolve("otpo", {"reg": 1, "beta": "1e-2"})
+    assert (spec.hyperparameters["reg"], spec.hyperparameters["beta"]) == (1.0, 0.01)
+    assert all(isinstance(spec.hyperparameters[key], float) for key in ("reg", "beta"))
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "words"),
+    [
+        ("otop", {}, ["methods.otop", "did you mean 'otpo'", "sampo"]),
+        ("mine", {}, ["methods.mine", "method: NAME"]),
+        ("mine", {"method": 3}, ["found 3"]),
+        ("otpo", {"regg": 1}, ["methods.otpo.regg", "did you mean 'reg'", "reg_m"]),
+        ("dpo", {"reg": 1}, ["methods.dpo.reg", "It takes: beta, label_smoothing"]),
+        ("otpo", {"reg": 0}, ["methods.otpo.reg", "above 0", "found 0"]),
+        ("otpo", {"reg_m": -0.2}, ["methods.otpo.reg_m", "above 0"]),
+        ("otpo", {"reg": float("inf")}, ["found inf"]),
+        ("otpo", {"reg": float("nan")}, ["found nan"]),
+        ("otpo", {"reg": "sharp"}, ["a number above 0", "found 'sharp'"]),
+        ("otpo", {"reg": True}, ["a number above 0", "found True"]),
+        ("otpo", {"reg": [1]}, ["found [1]"]),
+        ("otpo", {"reg": None}, ["found None"]),
+        ("otpo", {"cost": "cosin"}, ["one of l2, sqeuclidean, cosine", "did you mean 'cosine'"]),
+        ("otpo", {"solver": 1}, ["batched", "found 1"]),
+        ("sampo", {"expected": "yes"}, ["true or false", "found 'yes'"]),
+        ("sampo", {"expected": 1}, ["true or false", "found 1"]),
+        ("dpo", {"label_smoothing": 0.5}, ["at least 0 and below 0.5"]),
+        ("dpo", {"beta": 0}, ["methods.dpo.beta", "above 0"]),
+    ],
+)
+def test_wrong_input_is_explained(label, settings, words):
+    with pytest.raises(UserError) as error:
+        resolve(label, settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_table_is_read_without_torch():
+    heavy = "{'torch', 'numpy', 'transformers', 'ot'} & set(sys.modules)"
+    code = f"import sys, otpo.methods; sys.exit(str({heavy}) if {heavy} else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
