@@ -24,7 +24,7 @@ def learning_rate(step: int, total: int, base: float, *, scheduler: str, warmup_
     """Learning rate of step `step` (from 0) of `total`, as transformers' schedulers of the same names."""
     warmup = math.ceil(total * warmup_ratio)
     if step < warmup:
-        return base * step / max(1, warmup) if step else base / max(1, warmup)
+        return base * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return (
         base * {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[scheduler]

@@ -1,0 +1,70 @@
+"""`otpo judge`: any number of output files against one reference, into a folder of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from eval.config import JudgeConfig
+from eval.errors import UserError, WorkError
+from eval.judge import check, judge, write_verdicts
+from eval.leaderboard import leaderboard, write_leaderboard
+from eval.report import build
+from eval.run_files import write_answers
+from eval.tasks import load_outputs, match_outputs
+
+
+def judge_files(
+    files: list[Path],
+    reference: Path,
+    config: JudgeConfig,
+    out: Path,
+    task: str,
+    *,
+    show: Callable[[str, int, int, str], None],
+    subset: bool = False,
+) -> pd.DataFrame:
+    """Judge files, then write verdicts.parquet, leaderboard.csv and report.html to `out`.
+
+    Returns:
+        The leaderboard.
+
+    Raises:
+        UserError: files that do not fit or a judge that cannot be asked; nothing was asked.
+        WorkError: not one verdict came back.
+    """
+    reference_rows = load_outputs(reference)
+    outputs = {}
+    for file in files:
+        rows = load_outputs(file)
+        match_outputs(rows, reference_rows, subset=subset)
+        names = Counter(str(row.get("generator") or file.name.split(".")[0]) for row in rows)
+        name = names.most_common(1)[0][0]
+        if name in outputs:
+            raise UserError(f"Two files hold answers of '{name}'. Give each file's rows a `generator` of its own.")
+        outputs[name] = [{**row, "generator": name} for row in rows]
+    check(config)
+    frames = [
+        judge(
+            rows, reference_rows, config, out / "store.sqlite", task, subset=subset,
+            progress=lambda done, total, failed, what=f"judge {name}": show(what, done, total, f"{failed} failed" if failed else ""),
+        )
+        for name, rows in outputs.items()
+    ]  # fmt: skip
+    verdicts = pd.concat(frames, ignore_index=True)
+    write_verdicts(verdicts, out / "verdicts.parquet")
+    write_answers(out, task, outputs, reference_rows)
+    calibration = Path(config.calibration) if config.calibration else None
+    board = leaderboard(
+        verdicts, outputs, reference_rows, judge=config.model or "", protocol=config.protocol, calibration=calibration
+    )
+    write_leaderboard(board, out / "leaderboard.csv")
+    build([out], out)
+    if not verdicts["preference"].notna().any():
+        raise WorkError(
+            f"Not one verdict came back; the failures are counted in {out / 'report.html'}. The same command asks again."
+        )
+    return board

@@ -1,0 +1,55 @@
+"""Token weights of a model on preference pairs, with the tokens' texts: what `otpo weights` and the report show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from otpo.batches import collate_pairs
+from otpo.explain import explain_pairs
+from otpo.methods import MethodSpec
+from otpo.model import PolicyModel, load_causal_lm, pair_logprobs
+from otpo.records import PairLogProbs, TokenPair
+from otpo.tokens import load_tokenizer, pad_id
+
+
+@torch.no_grad()
+def weigh(
+    model: str, items: Sequence[TokenPair], spec: MethodSpec, *, batch_size: int = 8, seed: int = 0, plan: bool = False
+) -> list[dict[str, Any]]:
+    """Load a model in float32 and weigh every token of the pairs by a method's rule.
+
+    Args:
+        model: folder or hub name. items: token pairs made with this model's tokenizer. spec: the method.
+        plan: add the transport plan of each pair.
+
+    Returns:
+        The rows of `explain_pairs` with, beside them, `label`, `method`, `prompt` and the answers' tokens as text
+        (`chosen_tokens`, `rejected_tokens`) and the weight 1 that every token has without a rule.
+    """
+    tokenizer = load_tokenizer(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = PolicyModel(load_causal_lm(model).float()).to(device).eval()
+    rows = []
+    for start in range(0, len(items), batch_size):
+        members = items[start : start + batch_size]
+        for row in explain_pairs(
+            spec, members, forward(policy, members, pad_id(tokenizer), spec), seed=seed, plan=plan
+        ):
+            texts = {
+                f"{side}_tokens": [tokenizer.decode([i]) for i in row[f"{side}_ids"]] for side in ("chosen", "rejected")
+            }
+            rows.append(
+                {"label": spec.label, "method": spec.method.title, "prompt": tokenizer.decode(row["prompt_ids"])}
+                | row | texts | {"uniform_chosen": 1.0, "uniform_rejected": 1.0}
+            )  # fmt: skip
+    return rows
+
+
+def forward(policy: PolicyModel, members: Sequence[TokenPair], pad: int, spec: MethodSpec) -> PairLogProbs:
+    """Log-probabilities of a few pairs and what else the method's rule reads; no frozen models."""
+    batch = collate_pairs(members, pad).to(next(policy.parameters()).device)
+    logps, hidden = policy(batch, with_hidden="hidden" in spec.method.needs)
+    return pair_logprobs(logps, hidden, batch, {})
