@@ -1,0 +1,183 @@
+"""The two engines: vLLM's public `LLM` class, and transformers where vLLM cannot be installed.
+
+An engine takes token ids and gives token ids. It is built from a config without "auto" and owns its process: it sets
+environment variables and thread counts. Importing this module is light.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.engine import EngineConfig, Sampling
+from pipeline.model_folder import ModelFolder
+
+# What must be in the environment before the engine's process imports torch or vLLM. In-process (no multiprocessing): a
+# killed parent leaves no engine behind, and on a CPU the engine is up in half the time. With tensor parallelism the
+# workers are processes that watch a pipe to this one and end with it.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# Threads that wait must sleep: where another process wants the cores, spinning ones made generation ten times slower.
+CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE"}
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def environment(config: EngineConfig, threads: int | None) -> dict[str, str]:
+    """Environment variables of an engine's process; `threads` on the CPU, None leaves their number to the libraries."""
+    count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**ENVIRONMENT, **(CPU_ENVIRONMENT if config.device == "cpu" else {}), **count}
+
+
+def start(config: EngineConfig, model: ModelFolder) -> VLLMEngine | TransformersEngine:
+    """Load the engine that a config without "auto" names."""
+    return VLLMEngine(config, model) if config.backend == "vllm" else TransformersEngine(config, model)
+
+
+class VLLMEngine:
+    """vLLM's `LLM`, its core inside this very process, so that it cannot outlive it."""
+
+    def __init__(self, config: EngineConfig, model: ModelFolder) -> None:
+        on_cpu = config.device == "cpu"
+        os.environ |= environment(config, None)
+        import vllm
+
+        limit = model.context(config.max_model_len)
+        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        if on_cpu:
+            settings = {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_cache_bytes(model, limit, config.dtype)}
+        if config.tensor_parallel_size > 1:
+            settings |= {"tensor_parallel_size": config.tensor_parallel_size, "distributed_executor_backend": "mp"}
+        self.llm = vllm.LLM(
+            model=str(model.path),
+            skip_tokenizer_init=True,  # prompts and answers are token ids: checkpoints may differ in their tokenizer
+            generation_config="vllm",  # nothing about sampling is taken from the model's folder unseen
+            dtype=DTYPES[config.dtype],  # type: ignore[arg-type]
+            max_model_len=limit,
+            seed=0,
+            use_tqdm_on_load=False,
+            **settings,
+        )
+        self.model = model
+
+    def load(self, model: ModelFolder) -> None:
+        """Put the weights of a model of the same architecture in place of the present ones."""
+        if model.digest == self.model.digest:
+            return
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
+        self.llm.reset_prefix_cache()
+        self.model = model
+
+    def complete(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
+    ) -> list[list[int]]:
+        """Token ids of one answer a prompt, the stop token included where the answer ends in one."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=seed if sampling.temperature else None,
+                stop_token_ids=stops,
+                detokenize=False,
+            )
+            for seed in seeds
+        ]
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        return [list(o.outputs[0].token_ids) for o in self.llm.generate(inputs, parameters, use_tqdm=False)]
+
+
+class TransformersEngine:
+    """`generate` of transformers: slower, runs wherever torch does, and what vLLM's answers are tested against."""
+
+    def __init__(self, config: EngineConfig, model: ModelFolder) -> None:
+        import torch
+
+        self.device = "cuda" if config.device == "gpu" else "cpu"
+        self.dtype = getattr(torch, DTYPES[config.dtype])
+        self.batch_size = 32
+        self.model: ModelFolder | None = None
+        self.load(model)
+
+    def load(self, model: ModelFolder) -> None:
+        """Put the weights of a model of the same architecture in place of the present ones."""
+        if self.model is not None and model.digest == self.model.digest:
+            return
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        network: Any = AutoModelForCausalLM.from_pretrained(model.path, dtype=self.dtype)
+        self.network = network.to(self.device).eval()
+        self.network.generation_config = GenerationConfig()
+        self.model = model
+
+    def complete(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
+    ) -> list[list[int]]:
+        """Token ids of one answer a prompt, the stop token included where the answer ends in one."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: little padding
+        for start_ in range(0, len(order), self.batch_size):
+            chosen = order[start_ : start_ + self.batch_size]
+            batch = self._batch([prompts[i] for i in chosen], [seeds[i] for i in chosen], sampling, stops)
+            for i, ids in zip(chosen, batch, strict=True):
+                answers[i] = ids
+        return answers
+
+    def _batch(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
+    ) -> list[list[int]]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+        length = max(map(len, prompts))
+        pad = stops[0] if stops else 0
+        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        processors = LogitsProcessorList()
+        if sampling.temperature:
+            processors.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(sampling.top_p))
+            processors.append(_SeededGumbel(seeds))  # type: ignore[arg-type]
+        settings = GenerationConfig(
+            max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=pad
+        )
+        with torch.inference_mode():
+            out = self.network.generate(
+                ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+            )
+        return [_until_stop(row, stops) for row in out[:, length:].tolist()]
+
+
+class _SeededGumbel:
+    """Adds Gumbel noise from one generator a row: the argmax is then a sample, whatever else is in the batch."""
+
+    def __init__(self, seeds: list[int]) -> None:
+        import torch
+
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators])
+        return scores - torch.log(-torch.log(uniform.clamp_min(1e-300))).to(scores)
+
+
+def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
+    for i, token in enumerate(ids):
+        if token in stops:
+            return ids[: i + 1]
+    return ids
+
+
+def _cpu_cache_bytes(model: ModelFolder, limit: int, dtype: str) -> int:
+    """Room for the key-value cache of 256 full sequences (as many as vLLM runs at once), between 64 MiB and 4 GiB."""
+    token = 2 * model.layers * model.kv_heads * model.head_dim * {"fp32": 4, "bf16": 2}[dtype]
+    return min(max(256 * limit * token, 64 << 20), 4 << 30)

@@ -1,0 +1,191 @@
+"""A model's folder as generation sees it: what it is, whether it can be served, and whether two can share an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from otpo.errors import UserError
+
+# vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+# Keys of config.json that may differ between checkpoints of one architecture.
+_NOT_ARCHITECTURE = {
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A Hugging Face folder.
+
+    Attributes:
+        path: the folder, absolute.
+        name: what the user called it: the folder, or a hub name.
+        config: config.json.
+        generation_config: generation_config.json, or {}.
+        digest: SHA-256 over config and weights: what decides whether an engine already has them.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any] = field(hash=False)
+    generation_config: dict[str, Any] = field(hash=False)
+    digest: str
+
+    @cached_property
+    def text_config(self) -> dict[str, Any]:
+        """config.json with the text model's own part on top."""
+        return {**self.config, **self.config.get("text_config", {})}
+
+    def _size(self, *names: str) -> int | None:
+        return next((self.text_config[name] for name in names if self.text_config.get(name)), None)
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return self._size("num_hidden_layers", "n_layer") or 1
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return self._size("num_attention_heads", "n_head") or 1
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key-value heads."""
+        return self._size("num_key_value_heads") or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of an attention head."""
+        return self._size("head_dim") or (self._size("hidden_size", "n_embd") or 0) // self.heads
+
+    def context(self, wanted: int | None = None) -> int:
+        """Tokens of prompt and answer together: what is wanted, else the model's own limit, at most 4,096."""
+        return wanted or min(self._size("max_position_embeddings", "n_positions", "n_ctx") or 4096, 4096)
+
+    @property
+    def own_limit(self) -> int | None:
+        """Positions that the model knows; None where its config does not say."""
+        return self._size("max_position_embeddings", "n_positions", "n_ctx")
+
+    def shares_engine_with(self, other: ModelFolder) -> bool:
+        """Whether an engine that holds `other` can take this model by reloading its weights."""
+
+        def architecture(config: dict[str, Any]) -> dict[str, Any]:
+            return {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
+
+        quantized = "quantization_config" in self.config or "quantization_config" in other.config
+        return not quantized and architecture(self.config) == architecture(other.config)
+
+
+def open_model(model: str | Path) -> ModelFolder:
+    """Read a model's folder, or fetch a hub name into the local cache first.
+
+    Raises:
+        UserError: there is no such model, or it is not a whole Hugging Face model with safetensors weights.
+    """
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        path = _fetch(str(model))
+    if not (path / "config.json").is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        found = (
+            "a LoRA adapter: merge it into its base model first"
+            if adapter
+            else f"{sorted(p.name for p in path.iterdir())[:8]}"
+        )
+        raise UserError(f"{model}: expected a Hugging Face model folder with config.json; found {found}.")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{model}: expected weights in *.safetensors beside config.json; found none. Save the model with "
+            "`save_pretrained` of transformers (pickled *.bin weights are not read)."
+        )
+    path = path.resolve()
+    config = json.loads((path / "config.json").read_text())
+    generation = path / "generation_config.json"
+    return ModelFolder(
+        path=path,
+        name=str(model),
+        config=config,
+        generation_config=json.loads(generation.read_text()) if generation.is_file() else {},
+        digest=_digest(
+            tuple((str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in [path / "config.json", *weights])
+        ),
+    )
+
+
+def check_servable(model: ModelFolder, *, template: str, vllm_on_cpu: bool, max_model_len: int | None) -> None:
+    """Refuse before anything starts what would fail minutes later.
+
+    Raises:
+        UserError: no tokenizer, no chat template where one is needed, a head size or a length that cannot be.
+    """
+    if not any((model.path / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"{model.name}: expected a tokenizer ({', '.join(_TOKENIZER_FILES)}) in the model's folder; found none. "
+            "Save it there: `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
+        )
+    if template == "chat" and not has_chat_template(model.path):
+        raise UserError(
+            f"{model.name}: prompts are to go through the chat template, and the tokenizer has none. Put "
+            "chat_template.jinja beside it, or set generate.template=literal to give the model each text as it is."
+        )
+    if vllm_on_cpu and model.head_dim not in CPU_HEAD_SIZES:
+        raise UserError(
+            f"{model.name}: its attention heads have {model.head_dim} dimensions, and vLLM on a CPU knows only "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}. Set generate.backend=transformers, or use a GPU."
+        )
+    if max_model_len is not None and model.own_limit is not None and max_model_len > model.own_limit:
+        raise UserError(
+            f"{model.name}: max_model_len is {max_model_len}, and the model knows {model.own_limit} positions."
+        )
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether the tokenizer in this folder has a chat template, told from its files."""
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    settings = path / "tokenizer_config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(path: Path, digest: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def tokenizer_of(model: ModelFolder) -> Any:
+    """The tokenizer in the model's folder."""
+    return _tokenizer(model.path, model.digest)
+
+
+@lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 over the files' contents; size and time of change only decide whether a file is read again."""
+    total = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _fetch(name: str) -> Path:
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: expected a model folder, found nothing there.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:  # the hub's client raises many types for one thing: the model cannot be had
+        raise UserError(f"{name}: neither a folder here nor a model of the hub that can be read ({error}).") from error
