@@ -1,0 +1,216 @@
+"""The page's pictures: matplotlib, drawn as inline SVG whose text stays text and takes the page's font."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Distinguishable with every common colour blindness and at least 3:1 on white; marker and dash say the same again.
+COLOURS = ("#0b62a4", "#c4500c", "#00805a", "#8a3d8f", "#8a6400", "#3b3f8f", "#b0305c", "#2f7f8f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+DASHES = ("", "6 2", "2 2", "8 2 2 2")
+NEUTRAL = "#57606a"
+INK, RULE = "#1f2328", "#d0d7de"
+MANY_LABELS = 14
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one label looks everywhere on the page."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def styles(labels: Sequence[str], neutral: Sequence[str] = ("base",)) -> dict[str, Style]:
+    """A style a label, by its place among the sorted labels; `neutral` ones are grey."""
+    plain = sorted(set(labels) - set(neutral))
+    found = {label: Style(NEUTRAL, "o", "1 2") for label in labels if label in neutral}
+    for i, label in enumerate(plain):
+        again = i // len(COLOURS)
+        marker = MARKERS[(i + 3 * again) % len(MARKERS)]
+        found[label] = Style(COLOURS[i % len(COLOURS)], marker, DASHES[(i + again) % len(DASHES)])
+    return found
+
+
+def svg(figure: Figure, label: str) -> str:
+    """`figure` as an `<svg>` element that scales with its container and is named for a screen reader."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    head = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(label)}" class="plot"'
+    return re.sub(r"<svg[^>]*>", head + ' xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure, sized in CSS pixels, in the page's look."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=NEUTRAL, labelsize=12, color=RULE, length=4)
+    axes.grid(color="#eaeef2", linewidth=1)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def win_rate_against_length(
+    board: pd.DataFrame, looks: Mapping[str, Style], width: int = 1000, height: int = 430
+) -> str:
+    """Filled: win rate with its interval; hollow: at equal length. Across: mean length of the answers in characters."""
+    rows = board[board["win_rate"].notna() & board["avg_length"].notna()]
+    figure, axes = _figure(width, height)
+    boxes: list[tuple[float, float, float, float]] = []
+    reference = rows["reference_length"].dropna()
+    if len(reference):
+        axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
+    axes.axhline(50, color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1)
+    for row in rows.to_dict("records"):
+        look, x, y = looks[row["name"]], row["avg_length"], row["win_rate"]
+        if not pd.isna(row["win_rate_low"]):
+            axes.plot([x, x], [row["win_rate_low"], row["win_rate_high"]], color=look.colour, linewidth=2, alpha=0.55)
+        controlled = row["length_controlled_winrate"]
+        level = row["length_adjusted_winrate"] if pd.isna(controlled) else controlled
+        if not pd.isna(level):
+            axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
+        axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
+    lengths = [*rows["avg_length"], *reference[:1]]
+    span = (max(lengths) - min(lengths)) or max(lengths) or 1
+    axes.set_xlim(max(0, min(lengths) - 0.12 * span), max(lengths) + 0.22 * span)
+    axes.set_xlabel("Mean length of the answers, characters", fontsize=13, color=INK)
+    axes.set_ylabel("Win rate, %", fontsize=13, color=INK)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for row in rows.to_dict("records"):  # what labels must keep clear of
+        x, y = axes.transData.transform((row["avg_length"], row["win_rate"]))
+        boxes.append((x - 8, y - 8, x + 8, y + 8))
+        for bound in ("win_rate_low", "win_rate_high", "length_adjusted_winrate", "length_controlled_winrate"):
+            if not pd.isna(row[bound]):
+                _, other = axes.transData.transform((row["avg_length"], row[bound]))
+                pad = 3 if bound.startswith("win") else 7
+                boxes.append((x - pad, min(y, other) - pad, x + pad, max(y, other) + pad))
+    if len(reference):
+        x, y = axes.transData.transform((float(reference.iloc[0]), axes.get_ylim()[0]))
+        boxes.append((x - 3, 0, x + 3, height))
+        _write(axes, boxes, x, y + 10, "length of the reference", NEUTRAL, 12)
+    x, y = axes.transData.transform((axes.get_xlim()[1], 50))
+    _write(axes, boxes, x, y + 9, "50%: as good as the reference", NEUTRAL, 12)
+    for i, row in enumerate(rows.to_dict("records")):
+        x, y = axes.transData.transform((row["avg_length"], row["win_rate"]))
+        text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
+        _write(axes, boxes, x, y, text, looks[row["name"]].colour, 13)
+    return svg(figure, _points_in_words(rows))
+
+
+def _write(
+    axes: Axes, boxes: list[tuple[float, float, float, float]], x: float, y: float, text: str, colour: str, size: int
+) -> None:
+    """Write `text` near the point (pixels), at the nearest place that is free, and take that place."""
+    wide, tall = 0.6 * size * len(text), 1.15 * size
+    frame = axes.get_window_extent()
+
+    def free(box: tuple[float, float, float, float]) -> bool:
+        inside = box[0] >= frame.x0 and box[2] <= axes.figure.bbox.width and box[1] >= frame.y0 and box[3] <= frame.y1
+        return inside and not any(
+            box[0] < other[2] and box[2] > other[0] and box[1] < other[3] and box[3] > other[1] for other in boxes
+        )
+
+    offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
+    places = [(x + 13 + abs(dy) / 8, y + dy) for dy in offsets] + [
+        (x - 13 - abs(dy) / 8 - wide, y + dy) for dy in offsets
+    ]
+    places.sort(key=lambda place: abs(place[1] - y) + (0.5 if place[0] < x else 0))
+    for left, middle in places:
+        box = (left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2)
+        if free(box):
+            break
+    else:
+        return
+    if abs(middle - y) > 14:
+        end = left - 3 if left > x else left + wide + 3
+        points = axes.transData.inverted().transform([(x, y), (end, middle)])
+        axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
+    boxes.append(box)
+    data = axes.transData.inverted().transform((left, middle))
+    axes.text(data[0], data[1], text, color=colour, fontsize=size, va="center_baseline", fontweight="bold")
+
+
+def _points_in_words(rows: pd.DataFrame) -> str:
+    points = [f"{r['name']} {r['win_rate']:.1f}% at {r['avg_length']:,.0f}" for r in rows.to_dict("records")]
+    return "Win rate against mean length in characters: " + "; ".join(points) + ". The table above has all numbers."
+
+
+def curve(
+    key: str, title: str, metrics: Mapping[str, pd.DataFrame], looks: Mapping[str, Style], width: int = 330
+) -> str:
+    """One metric over the steps, a line a label (a running mean where there are many steps); rings are evaluations."""
+    figure, axes = _figure(width, round(0.62 * width))
+    for label, frame in metrics.items():
+        look = looks[label]
+        if key in frame:
+            line = frame[["step", key]].dropna()
+            window = max(1, len(line) // 30)
+            smooth = line[key].rolling(window, min_periods=1, center=True).mean()
+            if window > 1:
+                axes.plot(line["step"], line[key], color=look.colour, linewidth=0.8, alpha=0.18)
+            dash = tuple(float(d) for d in look.dash.split())
+            axes.plot(line["step"], smooth, color=look.colour, linewidth=1.8, linestyle=(0, dash or None))
+        if f"eval_{key}" in frame:
+            line = frame[["step", f"eval_{key}"]].dropna()
+            ring = {"markerfacecolor": "white", "markeredgecolor": look.colour, "markersize": 6, "linestyle": "none"}
+            axes.plot(line["step"], line[f"eval_{key}"], marker=look.marker, **ring)  # type: ignore[arg-type]
+    axes.set_xlabel("step", fontsize=12, color=INK)
+    axes.tick_params(labelsize=11)
+    axes.margins(x=0.02)
+    axes.locator_params(nbins=5)
+    return svg(figure, f"{title} over the training steps of {', '.join(metrics)}; last values are in the table below.")
+
+
+def plan_heatmap(plan: Any, chosen: Sequence[str], rejected: Sequence[str]) -> tuple[str, int]:
+    """A transport plan (m, n), chosen tokens down and rejected ones across: the picture and its width in pixels."""
+    mass = np.asarray(plan, dtype=float)
+    m, n = mass.shape
+    cell, size = (22, 11) if max(m, n) <= 30 else (14, 8)
+    width = 190 + cell * n
+    figure, axes = _figure(width, 110 + cell * m)
+    mesh = axes.pcolormesh(mass, cmap="Blues", vmin=0, rasterized=mass.size > 2500, edgecolors="white", linewidth=0.4)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set_yticks(np.arange(m) + 0.5, [_literal(t) for t in chosen], fontsize=size, color=INK)
+    axes.set_xticks(np.arange(n) + 0.5, [_literal(t) for t in rejected], fontsize=size, rotation=90, color=INK)
+    axes.set_ylabel("chosen", fontsize=12, color=INK)
+    axes.set_xlabel("rejected", fontsize=12, color=INK)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=12)
+    bar.set_label("mass", fontsize=11, color=INK)
+    bar.ax.tick_params(labelsize=10, colors=NEUTRAL)
+    return svg(figure, f"Transport plan of {m} chosen by {n} rejected tokens, total mass {mass.sum():.2f}."), width
+
+
+def _literal(token: str) -> str:
+    """A token as plain tick text: no mathematics mode, no line break, not too long."""
+    text = str(token).replace("\n", "\\n").replace("$", r"\$").strip() or "(space)"
+    return text if len(text) <= 16 else text[:15] + "..."
