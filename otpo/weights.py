@@ -26,6 +26,28 @@ def uniform(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
     return _with_metrics(pair, pair.chosen.mask.to(_dtype(pair)), pair.rejected.mask.to(_dtype(pair)))
 
 
+def mean(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
+    """Weight 1 / length: the mean of log-probabilities (SimPO, averaged IPO, length-normalised DPO)."""
+    chosen, rejected = (answer.mask / answer.lengths.clamp(min=1)[:, None] for answer in (pair.chosen, pair.rejected))
+    return _with_metrics(pair, chosen.to(_dtype(pair)), rejected.to(_dtype(pair)))
+
+
+def ld(pair: PairLogProbs, *, seed: int = 0, ld_alpha: float) -> TokenWeights:
+    """Weight 1 up to the shorter answer's length, `ld_alpha` beyond it.
+
+    LD-DPO, https://arxiv.org/abs/2409.06411. As in TRL today the reference is weighted like the policy; LLaMA-Factory
+    and earlier TRL weight the policy alone, which is not log 2 where the two are equal.
+    """
+    shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths)[:, None]
+    sides = []
+    for answer in (pair.chosen, pair.rejected):
+        beyond = torch.arange(answer.mask.shape[1], device=answer.mask.device)[None] >= shorter
+        weights = answer.mask.to(_dtype(pair))
+        sides.append(torch.where(beyond, ld_alpha * weights, weights))
+    chosen, rejected = sides
+    return _with_metrics(pair, chosen, rejected)
+
+
 def transport_log_plan(
     pair: PairLogProbs,
     *,
@@ -106,8 +128,10 @@ def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
 
 RULES: dict[str, Callable[..., TokenWeights]] = {
     "uniform": uniform,
-    "otpo": otpo,
+    "mean": mean,
+    "ld": ld,
     "sampo": sampo,
+    "otpo": otpo,
 }
 
 

@@ -41,12 +41,16 @@ def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
         mean_logits=mask.float(),
         is_top1=mask.bool(),
     )
+    policy = torch.nn.Identity()
+    policy.is_gradient_checkpointing = False
     trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True),
         accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
         aux_loss_enabled=False,
         ld_alpha=ld_alpha,
-        precompute_ref_logps=True,
+        precompute_ref_logps=False,
+        model=policy,
+        ref_model=lambda **_: SimpleNamespace(log_probs=joined(lambda side: side.scorer("reference"))),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
         f_divergence_type="reverse_kl",
         loss_types=[loss_type],
         loss_weights=[1.0],
@@ -62,8 +66,6 @@ def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
         "input_ids": torch.nn.functional.pad(mask, (1, 0)),
         "attention_mask": torch.nn.functional.pad(mask, (1, 0), value=1),
         "completion_mask": torch.nn.functional.pad(mask, (1, 0)),
-        "ref_chosen_logps": pair.chosen.scorer("reference").sum(1),
-        "ref_rejected_logps": pair.rejected.scorer("reference").sum(1),
     }
     loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items() if isinstance(values, list)}
@@ -74,6 +76,11 @@ def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
     [
         ("dpo", {"beta": 0.1}, dict(loss_type="sigmoid", beta=0.1)),
         ("dpo", {"beta": 2.5}, dict(loss_type="sigmoid", beta=2.5)),
+        ("robust-dpo", {"label_smoothing": 0.2}, dict(loss_type="robust", beta=0.1, label_smoothing=0.2)),
+        ("hinge", {"beta": 0.4}, dict(loss_type="hinge", beta=0.4)),
+        ("ipo", {"beta": 0.3}, dict(loss_type="ipo", beta=0.3)),
+        ("dpo-norm", {}, dict(loss_type="sigmoid_norm", beta=5.0)),
+        ("ld-dpo", {"ld_alpha": 0.3}, dict(loss_type="sigmoid", beta=0.1, ld_alpha=0.3)),
     ],
 )
 def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
@@ -81,18 +88,26 @@ def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
     output = run(label, pair, **settings)
     loss, metrics = trl_loss(pair, **trl)
     assert output.losses.mean().item() == pytest.approx(loss.item(), rel=1e-5)
-    for name in (*TRL_METRICS, "logps/chosen", "logps/rejected"):
+    # Where a loss takes means, TRL's rewards are still sums; where it cuts tails, TRL's `logps` are cut too.
+    names = () if METHODS[label].weights == "mean" else TRL_METRICS
+    names += () if METHODS[label].weights == "ld" else ("logps/chosen", "logps/rejected")
+    for name in names:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
 
 
-GOLDEN = {"dpo": math.log(2), "sampo": math.log(2), "otpo": math.log(2)}
+LOG_TWO = dict.fromkeys(["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo"], math.log(2))
+GOLDEN = LOG_TWO | {"hinge": 1.0, "ipo": 25.0, "ipo-sum": 25.0, "r-dpo": None}
 
 
 @pytest.mark.parametrize("label", GOLDEN)
 def test_golden_value_where_policy_equals_reference(label):
     pair = random_pair(*LENGTHS, hidden=8, equal=True)
     output = run(label, pair, beta=0.1)
-    torch.testing.assert_close(output.losses, torch.full((5,), GOLDEN[label]), atol=1e-6, rtol=0)
+    expected = torch.full((5,), GOLDEN[label] or 0.0)
+    if label == "r-dpo":
+        longer = 0.01 * (pair.chosen.lengths - pair.rejected.lengths)
+        expected = torch.log1p(torch.exp(-longer))
+    torch.testing.assert_close(output.losses, expected, atol=1e-6, rtol=1e-6)
     assert output.metrics["rewards/margins"].abs().max() < 1e-6
 
 
@@ -117,6 +132,78 @@ def test_sampo_of_equal_lengths_is_dpo():
     pair = random_pair([4, 7, 1], [4, 7, 1])
     for expected in (True, False):
         torch.testing.assert_close(run("sampo", pair, expected=expected).losses, run("dpo", pair).losses)
+
+
+@pytest.mark.parametrize(
+    ("label", "settings"),
+    [
+        ("cdpo", {"label_smoothing": 0}),
+        ("robust-dpo", {"label_smoothing": 0}),
+        ("ld-dpo", {"ld_alpha": 1}),
+        ("r-dpo", {"length_alpha": 0}),
+    ],
+)
+def test_special_cases_are_dpo(label, settings):
+    pair = random_pair(*LENGTHS)
+    torch.testing.assert_close(run(label, pair, **settings).losses, run("dpo", pair).losses)
+
+
+def test_ld_without_tails_is_dpo_of_the_common_length():
+    pair, cut = random_pair([9, 3], [6, 7]), random_pair([9, 3], [6, 7])
+    for side in (cut.chosen, cut.rejected):
+        side.mask = torch.arange(side.mask.shape[1])[None] < torch.tensor([6, 3])[:, None]
+    torch.testing.assert_close(run("ld-dpo", pair, ld_alpha=0).losses, run("dpo", cut).losses)
+
+
+def test_robust_loss_is_unbiased_under_flipped_labels():
+    """(1 - eps) loss + eps loss of the swapped pair is the loss of clean labels."""
+    pair = random_pair(*LENGTHS)
+    swapped = type(pair)(pair.rejected, pair.chosen)
+    noisy = 0.7 * run("robust-dpo", pair, label_smoothing=0.3).losses
+    noisy += 0.3 * run("robust-dpo", swapped, label_smoothing=0.3).losses
+    torch.testing.assert_close(noisy, run("dpo", pair).losses)
+
+
+def test_summed_ipo_by_hand():
+    pair = random_pair(*LENGTHS)
+    margins = run("ipo-sum", pair, beta=0.2).metrics["rewards/margins"] / 0.2
+    torch.testing.assert_close(run("ipo-sum", pair, beta=0.2).losses, (margins - 2.5) ** 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_reference_free_losses_are_those_of_trl(smoothing):
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    pair = random_pair(*LENGTHS)
+    accelerator = SimpleNamespace(device="cpu")
+    sums = [side.policy.sum(1) for side in (pair.chosen, pair.rejected)]
+    means = [s / side.lengths for s, side in zip(sums, (pair.chosen, pair.rejected), strict=True)]
+    for label, values, settings, trl in (
+        ("simpo", means, {"beta": 2.5, "gamma_beta_ratio": 0.6}, dict(loss_type="simpo", beta=2.5, simpo_gamma=1.5)),
+        ("cpo", sums, {"beta": 0.1, "cpo_alpha": 0}, dict(loss_type="sigmoid", beta=0.1)),
+    ):
+        trainer = SimpleNamespace(accelerator=accelerator, alpha=0.0, label_smoothing=smoothing, **trl)
+        losses, chosen, rejected = CPOTrainer.cpo_loss(trainer, *values)
+        output = run(label, pair, label_smoothing=smoothing, **settings)
+        torch.testing.assert_close(output.losses, losses)
+        torch.testing.assert_close(output.metrics["rewards/chosen"], chosen)
+        torch.testing.assert_close(output.metrics["rewards/rejected"], rejected)
+
+
+def test_cpo_adds_the_likelihood_of_the_chosen_answer():
+    pair = random_pair([4, 2], [3, 5])
+    difference = run("cpo", pair, cpo_alpha=0.5).losses - run("cpo", pair, cpo_alpha=0).losses
+    torch.testing.assert_close(
+        difference, -0.5 * torch.stack([pair.chosen.policy[0].mean(), pair.chosen.policy[1, :2].mean()])
+    )
+
+
+def test_simpo_without_margin_is_cpo_on_mean_log_probabilities():
+    pair = random_pair(*LENGTHS)
+    simpo = run("simpo", pair, beta=1.5, gamma_beta_ratio=0).losses
+    for side in (pair.chosen, pair.rejected):
+        side.policy = side.policy / side.lengths[:, None]
+    torch.testing.assert_close(run("cpo", pair, beta=1.5, cpo_alpha=0).losses, simpo)
 
 
 def test_otpo_at_large_reg_is_the_expectation_of_sampo():

@@ -80,6 +80,8 @@ def test_numbers_keep_the_type_of_the_default():
         ("sampo", {"expected": 1}, ["true or false", "found 1"]),
         ("dpo", {"label_smoothing": 0.5}, ["at least 0 and below 0.5"]),
         ("dpo", {"beta": 0}, ["methods.dpo.beta", "above 0"]),
+        ("ld-dpo", {"ld_alpha": 1.1}, ["at least 0 and at most 1"]),
+        ("simpo", {"gamma_beta_ratio": -1}, ["at least 0"]),
     ],
 )
 def test_wrong_input_is_explained(label, settings, words):

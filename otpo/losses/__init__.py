@@ -1,19 +1,25 @@
 """Losses: pure functions of per-token log-probabilities and token weights.
 
-`pairwise` holds the losses against a reference; losses without a reference belong in `reference_free`, those of single
-labelled completions (KTO) in `unpaired`. A new loss is a function there and a line here.
+`pairwise` holds the losses against a reference, `reference_free` those without; losses of single labelled completions
+(KTO) belong in `unpaired`. A new loss is a function there and a line here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from otpo.losses import pairwise
+from otpo.losses import pairwise, reference_free
 from otpo.methods import MethodSpec
 from otpo.records import LossOutput, PairLogProbs, TokenWeights
 
 LOSSES: dict[str, Callable[..., LossOutput]] = {
     "sigmoid": pairwise.sigmoid,
+    "robust": pairwise.robust,
+    "hinge": pairwise.hinge,
+    "ipo": pairwise.ipo,
+    "length_regularized": pairwise.length_regularized,
+    "simpo": reference_free.simpo,
+    "cpo": reference_free.cpo,
 }
 
 

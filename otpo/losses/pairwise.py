@@ -25,6 +25,39 @@ def sigmoid(pair: PairLogProbs, weights: TokenWeights, *, beta: float, label_smo
     return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected))
 
 
+def robust(pair: PairLogProbs, weights: TokenWeights, *, beta: float, label_smoothing: float) -> LossOutput:
+    """[-(1 - eps) log sigma(beta delta) + eps log sigma(-beta delta)] / (1 - 2 eps).
+
+    Robust DPO, unbiased if a share eps of the labels is flipped: https://arxiv.org/abs/2403.00409.
+    """
+    chosen, rejected = log_ratios(pair, weights)
+    logits = beta * (chosen - rejected)
+    losses = -(1 - label_smoothing) * logsigmoid(logits) + label_smoothing * logsigmoid(-logits)
+    return LossOutput(losses / (1 - 2 * label_smoothing), reward_metrics(pair, beta * chosen, beta * rejected))
+
+
+def hinge(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> LossOutput:
+    """max(0, 1 - beta delta): the loss of SLiC, https://arxiv.org/abs/2305.10425, on DPO's margin (RSO, 2309.06657)."""
+    chosen, rejected = log_ratios(pair, weights)
+    losses = (1 - beta * (chosen - rejected)).clamp(min=0)
+    return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected))
+
+
+def ipo(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> LossOutput:
+    """(delta - 1 / (2 beta))^2, eq. 17 of https://arxiv.org/abs/2310.12036; `beta` is its tau."""
+    chosen, rejected = log_ratios(pair, weights)
+    losses = (chosen - rejected - 1 / (2 * beta)) ** 2
+    return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected))
+
+
+def length_regularized(pair: PairLogProbs, weights: TokenWeights, *, beta: float, length_alpha: float) -> LossOutput:
+    """-log sigma(beta delta + alpha (L_chosen - L_rejected)): R-DPO, https://arxiv.org/abs/2403.19159."""
+    chosen, rejected = log_ratios(pair, weights)
+    longer = pair.chosen.lengths - pair.rejected.lengths
+    losses = -logsigmoid(beta * (chosen - rejected) + length_alpha * longer)
+    return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected))
+
+
 def log_ratios(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tensor]:
     """(B,) r of the chosen and of the rejected answers."""
     chosen = (weights.chosen * (pair.chosen.policy - pair.chosen.scorer("reference"))).sum(-1)
