@@ -84,9 +84,9 @@ def price(config: JudgeConfig, prompt_tokens: float, completion_tokens: float) -
 class Budget:
     """Lets a call start only if what is spent, what is in flight and the call itself stay within the budget."""
 
-    def __init__(self, config: JudgeConfig):
+    def __init__(self, config: JudgeConfig, spent: float):
         self._config, self._changed = config, asyncio.Condition()
-        self.spent, self._reserved, self._exhausted = 0.0, 0.0, False
+        self._spent, self._reserved, self._exhausted = spent, 0.0, False
         # Tokens a byte: no tokenizer makes more tokens than bytes; once replies have come, the most any of them had.
         self._ratio, self._learnt = 1.0, 0.0
 
@@ -97,7 +97,7 @@ class Budget:
         async with self._changed:
             while not self._exhausted:
                 estimate = price(self._config, size * (self._learnt or self._ratio), max_tokens)
-                if self.spent + self._reserved + estimate <= self._config.budget_usd:
+                if self._spent + self._reserved + estimate <= self._config.budget_usd:
                     self._reserved += estimate
                     return estimate
                 if not self._reserved:  # nothing in flight could turn out cheaper
@@ -109,7 +109,7 @@ class Budget:
 
     async def settle(self, reserved: float, size: int, tokens: tuple[int, int]) -> None:
         """Replace what was set aside by what the call cost."""
-        self.spent += price(self._config, *tokens)
+        self._spent += price(self._config, *tokens)
         self._learnt = max(self._learnt, tokens[0] / max(size, 1))
         if self._config.budget_usd is not None:
             async with self._changed:
@@ -122,9 +122,9 @@ class Budget:
 class Run:
     """One run over many questions: the retry policy, the store and the reasons to stop early."""
 
-    def __init__(self, endpoint: Endpoint, config: JudgeConfig, store: Store):
+    def __init__(self, endpoint: Endpoint, config: JudgeConfig, store: Store, spent: float):
         self._endpoint, self._config, self._store = endpoint, config, store
-        self._budget = Budget(config)
+        self._budget = Budget(config, spent)
         self._stop = asyncio.Event()
         self._next_start = 0.0
         self._failed_in_a_row = 0
@@ -238,7 +238,11 @@ class Run:
 
 
 def ask_all(
-    questions: list[Question], config: JudgeConfig, store: Store, progress: Progress | None = None
+    questions: list[Question],
+    config: JudgeConfig,
+    store: Store,
+    progress: Progress | None = None,
+    spent_usd: float = 0.0,
 ) -> list[Answer]:
     """The answers to all questions, in their order. What was answered before, here or in an earlier run, is not asked.
 
@@ -248,15 +252,10 @@ def ask_all(
         UserError: wrong settings, or key or model refused before anything was stored.
         WorkError: key or model refused in the middle.
     """
-    answers: dict[str, Answer] = {}
     keys = [request_key(str(config.model), q.messages, parameters(q.protocol, config)) for q in questions]
-    first = {key: index for index, key in reversed(list(enumerate(keys)))}
-    for key, index in first.items():
-        if (stored := store.get(key)) is not None and (answer := _from_store(key, stored, questions[index], config)):
-            answers[key] = answer
-    rows = Counter(keys)
-    done = sum(rows[key] for key in answers)
-    failures = 0
+    rows, unanswered = Counter(keys), dict(zip(keys, questions, strict=True))
+    answers: dict[str, Answer] = {}
+    done = failures = 0
 
     def finished(answer: Answer) -> None:
         nonlocal done, failures
@@ -266,25 +265,29 @@ def ask_all(
         if progress:
             progress(done, len(questions), failures)
 
-    if progress:
-        progress(done, len(questions), failures)
-    todo = [
-        (questions[index], key) for key, index in sorted(first.items(), key=lambda item: item[1]) if key not in answers
-    ]
-    if todo:
-        asyncio.run(_ask_new(todo, config, store, finished))
+    for key, question in list(unanswered.items()):
+        stored = store.get(key)
+        if stored is not None and (answer := _from_store(key, stored, question, config)):
+            del unanswered[key]
+            finished(answer)
+    if unanswered:
+        asyncio.run(_ask_new(list(unanswered.items()), config, store, finished, spent_usd))
     return [answers[key] for key in keys]
 
 
 async def _ask_new(
-    todo: list[tuple[Question, str]], config: JudgeConfig, store: Store, finished: Callable[[Answer], None]
+    todo: list[tuple[str, Question]],
+    config: JudgeConfig,
+    store: Store,
+    finished: Callable[[Answer], None],
+    spent_usd: float,
 ) -> None:
     async with open_endpoint(config) as endpoint:
-        run, queue = Run(endpoint, config, store), iter(todo)
+        run, queue = Run(endpoint, config, store, spent_usd), iter(todo)
         fatal: list[Failure] = []
 
         async def worker() -> None:
-            for question, key in queue:
+            for key, question in queue:
                 if run.stopped:
                     return
                 try:

@@ -46,6 +46,7 @@ def judge(
     progress: Progress | None = None,
     *,
     subset: bool = False,
+    spent_usd: float = 0.0,
 ) -> pd.DataFrame:
     """Ask the judge about every pair of a model's and the reference's answer to the same instruction.
 
@@ -60,6 +61,7 @@ def judge(
         task: the task's name, a column of the result.
         progress: called with (done, total, failures) in rows of the result.
         subset: let `outputs` answer only a part of the reference's instructions.
+        spent_usd: what calls of `judge` before this one have spent of `config.budget_usd`.
 
     Returns:
         A row a verdict, with COLUMNS, in the order of the reference. A missing string is NaN. `attempts`, tokens and
@@ -85,7 +87,7 @@ def judge(
         for pair, model_is_first in open_rows
     ]
     with open_store(store) as opened:
-        answers = iter(ask_all(questions, config, opened, shifted))
+        answers = iter(ask_all(questions, config, opened, shifted, spent_usd))
     rows, paid = [], set()
     for pair, model_is_first in asked:
         answer = next(answers) if pair.output != pair.reference else Answer(key="", value=1.5)
