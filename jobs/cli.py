@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(__doc__ or "").split("\n")[0],
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # piped tables keep their rows whole
 stderr = Console(stderr=True)
 
 Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
