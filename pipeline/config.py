@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,20 +138,52 @@ class ReportConfig(Section):
     weight_pairs: int = Field(8, ge=0, description="how many pairs the page shows token weights of")
 
 
-class SweepConfig(Section):
-    """Ray Tune over any `methods.*` or `train.*` key."""
+class SweepRange(Section):
+    """Values between two bounds, for `random` and `optuna`."""
 
-    params: dict[str, list[Any] | dict[str, Any]] = {}
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _bounds(self) -> SweepRange:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high{', and low > 0 with log: true' if self.log else ''}")
+        return self
+
+
+class SweepConfig(Section):
+    """Ray Tune over any `methods.*` or `train.*` key; each trial trains one label."""
+
+    params: dict[str, list[bool | int | float | str] | SweepRange] = {}
+    label: str | None = Field(None, description="which of `methods` is trained; the one that `params` names")
     search: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: int = Field(1, ge=1)
-    metric: str = "win_rate"
-    mode: Literal["min", "max"] = "max"
-    task: str | None = None
+    num_samples: int = Field(8, ge=1, description="trials of random and optuna; a grid tries every combination")
+    metric: str = Field("win_rate", description="a column of the leaderboard, or an evaluation's figure: eval_loss, ...")
+    mode: Literal["min", "max"] | None = Field(None, description="by default min for a loss, else max")
+    task: str | None = Field(None, description="whose answers are judged; by default the first of generate.tasks")
     scheduler: Literal["none", "asha"] = "none"
-    grace_period: int = Field(1, ge=1)
+    grace_period: int | None = Field(None, ge=1, description="steps before ASHA may stop a trial; train.eval_every")
     reduction_factor: float = Field(4, gt=1)
-    max_concurrent_trials: int | None = Field(None, ge=1)
+    max_concurrent_trials: int | None = Field(None, ge=1, description="by default as many as the cluster holds")
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """`sweep.params.methods.otpo.reg=[0.1, 1]` on the command line arrives as nested sections."""
+        if isinstance(value, dict) and isinstance(value.get("params"), dict):
+            value = {**value, "params": dict(_leaves(value["params"]))}
+        return value
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and not {"low", "high"} & set(value):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class ClusterConfig(Section):
