@@ -24,6 +24,8 @@ NEUTRAL = "#57606a"
 INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
 
+Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
+
 
 @dataclass(frozen=True)
 class Style:
@@ -78,10 +80,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def win_rate_against_length(
     board: pd.DataFrame, looks: Mapping[str, Style], width: int = 1000, height: int = 430
 ) -> str:
-    """Filled: win rate with its interval; hollow: at equal length. Across: mean length of the answers in characters."""
+    """Win rate (filled, with its interval) and win rate at equal length (hollow) over mean length in characters."""
     rows = board[board["win_rate"].notna() & board["avg_length"].notna()]
+    if rows.empty:
+        return ""
     figure, axes = _figure(width, height)
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes: list[Box] = []
     reference = rows["reference_length"].dropna()
     if len(reference):
         axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
@@ -117,8 +121,10 @@ def win_rate_against_length(
         x, y = axes.transData.transform((float(reference.iloc[0]), axes.get_ylim()[0]))
         boxes.append((x - 3, 0, x + 3, height))
         _write(axes, boxes, x, y + 10, "length of the reference", NEUTRAL, 12)
-    x, y = axes.transData.transform((axes.get_xlim()[1], 50))
-    _write(axes, boxes, x, y + 9, "50%: as good as the reference", NEUTRAL, 12)
+    for end in (1, 0):
+        x, y = axes.transData.transform((axes.get_xlim()[end], 50))
+        if _write(axes, boxes, x, y + 9, "50%: as good as the reference", NEUTRAL, 12):
+            break
     for i, row in enumerate(rows.to_dict("records")):
         x, y = axes.transData.transform((row["avg_length"], row["win_rate"]))
         text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
@@ -126,37 +132,41 @@ def win_rate_against_length(
     return svg(figure, _points_in_words(rows))
 
 
-def _write(
-    axes: Axes, boxes: list[tuple[float, float, float, float]], x: float, y: float, text: str, colour: str, size: int
-) -> None:
-    """Write `text` near the point (pixels), at the nearest place that is free, and take that place."""
+def _write(axes: Axes, boxes: list[Box], x: float, y: float, text: str, colour: str, size: int) -> bool:
+    """Write `text` near the point (pixels) where it covers nothing, and take that place; False where there is none."""
     wide, tall = 0.6 * size * len(text), 1.15 * size
     frame = axes.get_window_extent()
-
-    def free(box: tuple[float, float, float, float]) -> bool:
-        inside = box[0] >= frame.x0 and box[2] <= axes.figure.bbox.width and box[1] >= frame.y0 and box[3] <= frame.y1
-        return inside and not any(
-            box[0] < other[2] and box[2] > other[0] and box[1] < other[3] and box[3] > other[1] for other in boxes
-        )
-
-    offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
-    places = [(x + 13 + abs(dy) / 8, y + dy) for dy in offsets] + [
-        (x - 13 - abs(dy) / 8 - wide, y + dy) for dy in offsets
-    ]
-    places.sort(key=lambda place: abs(place[1] - y) + (0.5 if place[0] < x else 0))
-    for left, middle in places:
-        box = (left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2)
-        if free(box):
-            break
-    else:
-        return
+    box = free_place(boxes, (frame.x0, frame.y0, axes.figure.bbox.width, frame.y1), x, y, wide, tall)
+    if box is None:
+        return False
+    boxes.append(box)
+    left, middle = box[0] + 2, (box[1] + box[3]) / 2
+    pixels = axes.transData.inverted()
     if abs(middle - y) > 14:
         end = left - 3 if left > x else left + wide + 3
-        points = axes.transData.inverted().transform([(x, y), (end, middle)])
-        axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
-    boxes.append(box)
-    data = axes.transData.inverted().transform((left, middle))
-    axes.text(data[0], data[1], text, color=colour, fontsize=size, va="center_baseline", fontweight="bold")
+        line = pixels.transform([(x, y), (end, middle)])
+        axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.8, alpha=0.6)
+    at = pixels.transform((left, middle))
+    look = {"color": colour, "fontsize": size, "fontweight": "bold", "va": "center_baseline"}
+    axes.text(at[0], at[1], text, parse_math=False, **look)  # type: ignore[arg-type]
+    return True
+
+
+def free_place(boxes: Sequence[Box], frame: Box, x: float, y: float, wide: float, tall: float) -> Box | None:
+    """The place for a label of that size nearest to (x, y), right or left of it, inside `frame` and over no box."""
+    offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
+    places = [(x + 13 + abs(dy) / 8, y + dy) for dy in offsets]
+    places += [(x - 13 - abs(dy) / 8 - wide, y + dy) for dy in offsets]
+    for left, middle in sorted(places, key=lambda place: abs(place[1] - y) + (0.5 if place[0] < x else 0)):
+        box = (left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2)
+        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        if inside and not any(_overlap(box, other) for other in boxes):
+            return box
+    return None
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1]
 
 
 def _points_in_words(rows: pd.DataFrame) -> str:

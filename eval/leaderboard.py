@@ -250,9 +250,11 @@ def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
 
 
 def read_leaderboard(path: Path) -> pd.DataFrame:
-    """Read what `write_leaderboard` wrote; names stay text, whatever they look like."""
+    """Read what `write_leaderboard` wrote; names stay text, missing columns are empty."""
     text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "note")}
-    return pd.read_csv(path, dtype=text, keep_default_na=True).assign(note=lambda d: d["note"].fillna(""))
+    frame = pd.read_csv(path, dtype=text)
+    frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
+    return frame.assign(note=frame["note"].fillna(""))
 
 
 def render(board: pd.DataFrame, title: str | None = None) -> Table:

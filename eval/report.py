@@ -36,6 +36,17 @@ CURVES = {
     "grad_norm": "Gradient norm",
 }
 MAX_CURVES = 12
+# Heading, column and digits; a column without any number is left out.
+VERBOSITY = [
+    ("Longer than reference", "longer_share", 1),
+    ("Of its wins, longer", "wins_when_longer", 1),
+    ("Win rate when longer", "win_rate_when_longer", 1),
+    ("Win rate when shorter", "win_rate_when_shorter", 1),
+    ("Tokens an answer", "avg_tokens", 1),
+    ("Cut at the limit", "truncation_rate", 1),
+    ("Verdicts that flip", "flip_rate", 1),
+    ("Judge, USD", "judge_price_usd", 2),
+]
 
 
 def build(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -62,7 +73,9 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     views = [_board_view(board, looks, out, _slug(board.task, i, found)) for i, board in enumerate(found)]
     curves, curve_values, curve_labels = _curves(runs, names, looks)
-    weight_rows = [row | {"label": names[i, str(row["label"])]} for i, run in enumerate(runs) for row in run.weights]
+    weight_rows = [
+        row | {"label": names[i, str(row.get("label"))]} for i, run in enumerate(runs) for row in run.weights
+    ]
     weights, top = pair_views(weight_rows, WEIGHTS_SHOWN)
     world = next((run.world for run in runs if run.world), None)
     context: dict[str, Any] = {
@@ -149,8 +162,7 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
-        "both_orders": bool(table["flip_rate"].notna().any()),
-        "priced": bool((table["judge_price_usd"].fillna(0) > 0).any()),
+        "verbosity": [column for column in VERBOSITY if (table[column[1]].fillna(0) != 0).any()],
         "pairs": _records(ordered.head(PAIRS_SHOWN)),
         "pairs_left_out": f" (the {PAIRS_SHOWN} largest of {len(pairs)})" if len(pairs) > PAIRS_SHOWN else "",
         "reach": _reach(pairs),

@@ -15,16 +15,14 @@ def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if judged.empty:
         return "No verdict came back, so nothing can be said about who won."
     best = judged.iloc[0]
-    rate = f"{number(best['win_rate'])}%"
+    rate, reference = f"{number(best['win_rate'])}%", best["reference"]
     pair = runner_up(judged, pairs)
     if pair is None:
-        return f"{best['name']} wins {rate} against {best['reference']}."
-    other = f"{number(judged.iloc[1]['win_rate'])}%"
+        return f"{best['name']} wins {rate} against {reference}."
     if pd.isna(pair["low"]) or pair["low"] <= 0:
-        return (
-            f"{best['name']} and {pair['other']} are too close to call: {rate} and {other} against {best['reference']}."
-        )
-    return f"{best['name']} beats {pair['other']} by {points(pair['difference'])}: {rate} against {best['reference']}."
+        second = f"{number(judged.iloc[1]['win_rate'])}%"
+        return f"{best['name']} and {pair['other']} are too close to call: {rate} and {second} against {reference}."
+    return f"{best['name']} wins {rate} against {reference}, {points(pair['difference'])} more than {pair['other']}."
 
 
 def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
