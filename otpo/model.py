@@ -167,7 +167,9 @@ def shard(
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in model.lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or a
+    # checkpoint made then would hold the whole copies, which are never updated.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model.float()
 
 

@@ -134,10 +134,10 @@ class _Trainer:
         )
         # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode
         self.model.train(self.train.activation_checkpointing)
-        losses = self._losses()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
         )
+        losses = self._losses()
         step = self._resume()
         while step < self.job.total_steps and not self._stalled():
             step = self._step(step, losses)
@@ -200,7 +200,7 @@ class _Trainer:
         )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
-        epoch = min(step * size, step * size) / len(self.items)
+        epoch = ((step - 1) * size + len(members)) / len(self.items)
         self._log(
             {"step": step, "epoch": round(epoch, 4)}
             | figures
