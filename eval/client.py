@@ -49,13 +49,14 @@ class Answer:
 
 def parameters(protocol: Protocol, config: JudgeConfig) -> dict[str, Any]:
     """The request's fields beside model and messages; part of the key of a stored reply."""
-    return {
+    fields = {
         "max_tokens": config.max_tokens or protocol.max_tokens,
         "temperature": config.temperature,
         "logprobs": True,
         "top_logprobs": protocol.top_logprobs,
         **config.extra_body,
     }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def read(question: Question, raw: str, allow_text: bool) -> float:
@@ -156,7 +157,7 @@ class Run:
         while True:
             if self._given_up:
                 return result(self._given_up)
-            reserved = await self._budget.reserve(size, body["max_tokens"])
+            reserved = await self._budget.reserve(size, config.max_tokens or question.protocol.max_tokens)
             if reserved is None:
                 return result("budget")
             await self._wait_for_turn()

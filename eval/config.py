@@ -26,7 +26,9 @@ class JudgeConfig(BaseModel):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int | None = Field(None, ge=1, description="the protocol's own number unless given")
     allow_text_verdict: bool = Field(False, description="take a plain m or M where the endpoint gives no logprobs")
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="further request fields of this endpoint")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="further request fields of this endpoint; null leaves one out"
+    )
     seed: int = 0
     budget_usd: float | None = Field(None, ge=0)
     price_input: float = Field(0.0, ge=0, description="USD per million prompt tokens")

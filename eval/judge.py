@@ -192,8 +192,7 @@ async def _check(config: JudgeConfig) -> None:
     probe = {
         "model": config.model,
         "messages": [{"role": "user", "content": "Reply with the letter m."}],
-        **parameters(PROTOCOLS[config.protocol], config),
-        "max_tokens": 1,
+        **parameters(PROTOCOLS[config.protocol], config.model_copy(update={"max_tokens": 1})),
     }
     async with open_endpoint(config) as endpoint:
         listing = await _probe(endpoint.models(), config)

@@ -127,8 +127,7 @@ def load_outputs(path: str | Path) -> list[Row]:
         UserError: the file is missing, is not JSON, is empty, or rows have no text `instruction` or `output`.
     """
     rows = read_rows(Path(path))
-    _refuse_bad_rows(rows, str(path), lambda row: isinstance(row.get("instruction"), str), "instruction")
-    _refuse_bad_rows(rows, str(path), lambda row: isinstance(row.get("output"), str), "output")
+    _refuse_outputs_without_text(rows, str(path))
     return rows
 
 
@@ -143,8 +142,10 @@ def match_outputs(outputs: list[Row], reference: list[Row], *, subset: bool = Fa
         subset: let `outputs` answer only a part of the reference's instructions.
 
     Raises:
-        UserError: an output has no reference, or (unless `subset`) a reference has no output.
+        UserError: an output has no reference, or (unless `subset`) a reference has no output, or a row has no text.
     """
+    for name, rows in (("The outputs", outputs), ("The reference", reference)):
+        _refuse_outputs_without_text(rows, name)
     waiting: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(reference):
         waiting[row["instruction"]].append(index)
@@ -259,6 +260,11 @@ def _prompt(row: Row, position: int, task: str) -> Prompt:
         reference=reference,
         messages=_messages(row),
     )
+
+
+def _refuse_outputs_without_text(rows: list[Row], source: str) -> None:
+    _refuse_bad_rows(rows, source, lambda row: isinstance(row.get("instruction"), str), "instruction")
+    _refuse_bad_rows(rows, source, lambda row: isinstance(row.get("output"), str), "output")
 
 
 def _refuse_bad_rows(rows: list[Row], source: str, good: Callable[[Row], bool], wanted: str) -> None:

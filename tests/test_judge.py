@@ -77,6 +77,12 @@ def test_the_request_is_alpaca_evals_and_shows_the_order_it_says(tmp_path):
         }
 
 
+def test_a_field_that_an_endpoint_does_not_know_can_be_renamed(tmp_path):
+    with ScriptedJudge() as server:
+        ask(server, tmp_path, n=1, extra_body={"max_tokens": None, "max_completion_tokens": 1})
+        assert "max_tokens" not in server.calls[0].body and server.calls[0].body["max_completion_tokens"] == 1
+
+
 def test_a_second_run_asks_nothing_even_where_the_judge_has_moved(tmp_path):
     with ScriptedJudge() as server:
         first = ask(server, tmp_path)

@@ -151,6 +151,11 @@ def test_outputs_without_text_are_refused(tmp_path):
         load_outputs(write(tmp_path / "o.json", rows))
 
 
+def test_a_reference_without_an_answer_is_refused():
+    with pytest.raises(UserError, match=r"The reference: 1 of 2 rows have no text under output \(rows 1"):
+        match_outputs(outputs("a", "b"), [*outputs("a"), {"instruction": "b", "output": None}])
+
+
 def test_real_outputs_match_their_reference(shared_data):
     reference = load_outputs(shared_data / "alpaca_eval" / "reference_gpt4_1106_preview.json.gz")
     model = load_outputs(shared_data / "alpaca_eval" / "alpaca-7b" / "model_outputs.json.gz")
