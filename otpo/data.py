@@ -42,7 +42,7 @@ def read_rows(source: str | Path, split: str = "train") -> list[Row]:
     path = Path(source).expanduser()
     if path.is_file():
         rows = _read_file(path)
-    elif path.suffix in (*SUFFIXES, ".gz") or (str(source).startswith((".", "/", "~")) and not path.is_dir()):
+    elif not path.is_dir() and _names_a_file(str(source)):
         raise UserError(f"expected a data file at {source}, found nothing there (looked in {Path.cwd()})")
     else:
         rows = _read_hub(str(source), split)
@@ -52,6 +52,11 @@ def read_rows(source: str | Path, split: str = "train") -> list[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{source}: expected every row to be an object with columns, row {number} is {row!r:.80}")
     return rows
+
+
+def _names_a_file(source: str) -> bool:
+    # Hub names are "name" or "owner/name".
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith((*SUFFIXES, ".gz"))
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -124,7 +129,7 @@ def _read_hub(name: str, split: str) -> list[Row]:
 
         return list(datasets.load_dataset(name, split=split))
     except Exception as error:  # the hub client raises dozens of unrelated types; all mean "not to be had"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"'{name}' is neither a file here (looked in {Path.cwd()}) nor a data set that could be loaded from the "
             f"hub (split '{split}'): {reason:.300}. Give the path of a {', '.join(SUFFIXES)} file, or check the name "
@@ -170,7 +175,7 @@ class DataReport:
             self.lengths[f"{name} {unit}"] = {
                 "mean": round(float(column.mean()), 2),
                 "median": float(np.median(column)),
-                "p95": float(np.quantile(column, 0.95)),
+                "p95": round(float(np.quantile(column, 0.95)), 2),
                 "max": int(column.max()),
             }
         if table.shape[1] == 3:

@@ -28,7 +28,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"expected a tokenizer (tokenizer.json, tokenizer_config.json) at {path}, found none that loads: "
             f"{reason:.300}. Save the tokenizer into the model's folder, or make both with `otpo fresh`."
@@ -191,23 +191,45 @@ class _Encoder:
         self.applied: set[str] = set()
 
     @cached_property
-    def special(self) -> set[int]:
-        added = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return added | set(self.tokenizer.all_special_ids)
+    def special(self) -> dict[int, str]:
+        added = self.tokenizer.added_tokens_decoder
+        return {number: token.content for number, token in added.items() if token.special}
 
     def encode(self, examples: list[Example]) -> list[Encoded]:
         rendered: list[tuple[Example, bool, list[str]]] = []
         for example in examples:
             chat = self.template == "chat" or any(isinstance(t, list) for t in (example.prompt, *example.answers))
             try:
-                texts = self._render_chat(example) if chat else _render_literal(example)
+                texts = (
+                    self._render_chat(example) if chat else [str(text) for text in (example.prompt, *example.answers)]
+                )
             except BadRow as reason:
                 self.report.problems.setdefault(str(reason), []).append(example.row)
                 continue
             self.applied.add("chat" if chat else "literal")
             rendered.append((example, chat, texts))
-        ids = iter(self._ids([text for _, _, texts in rendered for text in texts]))
-        return [self._join(example, chat, texts, [next(ids) for _ in texts]) for example, chat, texts in rendered]
+        prompts = self._ids([texts[0] for _, _, texts in rendered])
+        tails = [self._tail(texts[0], ids) for (_, _, texts), ids in zip(rendered, prompts, strict=True)]
+        joined = self._ids(
+            [tail + answer for (_, _, texts), (tail, _) in zip(rendered, tails, strict=True) for answer in texts[1:]]
+        )
+        each = iter(joined)
+        return [
+            self._join(example, chat, texts, ids, tail_ids, [next(each) for _ in texts[1:]])
+            for (example, chat, texts), ids, (_, tail_ids) in zip(rendered, prompts, tails, strict=True)
+        ]
+
+    def _tail(self, prompt: str, ids: list[int]) -> tuple[str, list[int]]:
+        """The end of the prompt that the answer's tokenisation can depend on: from its last special token.
+
+        Tokenizers split text at special tokens first, so the tokens after one do not depend on what stands before.
+        """
+        for index in range(len(ids) - 1, -1, -1):
+            if ids[index] in self.special:
+                start = prompt.rfind(self.special[ids[index]])
+                if start >= 0:
+                    return prompt[start:], ids[index:]
+        return prompt, ids
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -215,7 +237,7 @@ class _Encoder:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _render_chat(self, example: Example) -> list[str]:
-        """The rendered prompt, then prompt and answer for each answer."""
+        """The rendered prompt, then each answer as it follows it."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"{self.report.source}: row {example.row} is to go through a chat template, and the tokenizer at "
@@ -234,9 +256,10 @@ class _Encoder:
                 _, found, end = full.rpartition(answer[0]["content"].strip())
                 if not found:
                     raise BadRow("the chat template changes the answer's text")
-                full = prompt + found + end
                 self._note("chat template renders the prompt differently beside the answer", example)
-            texts.append(full)
+                texts.append(found + end)
+            else:
+                texts.append(full[len(prompt) :])
         return texts
 
     def _apply(self, messages: Messages, add_generation_prompt: bool) -> str:
@@ -249,13 +272,21 @@ class _Encoder:
         except (TemplateError, ValueError, TypeError) as error:
             raise BadRow(f"the chat template refuses the messages: {error}") from None
 
-    def _join(self, example: Example, chat: bool, texts: list[str], ids: list[list[int]]) -> Encoded:
-        prompt, answers = ids[0], []
-        for text, full in zip(texts[1:], ids[1:], strict=True):
-            if full[: len(prompt)] == prompt:
-                answer = full[len(prompt) :]
+    def _join(
+        self,
+        example: Example,
+        chat: bool,
+        texts: list[str],
+        prompt: list[int],
+        tail: list[int],
+        joined: list[list[int]],
+    ) -> Encoded:
+        answers = []
+        for text, ids in zip(texts[1:], joined, strict=True):
+            if ids[: len(tail)] == tail:
+                answer = ids[len(tail) :]
             else:
-                answer = self._ids([text[len(texts[0]) :]])[0]
+                answer = self._ids([text])[0]
                 self._note("tokens merge across the end of the prompt: answer tokenised alone", example)
             answers.append(self._end_turn(answer, example) if chat else self._end_text(answer))
         if not chat and self.adds_bos and prompt[:1] != [self.bos]:
@@ -284,11 +315,6 @@ class _Encoder:
         rows = self.report.notes.setdefault(remark, [])
         if rows[-1:] != [example.row]:
             rows.append(example.row)
-
-
-def _render_literal(example: Example) -> list[str]:
-    prompt = str(example.prompt)
-    return [prompt, *(prompt + str(answer) for answer in example.answers)]
 
 
 def _messages(text: Text, role: str) -> Messages:

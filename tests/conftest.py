@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Wall time per example says nothing on a busy machine.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 SENTENCES = [
     "The capital of Mongolia is Ulaanbaatar, which lies at about 1,350 metres above the sea.",
