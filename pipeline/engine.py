@@ -170,7 +170,7 @@ def answer(
     completions = []
     for i, (request, error) in enumerate(zip(requests, errors, strict=True)):
         ids = answers.get(i, [])
-        text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True).strip()
+        text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
         cut = error is None and not (ids and ids[-1] in stops)
         completions.append(Completion(request.id, request.sample, text, len(ids), cut, error, share))
     return completions

@@ -16,25 +16,21 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError, WorkError
-from pipeline.backends import environment, start
+from pipeline.backends import backend_of, device_of, environment, resolve, start
 from pipeline.config import digest
 from pipeline.engine import Completion, EngineConfig, Request, Sampling, Template, answer
 from pipeline.model_folder import ModelFolder, check_servable, open_model
-from pipeline.outputs import OUTPUTS, PARTIAL, REPORT, GenerationResult, Partial, finished, row, versions, write_json
+from pipeline.outputs import Files, GenerationResult, Partial, finished, row, versions, write_json
 
 if TYPE_CHECKING:
     from eval.tasks import Prompt
 
 Progress = Callable[[int, int, float], None]
-
-log = logging.getLogger(__name__)
 
 
 def preflight(model: str | Path, config: EngineConfig, template: Template = "chat") -> ModelFolder:
@@ -44,11 +40,11 @@ def preflight(model: str | Path, config: EngineConfig, template: Template = "cha
         UserError: what could not work, and what to do.
     """
     folder = open_model(model)
-    backend = _backend(config)
+    backend = backend_of(config)
     check_servable(
         folder,
         template=template,
-        vllm_on_cpu=backend == "vllm" and _device(config) == "cpu",
+        vllm_on_cpu=backend == "vllm" and device_of(config) == "cpu",
         max_model_len=config.max_model_len,
     )
     return folder
@@ -69,7 +65,7 @@ class EnginePool:
             UserError: the model cannot be served, or the cluster has too few GPUs.
         """
         folder = preflight(first_model, config, template)
-        self.config = _resolve(config)
+        self.config = resolve(config)
         self.template: Template = template
         self._actors: list[Any] = []
         self._start(folder)
@@ -87,7 +83,9 @@ class EnginePool:
         for actor in self._actors:
             ray.kill(actor)
         for actor in self._actors:
-            ray.wait([actor.ready.remote()], timeout=30)  # resolves, with an error, once the actor is dead
+            ray.wait(
+                [actor.ready.options(max_task_retries=0).remote()], timeout=30
+            )  # resolves, with an error, once the actor is dead
         self._actors = []
 
     def generate(
@@ -96,20 +94,20 @@ class EnginePool:
         label: str,
         prompts: Sequence[Prompt],
         sampling: Sampling,
-        out_dir: str | Path,
+        out: str | Path,
         template: Template | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
-        """Answer `prompts` with `model` and write the answers to `out_dir`.
+        """Answer `prompts` with `model` and write the answers to `out`.
 
-        Where `out_dir` already holds these very answers (same weights, prompts, sampling and engine) they are returned.
+        Where `out` already holds these very answers (same model, prompts, sampling and engine) they are returned.
 
         Args:
             model: a folder or hub name; another architecture than the loaded one costs new engines.
             label: the answers' `generator`.
             prompts: their ids differ.
             sampling: how answers are drawn.
-            out_dir: made if need be.
+            out: a folder, or a file ending in .json.
             template: "chat" sends prompts through the tokenizer's chat template, "literal" takes the text as it is;
                 None is the pool's.
             progress: called with (answers done, answers in all, tokens a second) whenever a batch arrives.
@@ -133,8 +131,7 @@ class EnginePool:
             for sample in range(sampling.n)
         ]
         _refuse_equal_ids(prompts)
-        out = Path(out_dir)
-        out.mkdir(parents=True, exist_ok=True)
+        files = Files.at(out)
         made_with = {
             "model": folder.digest,
             "sampling": asdict(sampling),
@@ -142,9 +139,9 @@ class EnginePool:
             "engine": [self.config.backend, self.config.dtype, limit],
         }
         key = digest({**made_with, "label": label, "n": sampling.n, "prompts": [asdict(p) for p in prompts]})
-        if (earlier := finished(out, key)) is not None:
+        if (earlier := finished(files, key)) is not None:
             return earlier
-        partial = Partial(out / PARTIAL, digest(made_with), {(r.id, r.sample): digest(r.prompt) for r in requests})
+        partial = Partial(files.partial, digest(made_with), {(r.id, r.sample): digest(r.prompt) for r in requests})
         done = {(c.id, c.sample): c for c in partial.read()}
         reused, tokens, seconds = len(done), 0, 0.0
         todo = [r for r in requests if (r.id, r.sample) not in done]
@@ -170,17 +167,17 @@ class EnginePool:
             "versions": versions(),
             "prompts": len(prompts),
             "n": len(outputs),
-            "truncated": sum(row["truncated"] for row in outputs),
-            "errors": dict(Counter("prompt too long" for row in outputs if row.get("error"))),
-            "tokens": sum(row["n_tokens"] for row in outputs),
+            "truncated": sum(r["truncated"] for r in outputs),
+            "errors": dict(Counter("prompt too long" for r in outputs if r.get("error"))),
+            "tokens": sum(r["n_tokens"] for r in outputs),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
             "reused": reused,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        write_json(out / OUTPUTS, outputs)
-        write_json(out / REPORT, report)
-        partial.path.unlink(missing_ok=True)
-        return GenerationResult(out / OUTPUTS, outputs, report)
+        write_json(files.outputs, outputs)
+        write_json(files.report, report)
+        files.partial.unlink(missing_ok=True)
+        return GenerationResult(files.outputs, outputs, report)
 
     def _start(self, folder: ModelFolder) -> None:
         import ray
@@ -257,7 +254,7 @@ class EnginePool:
                 "call": call,
                 "timeout": self.config.start_timeout,
             },
-            compute=ray.data.TaskPoolStrategy(size=2 * workers),
+            compute=ray.data.TaskPoolStrategy(size=min(2 * workers, len(rows))),
         )
         try:
             for block in answered.iter_batches(batch_size=None, prefetch_batches=0):
@@ -299,38 +296,6 @@ def _ask(
         ray.get(ready, timeout=timeout)
         answers.append(ray.get(actor.answer.remote(str(batch), *call)))
     return {"answers": answers}
-
-
-def _resolve(config: EngineConfig) -> EngineConfig:
-    """The config without "auto"."""
-    device = _device(config)
-    dtype = config.dtype if config.dtype != "auto" else {"cpu": "fp32", "gpu": "bf16"}[device]
-    return replace(config, backend=_backend(config), device=device, dtype=dtype)  # type: ignore[arg-type]
-
-
-def _device(config: EngineConfig) -> str:
-    """The GPU where the cluster has one (the driver's machine need not)."""
-    if config.device != "auto":
-        return config.device
-    import ray
-
-    return "gpu" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else "cpu"
-
-
-def _backend(config: EngineConfig) -> str:
-    there = find_spec("vllm") is not None
-    if config.backend == "vllm" and not there:
-        raise UserError(
-            "generate.backend is vllm, and vLLM is not installed here: install it, or set generate.backend=auto."
-        )
-    if config.backend == "auto" and not there:
-        _say_once("vLLM is not installed: answers are generated by transformers, which is slower.")
-    return config.backend if config.backend != "auto" else "vllm" if there else "transformers"
-
-
-@cache
-def _say_once(message: str) -> None:
-    log.warning(message)
 
 
 def _explained(error: Exception, config: EngineConfig) -> Exception:

@@ -18,6 +18,10 @@ _NOT_ARCHITECTURE = {
     "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
+_SETTINGS_FILES = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
@@ -30,7 +34,8 @@ class ModelFolder:
         name: what the user called it: the folder, or a hub name.
         config: config.json.
         generation_config: generation_config.json, or {}.
-        digest: SHA-256 over config and weights: what decides whether an engine already has them.
+        digest: SHA-256 over weights, configs and tokenizer: what decides whether an engine already has the model, and
+            whether answers are this model's.
     """
 
     path: Path
@@ -78,6 +83,8 @@ class ModelFolder:
 
     def shares_engine_with(self, other: ModelFolder) -> bool:
         """Whether an engine that holds `other` can take this model by reloading its weights."""
+        if self.digest == other.digest:
+            return True
 
         def architecture(config: dict[str, Any]) -> dict[str, Any]:
             return {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
@@ -117,10 +124,14 @@ def open_model(model: str | Path) -> ModelFolder:
         name=str(model),
         config=config,
         generation_config=json.loads(generation.read_text()) if generation.is_file() else {},
-        digest=_digest(
-            tuple((str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in [path / "config.json", *weights])
-        ),
+        digest=_digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _content(path))),
     )
+
+
+def _content(path: Path) -> list[Path]:
+    """The files of a model folder that decide its answers."""
+    named = [path / name for name in (*_TOKENIZER_FILES, *_SETTINGS_FILES)]
+    return sorted([*filter(Path.is_file, named), *path.glob("*.safetensors")])
 
 
 def check_servable(model: ModelFolder, *, template: str, vllm_on_cpu: bool, max_model_len: int | None) -> None:

@@ -15,10 +15,6 @@ from pipeline.engine import Completion
 if TYPE_CHECKING:
     from eval.tasks import Prompt
 
-OUTPUTS = "model_outputs.json"
-REPORT = "generation.json"
-PARTIAL = "model_outputs.partial.jsonl"
-
 
 @dataclass(frozen=True)
 class GenerationResult:
@@ -33,6 +29,24 @@ class GenerationResult:
     path: Path
     outputs: list[dict[str, Any]]
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a generation writes: the answers, how they were made, and the answers so far."""
+
+    outputs: Path
+    report: Path
+    partial: Path
+
+    @classmethod
+    def at(cls, out: str | Path) -> Files:
+        """In a folder, or around a file that ends in .json; the folder is made."""
+        out = Path(out)
+        outputs = out if out.suffix == ".json" else out / "model_outputs.json"
+        outputs.parent.mkdir(parents=True, exist_ok=True)
+        report = "generation.json" if outputs.stem == "model_outputs" else f"{outputs.stem}.generation.json"
+        return cls(outputs, outputs.with_name(report), outputs.with_name(f"{outputs.stem}.partial.jsonl"))
 
 
 class Partial:
@@ -85,21 +99,26 @@ def row(prompt: Prompt, completion: Completion, label: str, n: int) -> dict[str,
     return values
 
 
-def finished(out: Path, key: str) -> GenerationResult | None:
+def finished(files: Files, key: str) -> GenerationResult | None:
     """The result of an earlier call, when it was asked for the very same thing."""
-    if not (out / REPORT).is_file() or not (out / OUTPUTS).is_file():
+    if not files.report.is_file() or not files.outputs.is_file():
         return None
-    report = json.loads((out / REPORT).read_text())
+    report = json.loads(files.report.read_text())
     if report.get("key") != key:
         return None
-    return GenerationResult(out / OUTPUTS, json.loads((out / OUTPUTS).read_text()), report)
+    return GenerationResult(files.outputs, json.loads(files.outputs.read_text()), report)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:
