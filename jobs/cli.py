@@ -199,12 +199,12 @@ def generate(
     from pipeline.generate import EnginePool, preflight
 
     prompts = load_task(task, limit=limit).prompts
-    config: Any = EngineConfig(
+    config = EngineConfig(
         backend=_one_of("--backend", backend, "auto", "vllm", "transformers"),
         workers=workers,
         tensor_parallel_size=tensor_parallel_size,
     )
-    shape: Any = _one_of("--template", template, "chat", "literal")
+    shape = _one_of("--template", template, "chat", "literal")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     preflight(model, config, shape)
     folder = out.parent if out.suffix == ".json" else out
@@ -351,7 +351,7 @@ def doctor() -> None:
         raise otpo.errors.WorkError("Something is missing; the lines above say how to mend it.")
 
 
-def _one_of(option: str, value: str, *known: str) -> str:
+def _one_of(option: str, value: str, *known: str) -> Any:
     if value not in known:
         raise otpo.errors.UserError(f"{option} {value}: expected one of {', '.join(known)}.")
     return value

@@ -47,13 +47,13 @@ def judge_files(
             raise UserError(f"Two files hold answers of '{name}'. Give each file's rows a `generator` of its own.")
         outputs[name] = [{**row, "generator": name} for row in rows]
     check(config)
-    frames = [
-        judge(
-            rows, reference_rows, config, out / "store.sqlite", task, subset=subset,
-            progress=lambda done, total, failed, what=f"judge {name}": show(what, done, total, f"{failed} failed" if failed else ""),
-        )
-        for name, rows in outputs.items()
-    ]  # fmt: skip
+    frames = []
+    for name, rows in outputs.items():
+
+        def progress(done: int, total: int, failed: int, what: str = f"judge {name}") -> None:
+            show(what, done, total, f"{failed} failed" if failed else "")
+
+        frames.append(judge(rows, reference_rows, config, out / "store.sqlite", task, progress, subset=subset))
     verdicts = pd.concat(frames, ignore_index=True)
     write_verdicts(verdicts, out / "verdicts.parquet")
     write_answers(out, task, outputs, reference_rows)

@@ -1,4 +1,4 @@
-"""The worlds that a recipe's `world` section can name, behind `pipeline.run.World`."""
+"""The worlds that a recipe's `world` section can name, behind `pipeline.context.World`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from otpo.errors import UserError
 from pipeline.config import Recipe
-from pipeline.run import World
+from pipeline.context import World
 
 
 class SmallWorld:

@@ -63,7 +63,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path, model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load shards into the model and the optimizer, whatever the number of ranks that wrote them."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    tree = {"model": model_state, "optimizer": optimizer_state}
+    tree: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(tree, checkpoint_id=path)
     set_state_dict(model, optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
     return read_state(path)
@@ -82,7 +82,9 @@ def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: t
 
     The folder appears under its name only when it is whole.
     """
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if _rank() == 0:
         weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
         if model.lm.config.tie_word_embeddings:

@@ -25,6 +25,11 @@ class TokenPair:
     chosen_ids: list[int]
     rejected_ids: list[int]
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
 
 @dataclass(frozen=True)
 class TokenCompletion:
@@ -34,6 +39,11 @@ class TokenCompletion:
     prompt_ids: list[int]
     completion_ids: list[int]
     label: bool | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the completion."""
+        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 @dataclass
@@ -86,7 +96,9 @@ class LogProbs:
 
     def scorer(self, name: str) -> Tensor:
         if name not in self.scorers:
-            raise KeyError(f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.scorers)}")
+            raise KeyError(
+                f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.scorers)}"
+            )
         return self.scorers[name]
 
 

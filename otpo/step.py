@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from otpo.errors import WorkError
@@ -15,7 +16,7 @@ from otpo.losses import pair_loss
 from otpo.methods import MethodSpec
 from otpo.model import PolicyModel, pair_logprobs
 from otpo.records import LossOutput, SequenceBatch
-from otpo.weights import token_weights
+from otpo.weights import check_finite, shared_prefix_gradient, token_weights
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
 
@@ -61,11 +62,16 @@ def preference_losses(
     def losses(batch: SequenceBatch) -> LossOutput:
         logps, hidden = model(batch, with_hidden="hidden" in spec.method.needs)
         pairs = pair_logprobs(logps, hidden, batch, scorers(batch))
+        check_finite(pairs)
         with torch.no_grad():
             weights = token_weights(spec, pairs, seed=seed)
         output = pair_loss(spec, pairs, weights)
-        lengths = {"lengths/chosen": pairs.chosen.lengths, "lengths/rejected": pairs.rejected.lengths}
-        return LossOutput(output.losses, output.metrics | lengths)
+        about = {
+            "lengths/chosen": pairs.chosen.lengths,
+            "lengths/rejected": pairs.rejected.lengths,
+            "weights/shared_prefix_gradient": shared_prefix_gradient(weights, batch),
+        }
+        return LossOutput(output.losses, output.metrics | about)
 
     return losses
 
@@ -110,7 +116,7 @@ def optimisation_step(
     batches = list(batches)
     totals = _Totals()
     for number, batch in enumerate(batches):
-        if hasattr(model, "set_requires_gradient_sync"):
+        if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(number == len(batches) - 1)
         output = losses(batch)
         total = totals.add(output, batch)

@@ -160,7 +160,7 @@ class SweepConfig(Section):
     label: str | None = Field(None, description="which of `methods` is trained; the one that `params` names")
     search: Literal["grid", "random", "optuna"] = "grid"
     num_samples: int = Field(8, ge=1, description="trials of random and optuna; a grid tries every combination")
-    metric: str = Field("win_rate", description="a column of the leaderboard, or an evaluation's figure: eval_loss, ...")
+    metric: str = Field("win_rate", description="of the leaderboard, or of an evaluation: eval_loss, ...")
     mode: Literal["min", "max"] | None = Field(None, description="by default min for a loss, else max")
     task: str | None = Field(None, description="whose answers are judged; by default the first of generate.tasks")
     scheduler: Literal["none", "asha"] = "none"
@@ -368,7 +368,7 @@ def _explain(error: ValidationError) -> list[str]:
 def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             return []
         options = [field.annotation, *getattr(field.annotation, "__args__", ())]

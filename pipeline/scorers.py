@@ -82,7 +82,7 @@ def fill_cache(
     if not missing:
         return table
     device = next(model.parameters()).device
-    lengths = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in missing]
+    lengths = [pair.length for pair in missing]
     done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for number, indices in enumerate(
         micro_batches(lengths, size=2 * micro_batch_size, rank=rank, world=world), start=1

@@ -1,80 +1,26 @@
-"""From a recipe to trained models: check everything, tokenise once, then one Ray Train worker group for all jobs."""
+"""From a recipe and its token ids to trained models: one Ray Train worker group for all jobs."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from otpo.batches import save_tokens, split_validation, tokens_hash
-from otpo.data import DataReport, read_rows
 from otpo.errors import UserError, WorkError
 from otpo.identity import model_fingerprint
-from otpo.records import TokenCompletion, TokenPair
-from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
 from pipeline import cards
 from pipeline.cluster import check_workers, cpus_per_worker
 from pipeline.config import ModelConfig, Recipe, TrainConfig
+from pipeline.context import Show
+from pipeline.prepare import Tokens
 from pipeline.scorers import cache_folder
 from pipeline.worker import FAILURE, TrainJob, total_steps, train_worker
-
-Show = Callable[[str, int, int, str], None]
-"""Progress of one piece of work: (what, done, total, a few words)."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A data file as the workers read it."""
-
-    train: str
-    validation: str | None
-    n_train: int
-    pad_id: int
-    hash: str
-    report: DataReport
-
-
-def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, supervised: bool) -> Tokens:
-    """Read, check and tokenise a data file; write it where all workers can map it.
-
-    Raises:
-        UserError: the file, the tokenizer or the rows cannot be used.
-    """
-    tokenizer = load_tokenizer(model)
-    rows = read_rows(source, recipe.data.split)
-    if recipe.data.limit and not supervised:
-        rows = rows[: recipe.data.limit]
-    tokenize = tokenize_completions if supervised else tokenize_pairs
-    items, report = tokenize(
-        rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
-        max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
-    )  # fmt: skip
-    key = tokens_hash(items)[:16]
-    validation: list[TokenPair] | list[TokenCompletion] = []
-    wanted = recipe.data.validation
-    if wanted and not supervised:
-        share = {"fraction": wanted} if wanted < 1 else {"count": int(wanted)}
-        items, validation = split_validation(items, **share, seed=recipe.train.seed)
-    target = folder / "data" / f"{key}-{recipe.train.seed}-{wanted}"
-    save_tokens(target / "train.safetensors", items)
-    if validation:
-        save_tokens(target / "validation.safetensors", validation)
-    (target / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
-    return Tokens(
-        train=str(target / "train.safetensors"),
-        validation=str(target / "validation.safetensors") if validation else None,
-        n_train=len(items),
-        pad_id=pad_id(tokenizer),
-        hash=key,
-        report=report,
-    )
 
 
 def make_job(
@@ -134,15 +80,29 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
         ),
     )
-    with _following(jobs, show):
+    with _following(jobs, show), _interruptible():
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise WorkError(f"Training failed {train.max_failures + 1} times; checkpoints are kept in {folder / 'models'}, and the same"
-                            f" command goes on from them. The last failure: {_cause(error)}") from error  # fmt: skip
+            if not failure.exists():
+                raise WorkError(f"Training failed {train.max_failures + 1} times; checkpoints are kept in {folder / 'models'}, and the same"
+                                f" command goes on from them. The last failure: {_cause(error)}") from error  # fmt: skip
     if failure.exists():
         kind, message = json.loads(failure.read_text())
         raise {"UserError": UserError, "WorkError": WorkError}[kind](message)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes SIGINT for itself, leaves with exit code 0 on it, and keeps the handler when it is done."""
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, previous)
 
 
 def _cause(error: BaseException) -> str:
@@ -152,7 +112,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _following(jobs: list[TrainJob], show: Show):
+def _following(jobs: list[TrainJob], show: Show) -> Iterator[None]:
     """Show the newest line of each job's metrics while the body runs."""
     stop = threading.Event()
 

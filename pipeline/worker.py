@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from otpo.batches import collate_completions, collate_pairs, load_tokens, take
+from otpo.batches import Item, collate_completions, collate_pairs, load_tokens, take
 from otpo.checkpoint import (
     complete_checkpoints,
     export,
@@ -35,7 +35,7 @@ from otpo.checkpoint import (
 from otpo.errors import UserError, WorkError
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
-from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+from otpo.records import SequenceBatch, TokenCompletion
 from otpo.step import (
     LossFunction,
     evaluate,
@@ -219,21 +219,18 @@ class _Trainer:
             return size
         return min(size, round(self.train.epochs * len(self.items)) - step * size)
 
-    def _batches(
-        self, members: list[TokenPair] | list[TokenCompletion], size: int | None = None
-    ) -> Iterator[SequenceBatch]:
-        lengths = [_length(item) for item in members]
-        collate = collate_completions if self.job.method is None else collate_pairs
+    def _batches(self, members: Sequence[Item], size: int | None = None) -> Iterator[SequenceBatch]:
+        lengths = [item.length for item in members]
+        collate: Callable[..., SequenceBatch] = collate_completions if self.job.method is None else collate_pairs
         for indices in micro_batches(
             lengths, size=size or self.train.micro_batch_size, rank=self.rank, world=self.world
         ):
             items = [members[i] for i in indices] or [replace(members[0], row=-1)]
             yield collate(items, self.job.pad_id).to(self.device)
 
-    def _denominator(self, members: list[TokenPair] | list[TokenCompletion]) -> float:
-        if self.job.method is None:
-            return float(sum(len(item.completion_ids) for item in members))
-        return float(len(members))
+    def _denominator(self, members: Sequence[Item]) -> float:
+        """Tokens for supervised training, else pairs."""
+        return float(sum(len(m.completion_ids) if isinstance(m, TokenCompletion) else 1 for m in members))
 
     def _evaluate(self, step: int, losses: LossFunction) -> None:
         members = list(self.validation)
@@ -303,12 +300,6 @@ class _Trainer:
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
         dist.barrier()
-
-
-def _length(item: TokenPair | TokenCompletion) -> int:
-    if isinstance(item, TokenPair):
-        return len(item.prompt_ids) + max(len(item.chosen_ids), len(item.rejected_ids))
-    return len(item.prompt_ids) + len(item.completion_ids)
 
 
 def total_steps(train: TrainConfig, items: int) -> int:

@@ -1,0 +1,206 @@
+"""A recipe in its folder: where things are, what is done, and the parts that several stages share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eval.config import JudgeConfig
+from otpo.errors import UserError
+from pipeline.config import WORLD_PREFIX, ModelConfig, Recipe, identity
+from pipeline.manifest import open_run
+
+if TYPE_CHECKING:
+    from eval.tasks import Task
+    from pipeline.engine import EngineConfig
+    from pipeline.generate import EnginePool
+
+Show = Callable[[str, int, int, str], None]
+"""Progress of one piece of work: (what, done, total, a few words)."""
+
+
+class World(Protocol):
+    """A prepared world with known truth (`jobs/small_world`): what `world:` in a recipe stands for."""
+
+    def prepare(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Write the world's files; does nothing where they are there already."""
+
+    def serve(self, folder: Path) -> AbstractContextManager[str]:
+        """Run the world's judge; gives its URL."""
+
+    def measure(self, run: Path, folder: Path, labels: list[str], methods: dict[str, Any]) -> None:
+        """Write `world.json` into the run's folder: what only a known truth allows to measure."""
+
+
+class Context:
+    """Everything about a run that is not a stage. Making one checks all that can be checked before a worker starts."""
+
+    def __init__(self, recipe: Recipe, folder: Path, world: World | None, show: Show, redo: bool):
+        self.recipe, self.folder, self.world, self.show = recipe, folder, world, show
+        self.inputs_of: dict[str, Any] = {}
+        self.did: list[str] = []
+        self.pool: EnginePool | None = None
+        self.manifest = open_run(recipe, folder, redo=redo)
+        if recipe.world is not None:
+            if world is None:
+                raise UserError(
+                    "The recipe has a `world`, and nothing here knows how to prepare it: use the `otpo` command."
+                )
+            world.prepare(self.world_folder, recipe.world)
+        self._check_sources()
+        self._check_judges()
+
+    # ---- where things are ----
+
+    @property
+    def world_folder(self) -> Path:
+        """Where the world's files are."""
+        return self.folder / "world"
+
+    def resolve(self, source: str) -> str:
+        """A source of the recipe as a path or name: `world:x` lies in the world's folder."""
+        if source.startswith(WORLD_PREFIX):
+            return str(self.world_folder / source.removeprefix(WORLD_PREFIX))
+        return str(Path(source).absolute()) if Path(source).exists() else source
+
+    @cached_property
+    def start(self) -> ModelConfig:
+        """Where every method starts: the base trained here, or the recipe's model."""
+        path = str(self.model_of("base")) if self.recipe.base else self.resolve(self.recipe.model.path)
+        return self.recipe.model.model_copy(update={"path": path})
+
+    def model_of(self, label: str) -> Path:
+        """Folder of a model of the run."""
+        if label == "base" and not self.recipe.base:
+            return Path(self.resolve(self.recipe.model.path))
+        return self.folder / "models" / label / "model"
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The prompts to answer."""
+        from eval.tasks import load_task
+
+        named = self.recipe.generate.named_tasks().items()
+        return {name: load_task(self.resolve(source), name, self.recipe.generate.limit) for name, source in named}
+
+    # ---- what is done ----
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """The recipe without the keys that cannot change a result: what inputs of stages are made of."""
+        return identity(self.recipe)
+
+    def needs(self, stage: str, inputs: Any) -> bool:
+        """Note a stage's inputs; whether it has to be done."""
+        self.inputs_of[stage] = inputs
+        return not self.manifest.is_done(stage, inputs)
+
+    @contextmanager
+    def doing(self, stage: str, outputs: list[Path], leaves: list[Path] | None = None) -> Iterator[dict[str, Any]]:
+        """Do a stage; `leaves` is everything it writes, where that is more than its outputs."""
+        self.clear(stage, leaves or outputs)
+        with self.manifest.doing(stage, self.inputs_of[stage], outputs) as figures:
+            yield figures
+        self.did.append(stage)
+
+    def clear(self, stage: str, leaves: list[Path]) -> None:
+        """Remove what other inputs left for a stage; what an interrupted attempt at these inputs left stays."""
+        if self.manifest.starts(stage, self.inputs_of[stage]):
+            for path in leaves:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    # ---- parts that stages share ----
+
+    def engines(self) -> EnginePool:
+        """The run's engines, loaded once and kept for every model."""
+        if self.pool is None:
+            from pipeline.cluster import connect
+            from pipeline.generate import EnginePool
+
+            connect(self.recipe.cluster.address)
+            self.pool = EnginePool(self.engine_config(), self.start.path, self.recipe.generate.template)
+        return self.pool
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Close the engines at the end, however it comes."""
+        try:
+            yield
+        finally:
+            self.close_engines()
+
+    def close_engines(self) -> None:
+        """End the engines; the next stage that needs them starts them again."""
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
+
+    def engine_config(self) -> EngineConfig:
+        """The engines that the recipe asks for."""
+        from pipeline.engine import EngineConfig
+
+        names = ("backend", "dtype", "max_model_len", "workers", "tensor_parallel_size", "gpu_memory_utilization")
+        return EngineConfig(**{name: getattr(self.recipe.generate, name) for name in names})
+
+    def judge_config(self, task: Task) -> JudgeConfig:
+        """The judge of a task: summaries have a protocol of their own unless the recipe names one."""
+        judge = self.recipe.judge
+        summary = task.kind == "summarization" and judge.protocol == "preference"
+        return judge.model_copy(update={"protocol": "summary"}) if summary else judge
+
+    @contextmanager
+    def serving(self, config: JudgeConfig) -> Iterator[JudgeConfig]:
+        """The judge's settings with an address that answers: a world's judge is started for the time of the body."""
+        ours = self.world if (config.url or "").startswith(WORLD_PREFIX) else None
+        with ours.serve(self.world_folder) if ours else nullcontext(config.url) as url:
+            yield config.model_copy(update={"url": url})
+
+    # ---- before anything starts ----
+
+    def _check_sources(self) -> None:
+        recipe = self.recipe
+        sources = {f"generate.tasks.{name}": source for name, source in recipe.generate.named_tasks().items()}
+        sources |= {"model.path": recipe.model.path}
+        if recipe.base:
+            sources["base.data"] = recipe.base["data"]
+        if recipe.data.path:
+            sources["data.path"] = recipe.data.path
+        if recipe.pairs:
+            sources["pairs.prompts"] = recipe.pairs.prompts
+        for key, source in sources.items():
+            # a hub name is "owner/name": anything that starts or ends like a path must be one
+            looks_local = source.startswith((WORLD_PREFIX, "/", "./", "../", "~")) or Path(source).suffix in _SUFFIXES
+            if looks_local and not Path(self.resolve(source)).exists():
+                raise UserError(
+                    f"{key}: there is no file or folder '{source}'. Give a path that exists, or a hub name."
+                )
+        model = Path(self.resolve(recipe.model.path))
+        if model.is_dir() and not (model / "config.json").is_file():
+            raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
+
+    def _check_judges(self) -> None:
+        stages = self.manifest.tree["stages"]
+        if self.tasks and not all(f"judge/{name}" in stages for name in self.tasks):
+            if self.recipe.judge.url:
+                self._check_judge("judge", self.recipe.judge)
+            elif self.recipe.methods:
+                raise UserError("judge.url is needed to judge the answers of generate.tasks; or use `otpo train`.")
+        if self.recipe.pairs and "pairs" not in stages:
+            self._check_judge("pairs.scorer", self.recipe.pairs.scorer)
+
+    def _check_judge(self, key: str, config: JudgeConfig) -> None:
+        if not config.url or not config.model:
+            raise UserError(
+                f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it."
+            )
+        if not config.url.startswith(WORLD_PREFIX):
+            from eval.judge import check
+
+            check(config)
+
+
+_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
