@@ -252,7 +252,7 @@ def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
 def read_leaderboard(path: Path) -> pd.DataFrame:
     """Read what `write_leaderboard` wrote; names stay text, missing columns are empty."""
     text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "note")}
-    frame = pd.read_csv(path, dtype=text)
+    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
     return frame.assign(note=frame["note"].fillna(""))
 

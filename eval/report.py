@@ -7,7 +7,6 @@ A part whose files are missing is left out.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from eval.examples import Example, examples, failures, sample
-from eval.figures import Style, curve, styles, win_rate_against_length
+from eval.figures import MANY_LABELS, Style, curve, styles, win_rate_against_length
 from eval.leaderboard import board_title, pairs_of_models, write_leaderboard
-from eval.pages import render
-from eval.run_files import Board, RunFiles, boards, read_run, shown_names
+from eval.pages import render, write_page
+from eval.run_files import Board, RunFiles, boards, read_run, safe_name, shown_names
 from eval.weights_page import pair_views
 from eval.words import claim, count, explanation, world_sentence
 
@@ -100,9 +99,7 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         "provenance": [view for run in runs if (view := _provenance(run))],
     }
     context["sections"] = _sections(context)
-    page = out / "report.html"
-    page.write_text(render("report.html.j2", **context), encoding="utf-8")
-    return page
+    return write_page(out / "report.html", render("report.html.j2", **context))
 
 
 def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict[str, Style]:
@@ -157,6 +154,7 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
         "claim": claim(table, pairs),
         "sentences": explanation(table, pairs),
         "rows": rows,
+        "numbered": len(rows) > MANY_LABELS,
         "level_name": "Length-controlled" if official else "Length-adjusted",
         "level_note": _level_note(official),
         "scale": _scale(table),
@@ -214,12 +212,12 @@ def _verdict_pages(
         page = render(
             "verdicts.html.j2", title=title, items=part, total=len(items), pages=pages, current=n, looks=looks
         )
-        (out / pages[n - 1]).write_text(page, encoding="utf-8")
+        write_page(out / pages[n - 1], page)
     return pages
 
 
 def _slug(task: str, i: int, found: Sequence[Board]) -> str:
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", task).strip("-") or "task"
+    slug = safe_name(task)
     return slug if sum(board.task == task for board in found) == 1 else f"{slug}-board{i + 1}"
 
 

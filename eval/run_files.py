@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,13 +55,18 @@ def write_answers(
 ) -> None:
     """Put the answers that were judged where `read_run` finds them, in AlpacaEval's own format."""
     for label, rows in outputs.items():
-        _write_rows(folder / "models" / label / task / "model_outputs.json", rows)
-    _write_rows(folder / "judge" / task / "reference.json", reference)
+        _write_rows(folder / "models" / safe_name(label) / safe_name(task) / "model_outputs.json", rows)
+    _write_rows(folder / "judge" / safe_name(task) / "reference.json", reference)
+
+
+def safe_name(name: str) -> str:
+    """`name` as one part of a path: a model may be called `org/model`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(rows), ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(list(rows), indent=1), encoding="utf-8")
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -79,15 +85,17 @@ def read_run(folder: Path) -> RunFiles:
             for task, frame in pd.read_parquet(path).groupby("task", sort=False):
                 run.verdicts[str(task)] = frame.reset_index(drop=True)
     for path in sorted(folder.glob("judge/*/reference.json*")):
-        run.references[path.parent.name] = _json(path, run, [])
+        run.references[path.parent.name] = _json(path, run, list) or []
     for path in sorted(folder.glob("models/*/*/model_outputs.json*")):
-        label, task = path.parent.parent.name, path.parent.name
-        run.outputs.setdefault(task, {})[label] = _json(path, run, [])
+        rows = _json(path, run, list)
+        if rows:  # verdicts know a model by `generator`; its folder may be called otherwise
+            label = str(rows[0].get("generator") or path.parent.parent.name)
+            run.outputs.setdefault(path.parent.name, {})[label] = rows
     for path in sorted(folder.glob("models/*/metrics.jsonl")):
         run.metrics[path.parent.name] = _lines(path, run)
-    run.weights = _json(folder / "weights.json", run, [])
-    run.world = _json(folder / "world.json", run, None)
-    run.manifest = _json(folder / "manifest.json", run, None)
+    run.weights = _json(folder / "weights.json", run, list) or []
+    run.world = _json(folder / "world.json", run, dict)
+    run.manifest = _json(folder / "manifest.json", run, dict)
     if (path := folder / "recipe.yaml").is_file():
         run.recipe = path.read_text(encoding="utf-8", errors="replace")
     if run.board is None and not (run.verdicts or run.metrics or run.weights or run.world or run.manifest):
@@ -98,15 +106,19 @@ def read_run(folder: Path) -> RunFiles:
     return run
 
 
-def _json(path: Path, run: RunFiles, default: Any) -> Any:
+def _json(path: Path, run: RunFiles, kind: type) -> Any:
     if not path.is_file():
-        return default
+        return None
     try:
         raw = path.read_bytes()
-        return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        value = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
     except (OSError, ValueError) as error:
         run.problems.append(f"{path.name} of {run.name} cannot be read: {error}")
-        return default
+        return None
+    if not isinstance(value, kind):
+        run.problems.append(f"{path.name} of {run.name}: expected a {kind.__name__}, found a {type(value).__name__}")
+        return None
+    return value
 
 
 def _lines(path: Path, run: RunFiles) -> pd.DataFrame:
@@ -160,8 +172,9 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
             if (frame := run.verdicts.get(task)) is not None:
                 frame = frame[frame["generator"].isin(rename)]
                 verdicts.append(frame.assign(generator=frame["generator"].map(rename)))
-            outputs |= {rename[k]: rows for k, rows in run.outputs.get(task, {}).items() if k in rename}
-            found = run.references.get(task) or run.outputs.get(task, {}).get(reference) or []
+            own = run.outputs.get(safe_name(task), {})
+            outputs |= {rename[k]: rows for k, rows in own.items() if k in rename}
+            found = run.references.get(safe_name(task)) or own.get(reference) or []
             reference_rows = reference_rows or found
         table = pd.concat(tables, ignore_index=True).sort_values("win_rate", ascending=False, ignore_index=True)
         frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()

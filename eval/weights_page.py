@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.figures import plan_heatmap
 from eval.leaderboard import number
-from eval.pages import render
+from eval.pages import render, write_page
 from eval.words import count
 
 # The darkest background on which the dark text keeps a contrast of 4.5.
@@ -36,9 +36,7 @@ def build_weights_page(rows: Sequence[dict[str, Any]], out: Path) -> Path:
         pairs=pairs,
         top=top,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return out
+    return write_page(out, page)
 
 
 def pair_views(rows: Sequence[dict[str, Any]], limit: int | None = None) -> tuple[list[dict[str, Any]], float]:

@@ -252,6 +252,22 @@ def test_parts_that_are_missing_are_left_out(tmp_path):
     assert "Paired" not in assert_sound(report.build([judged], judged)).words()
 
 
+def test_odd_names_characters_and_files_do_no_harm(tmp_path):
+    run, task = tmp_path / "run", "my/../task"
+    outputs = {"org/model": answers("org/model", 5, task, "caf\u00e9 \u6771\u4eac")}
+    outputs["org/model"][2]["output"] = "half a pair: \ud83d"
+    reference = answers("base", 5, task, "base")
+    frame = verdicts(outputs, reference, {"org/model": 0.9}, task)
+    write_answers(run, task, outputs, reference)
+    frame.to_parquet(run / "verdicts.parquet")
+    write_leaderboard(leaderboard(frame, outputs, reference, judge="j", protocol="p"), run / "leaderboard.csv")
+    (run / "weights.json").write_text("{}")
+    words = assert_sound(report.build([run], run)).words()
+    assert "org/model wins" in words and "half a pair: ?" in words and "caf\u00e9 \u6771\u4eac 1." in words
+    assert "weights.json of run: expected a list, found a dict" in words
+    assert all(path.resolve().is_relative_to(run.resolve()) for path in tmp_path.rglob("*.json"))
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"notes\.txt"):

@@ -210,6 +210,14 @@ def test_small_and_degenerate_boards_are_honest(wins, tmp_path):
     assert list(again) == list(COLUMNS) and again["note"][0] == row["note"]
 
 
+def test_names_that_look_like_missing_values_survive_the_csv(tmp_path):
+    board = leaderboard(
+        toy([1.9, 1.2], name="null"), {"null": answers([1, 2])}, answers([1, 2]), judge="1", protocol="p"
+    )
+    again = read_leaderboard(write_leaderboard(board, tmp_path / "leaderboard.csv"))
+    assert again["name"][0] == "null" and again["judge"][0] == "1" and again["win_rate"][0] == board["win_rate"][0]
+
+
 def test_answers_are_matched_by_instruction_and_missing_ones_refused():
     reference = answers([10, 20, 30])
     outputs = list(reversed(answers([1, 2, 3], n_tokens=5)))
