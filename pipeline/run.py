@@ -251,11 +251,13 @@ class Run(Context):
 
     def _fit(self, labels: list[str], model: ModelConfig, source: str) -> str:
         """Train the labels in one worker group; gives the file of token ids that they were trained on."""
-        from pipeline.cluster import connect
-        from pipeline.train import fit, make_job, prepare_tokens
+        from pipeline.prepare import prepare_tokens
 
         supervised = labels == ["base"]
         tokens = prepare_tokens(self.recipe, self.folder, model=model.path, source=source, supervised=supervised)
+        from pipeline.cluster import connect
+        from pipeline.train import fit, make_job
+
         connect(self.recipe.cluster.address)
         scorers = self.folder.parent / "scorers"
         jobs = [
