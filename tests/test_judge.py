@@ -265,16 +265,16 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_keeps_them(tmp_path):
     assert frame["cached"].sum() == before
 
 
-@pytest.mark.parametrize("settings", [{}, {"protocol": "alpaca_eval"}, {"protocol": "summary"}])
-def test_every_recorded_preference_comes_out_over_http(shared_data, tmp_path, settings):
-    if settings.get("protocol") == "alpaca_eval":
+@pytest.mark.parametrize("protocol", ["preference", "alpaca_eval"])
+def test_every_recorded_preference_comes_out_over_http(shared_data, tmp_path, protocol):
+    if protocol == "alpaca_eval":
         pytest.importorskip("alpaca_eval")
     folder = shared_data / "alpaca_eval" / "alpaca-7b"
     recorded = pd.DataFrame(read_rows(folder / "annotations.json.gz"))
     model = load_outputs(folder / "model_outputs.json.gz")
     reference = load_outputs(folder.parent / "reference_gpt4_1106_preview.json.gz")
     with replay(TOOL, folder / "annotations.json.gz") as url:
-        config = JudgeConfig(url=url, model="any", **settings)
+        config = JudgeConfig(url=url, model="any", protocol=protocol)
         frame = judge(model, reference, config, tmp_path / "s.sqlite", "alpaca_eval")
         stats = replay_stats(url)
     assert np.abs(frame["preference"] - recorded["preference"]).max() < 1e-9
