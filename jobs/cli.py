@@ -379,7 +379,9 @@ def main() -> None:
     except (otpo.errors.WorkError, eval.errors.WorkError) as error:
         stderr.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except SystemExit as exit:
+        if exit.code != 130:  # typer's code for Ctrl-C
+            raise
         stderr.print("Interrupted. What was finished is kept; the same command goes on from there.", highlight=False)
         sys.exit(1)
 

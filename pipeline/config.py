@@ -381,7 +381,10 @@ EXECUTION_KEYS = (
     "cluster", "judge.url", "judge.api_key_env", "judge.concurrency", "judge.max_retries", "judge.timeout", "judge.budget_usd",
     "judge.max_requests_per_minute", "pairs.scorer.url", "pairs.scorer.api_key_env", "pairs.scorer.concurrency",
     "pairs.scorer.max_retries", "pairs.scorer.timeout", "pairs.scorer.budget_usd", "pairs.scorer.max_requests_per_minute",
-    "train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization", "sweep",
+    "generate.workers", "generate.gpu_memory_utilization", "sweep",
+)  # fmt: skip
+EXECUTION_KEYS_OF_TRAINING = (
+    "workers", "use_gpu", "micro_batch_size", "activation_checkpointing", "save_every", "keep_checkpoints", "max_failures",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eval.tasks import Task
     from pipeline.engine import EngineConfig
     from pipeline.generate import EnginePool
+    from pipeline.prepare import Tokens
 
 Show = Callable[[str, int, int, str], None]
 """Progress of one piece of work: (what, done, total, a few words)."""
@@ -44,6 +45,7 @@ class Context:
         self.inputs_of: dict[str, Any] = {}
         self.did: list[str] = []
         self.pool: EnginePool | None = None
+        self._tokens: dict[bool, Tokens] = {}
         self.manifest = open_run(recipe, folder, redo=redo)
         if recipe.world is not None:
             if world is None:
@@ -52,6 +54,7 @@ class Context:
                 )
             world.prepare(self.world_folder, recipe.world)
         self._check_sources()
+        self._check_data()
         self._check_judges()
 
     # ---- where things are ----
@@ -86,6 +89,24 @@ class Context:
 
         named = self.recipe.generate.named_tasks().items()
         return {name: load_task(self.resolve(source), name, self.recipe.generate.limit) for name, source in named}
+
+    @property
+    def pairs_file(self) -> str:
+        """The preference pairs: the recipe's, or those sampled here."""
+        sampled = self.folder / "pairs" / "pairs.jsonl"
+        return str(sampled) if self.recipe.pairs else self.resolve(self.recipe.data.path or "")
+
+    def tokens(self, *, supervised: bool) -> Tokens:
+        """Token ids of the base's rows, else of the pairs. The base has the tokenizer of the model it starts from."""
+        if supervised not in self._tokens:
+            from pipeline.prepare import prepare_tokens
+
+            source = self.resolve((self.recipe.base or {})["data"]) if supervised else self.pairs_file
+            model = self.resolve(self.recipe.model.path)
+            self._tokens[supervised] = prepare_tokens(
+                self.recipe, self.folder, model=model, source=source, supervised=supervised
+            )
+        return self._tokens[supervised]
 
     # ---- what is done ----
 
@@ -181,6 +202,13 @@ class Context:
         model = Path(self.resolve(recipe.model.path))
         if model.is_dir() and not (model / "config.json").is_file():
             raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
+
+    def _check_data(self) -> None:
+        stages = self.manifest.tree["stages"]
+        if self.recipe.base and "base" not in stages:
+            self.tokens(supervised=True)
+        if self.recipe.data.path and not all(f"train/{label}" in stages for label in self.recipe.methods):
+            self.tokens(supervised=False)
 
     def _check_judges(self) -> None:
         stages = self.manifest.tree["stages"]

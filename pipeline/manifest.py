@@ -96,7 +96,8 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
             f"The run's folder {folder} cannot be written: {error.strerror}. Choose another with --runs DIR."
         ) from error
     stored = folder / "recipe.yaml"
-    if stored.exists() and not redo:
+    manifest = Manifest(folder)
+    if manifest.tree.get("begun") and stored.exists() and not redo:
         changes = differences(identity(load_recipe(stored)), identity(recipe))
         if changes:
             raise UserError(
@@ -108,7 +109,6 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
                     ]
                 )
             )
-    manifest = Manifest(folder)
     partial = stored.with_name(f".recipe.{os.getpid()}")
     partial.write_text(dump_yaml(recipe))
     os.replace(partial, stored)

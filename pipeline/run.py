@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otpo.identity import source_identity
-from pipeline.config import ModelConfig, Recipe
+from pipeline.config import EXECUTION_KEYS_OF_TRAINING, ModelConfig, Recipe
 from pipeline.context import Context, Show, World
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Run(Context):
         }
         if self.needs("base", inputs):
             with self.doing("base", [self.model_of("base")], [self.folder / "models" / "base"]):
-                self._fit(["base"], self.recipe.model.model_copy(update={"path": model}), source)
+                self._fit(["base"], self.recipe.model.model_copy(update={"path": model}))
 
     def pairs(self) -> None:
         """On-policy preference pairs from the base, if the recipe asks for them."""
@@ -102,13 +102,12 @@ class Run(Context):
 
     def train(self) -> None:
         """Every method of the recipe, in one worker group."""
-        source = str(self._pairs) if self.recipe.pairs else self.resolve(self.recipe.data.path or "")
         todo = []
         for label in self.recipe.methods:
             spec = self.recipe.method(label)
             inputs = {
                 "base": self.inputs_of["base"],
-                "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(source),
+                "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self.pairs_file),
                 "train": self._training(label),
                 "data": self.tree["data"],
                 "method": [spec.method.name, spec.hyperparameters],
@@ -121,7 +120,7 @@ class Run(Context):
         if self.pool is not None and self.pool.config.device == "gpu":
             self.close_engines()  # training wants the GPUs
         with self.doing(f"train/{todo[0]}", [self.model_of(todo[0])]) as figures:
-            figures["tokens"] = tokens = self._fit(todo, self.start, source)
+            figures["tokens"] = tokens = self._fit(todo, self.start)
             figures["trained_together"] = todo
         for label in todo[1:]:
             with self.doing(f"train/{label}", [self.model_of(label)]) as figures:
@@ -241,7 +240,7 @@ class Run(Context):
 
     def _training(self, label: str) -> dict[str, Any]:
         train = self.recipe.train_of(label).model_dump(mode="json")
-        return {key: value for key, value in train.items() if key not in ("max_failures", "keep_checkpoints")}
+        return {key: value for key, value in train.items() if key not in EXECUTION_KEYS_OF_TRAINING}
 
     def _counting(self, what: str) -> Callable[[int, int, int], None]:
         def progress(done: int, total: int, failed: int) -> None:
@@ -249,12 +248,10 @@ class Run(Context):
 
         return progress
 
-    def _fit(self, labels: list[str], model: ModelConfig, source: str) -> str:
+    def _fit(self, labels: list[str], model: ModelConfig) -> str:
         """Train the labels in one worker group; gives the file of token ids that they were trained on."""
-        from pipeline.prepare import prepare_tokens
-
         supervised = labels == ["base"]
-        tokens = prepare_tokens(self.recipe, self.folder, model=model.path, source=source, supervised=supervised)
+        tokens = self.tokens(supervised=supervised)
         from pipeline.cluster import connect
         from pipeline.train import fit, make_job
 
