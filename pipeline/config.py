@@ -5,6 +5,7 @@ otpo run jobs/recipes/small_world.yaml methods.otpo.reg=0.03 train.seed=1
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -92,6 +93,11 @@ class TrainConfig(Section):
     def _best_needs_evaluation(self) -> TrainConfig:
         if (self.best_metric or self.early_stopping_patience) and not self.eval_every:
             raise ValueError("best_metric and early_stopping_patience need train.eval_every: set how often to evaluate")
+        if self.best_metric and not self.best_metric.startswith("eval_"):
+            raise ValueError(
+                "best_metric is a figure of an evaluation, for example eval_loss or eval_rewards/accuracies; found"
+                f" '{self.best_metric}'"
+            )
         if self.early_stopping_patience and not self.best_metric:
             raise ValueError("early_stopping_patience needs train.best_metric, for example eval_loss")
         return self
@@ -226,11 +232,26 @@ class Recipe(Section):
                 raise ValueError(
                     f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-' (and not 'base')"
                 )
-            self.method(label), self.train_of(label)
+            self.method(label)
+            self._check_train_of(label, f"methods.{label}")
+            shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
+            if shared:
+                raise ValueError(
+                    f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
+                )
         if self.base is not None:
             if not self.base.get("data"):
                 raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
-            self.train_of("base")
+            self._check_train_of("base", "base")
+            if self.train_of("base").eval_every:
+                raise ValueError(
+                    "base.eval_every: the base is not evaluated, all its rows are trained on: leave it out"
+                )
+        evaluated = [label for label in self.methods if self.train_of(label).best_metric]
+        if evaluated and not self.data.validation:
+            raise ValueError(
+                f"best_metric of '{evaluated[0]}' needs pairs to evaluate on: set data.validation above 0, such as 0.05"
+            )
         if self.methods and self.data.path is None and self.pairs is None:
             raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
         if self.methods and self.data.path is not None and self.pairs is not None:
@@ -240,6 +261,12 @@ class Recipe(Section):
     def method(self, label: str) -> MethodSpec:
         """The method behind a label, with its hyperparameters."""
         return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
+
+    def _check_train_of(self, label: str, where: str) -> None:
+        try:
+            self.train_of(label)
+        except ValidationError as error:
+            raise ValueError("; ".join(f"{where}: {line}" for line in _explain(error, TrainConfig))) from error
 
     def train_of(self, label: str) -> TrainConfig:
         """`train` with the label's own keys put over it; "base" is the supervised stage."""
@@ -313,7 +340,7 @@ def find_recipe(path: str | Path) -> Path:
 
 def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of the tree with each `key.path=value` set."""
-    tree = json.loads(json.dumps(tree))
+    tree = copy.deepcopy(tree)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -342,17 +369,17 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """Check a tree; every problem in one `UserError`."""
     try:
-        return Recipe(**tree)
+        return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in _explain(error))])) from error
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, model: type[BaseModel] = Recipe) -> list[str]:
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
+            known = _known_keys(problem["loc"][:-1], model)
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known keys: {', '.join(known)}."
             lines.append(f"unknown key '{path}'.{hint}")
@@ -365,8 +392,7 @@ def _explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
+def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
@@ -384,7 +410,8 @@ EXECUTION_KEYS = (
     "generate.workers", "generate.gpu_memory_utilization", "sweep",
 )  # fmt: skip
 EXECUTION_KEYS_OF_TRAINING = (
-    "workers", "use_gpu", "micro_batch_size", "activation_checkpointing", "save_every", "keep_checkpoints", "max_failures",
+    "workers", "use_gpu", "micro_batch_size", "activation_checkpointing", "save_every", "keep_checkpoints",
+    "max_failures",
 )  # fmt: skip
 
 
@@ -398,6 +425,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
             section = (section or {}).get(parent)
         if section:
             section.pop(last, None)
+    for section in (tree["train"], tree["base"] or {}, *tree["methods"].values()):
+        for key in EXECUTION_KEYS_OF_TRAINING:
+            section.pop(key, None)
     return tree
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from otpo.batches import Item, save_tokens, split_validation, tokens_hash
+from otpo.batches import save_tokens, split_validation, tokens_hash
 from otpo.data import DataReport, read_rows
 from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
 from pipeline.config import Recipe
@@ -36,13 +36,13 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     if recipe.data.limit and not supervised:
         rows = rows[: recipe.data.limit]
     tokenize = tokenize_completions if supervised else tokenize_pairs
-    items: Sequence[Item]
+    items: list[Any]
     items, report = tokenize(
         rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
         max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
     )  # fmt: skip
     key = tokens_hash(items)[:16]
-    validation: Sequence[Item] = []
+    validation: list[Any] = []
     wanted = recipe.data.validation
     if wanted and not supervised:
         fraction, count = (wanted, None) if wanted < 1 else (None, int(wanted))
