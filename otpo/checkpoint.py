@@ -52,7 +52,15 @@ def save_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Opt
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(mark.parent for mark in folder.glob(f"step-*/{MARK}"))
+    found = [path for path in folder.glob("step-*") if _is_complete(path)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return "step" in read_state(path)
+    except (OSError, ValueError):
+        return False
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -78,7 +80,7 @@ def fill_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = ScorerTable(folder)
-    missing = table.missing(pairs)
+    missing = _agree(table.missing(pairs), pairs)
     if not missing:
         return table
     device = next(model.parameters()).device
@@ -102,6 +104,15 @@ def fill_cache(
     _write_part(folder, done)
     table.rows |= done
     return table
+
+
+def _agree(missing: list[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """What rank 0 found missing: another run may be filling the same cache while the ranks look."""
+    if not dist.is_initialized():
+        return missing
+    rows: list[Any] = [{pair.row for pair in missing}]
+    dist.broadcast_object_list(rows)
+    return [pair for pair in pairs if pair.row in rows[0]]
 
 
 def _write_part(folder: Path, rows: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -263,6 +263,8 @@ class _Trainer:
             "label": self.job.label,
             "world": self.world,
         }
+        if folder / f"step-{step:06d}" in complete_checkpoints(folder):
+            return  # as the best one, a moment ago
         path = save_checkpoint(folder, self.model, self.optimizer, state)
         if self.rank == 0:
             prune_checkpoints(folder, self.train.keep_checkpoints, self.best["step"])
