@@ -88,8 +88,7 @@ class Budget:
     def __init__(self, config: JudgeConfig, spent: float):
         self._config, self._changed = config, asyncio.Condition()
         self._spent, self._reserved, self._exhausted = spent, 0.0, False
-        # Tokens a byte: no tokenizer makes more tokens than bytes; once replies have come, the most any of them had.
-        self._ratio, self._learnt = 1.0, 0.0
+        self._tokens_per_byte = 0.0  # the most that any reply has reported
 
     async def reserve(self, size: int, max_tokens: int) -> float | None:
         """The USD set aside for a call whose messages have `size` bytes, None where it would exceed the budget."""
@@ -97,7 +96,8 @@ class Budget:
             return 0.0
         async with self._changed:
             while not self._exhausted:
-                estimate = price(self._config, size * (self._learnt or self._ratio), max_tokens)
+                # Before the first reply: half a token a byte, about twice what English text has.
+                estimate = price(self._config, size * (self._tokens_per_byte or 0.5), max_tokens)
                 if self._spent + self._reserved + estimate <= self._config.budget_usd:
                     self._reserved += estimate
                     return estimate
@@ -111,7 +111,7 @@ class Budget:
     async def settle(self, reserved: float, size: int, tokens: tuple[int, int]) -> None:
         """Replace what was set aside by what the call cost."""
         self._spent += price(self._config, *tokens)
-        self._learnt = max(self._learnt, tokens[0] / max(size, 1))
+        self._tokens_per_byte = max(self._tokens_per_byte, tokens[0] / max(size, 1))
         if self._config.budget_usd is not None:
             async with self._changed:
                 self._reserved -= reserved
