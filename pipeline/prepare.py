@@ -36,11 +36,11 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     if recipe.data.limit and not supervised:
         rows = rows[: recipe.data.limit]
     tokenize = tokenize_completions if supervised else tokenize_pairs
-    items: list[Any]
-    items, report = tokenize(
+    made, report = tokenize(
         rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
         max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
     )  # fmt: skip
+    items: list[Any] = list(made)
     key = tokens_hash(items)[:16]
     validation: list[Any] = []
     wanted = recipe.data.validation

@@ -121,6 +121,7 @@ class _Trainer:
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
         self.metrics = job.folder / "metrics.jsonl"
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
+        self.saved = 0
 
     def run(self) -> None:
         """Load or resume, train, export."""
@@ -263,8 +264,9 @@ class _Trainer:
             "label": self.job.label,
             "world": self.world,
         }
-        if folder / f"step-{step:06d}" in complete_checkpoints(folder):
+        if step == self.saved:
             return  # as the best one, a moment ago
+        self.saved = step
         path = save_checkpoint(folder, self.model, self.optimizer, state)
         if self.rank == 0:
             prune_checkpoints(folder, self.train.keep_checkpoints, self.best["step"])
