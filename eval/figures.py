@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -112,55 +113,64 @@ def win_rate_against_length(
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    pixel = axes.transData.transform
     for row in rows.to_dict("records"):  # what labels must keep clear of
-        x, y = axes.transData.transform((row["avg_length"], row["win_rate"]))
-        boxes.append((x - 8, y - 8, x + 8, y + 8))
-        for bound in ("win_rate_low", "win_rate_high", "length_adjusted_winrate", "length_controlled_winrate"):
-            if not pd.isna(row[bound]):
-                _, other = axes.transData.transform((row["avg_length"], row[bound]))
-                pad = 3 if bound.startswith("win") else 7
-                boxes.append((x - pad, min(y, other) - pad, x + pad, max(y, other) + pad))
+        x = row["avg_length"]
+        for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
+            if not pd.isna(row[mark]):
+                at_x, at_y = pixel((x, row[mark]))
+                boxes.append((at_x - 8, at_y - 8, at_x + 8, at_y + 8))
+        if not pd.isna(row["win_rate_low"]):
+            (left, bottom), (_, top) = pixel((x, row["win_rate_low"])), pixel((x, row["win_rate_high"]))
+            boxes.append((left - 3, bottom, left + 3, top))
+    lines: list[Box] = []
     if len(reference):
-        x, y = axes.transData.transform((float(reference.iloc[0]), axes.get_ylim()[0]))
-        boxes.append((x - 3, 0, x + 3, height))
-        _write(axes, boxes, x, y + 10, "length of the reference", NEUTRAL, 12)
-    for end in (1, 0):
-        x, y = axes.transData.transform((axes.get_xlim()[end], 50))
-        if _write(axes, boxes, x, y + 9, "50%: as good as the reference", NEUTRAL, 12):
-            break
+        line_x, floor = pixel((float(reference.iloc[0]), axes.get_ylim()[0]))
+        lines.append((line_x - 3, 0.0, line_x + 3, float(height)))
     for i, row in enumerate(rows.to_dict("records")):
-        x, y = axes.transData.transform((row["avg_length"], row["win_rate"]))
+        x, y = pixel((row["avg_length"], row["win_rate"]))
         text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
-        _write(axes, boxes, x, y, text, looks[row["name"]].colour, 13)
+        for obstacles in ([*boxes, *lines], boxes):  # a name may lie over the line; far from its mark it would confuse
+            if box := _write(axes, obstacles, x, y, text, looks[row["name"]].colour, 13, reach=width / 8):
+                boxes.append(box)
+                break
+    if len(reference):
+        _write(axes, boxes, line_x, floor + 10, "length of the reference", NEUTRAL, 12)
+    for end in (1, 0):
+        x, y = pixel((axes.get_xlim()[end], 50))
+        if _write(axes, [*boxes, *lines], x, y + 9, "50%: as good as the reference", NEUTRAL, 12):
+            break
     return svg(figure, _points_in_words(rows))
 
 
-def _write(axes: Axes, boxes: list[Box], x: float, y: float, text: str, colour: str, size: int) -> bool:
-    """Write `text` near the point (pixels) where it covers nothing, and take that place; False where there is none."""
+def _write(
+    axes: Axes, boxes: Sequence[Box], x: float, y: float, text: str, colour: str, size: int, reach: float = 60
+) -> Box | None:
+    """Write `text` within reach of the point (pixels) where it covers none of the boxes; None where it cannot be."""
     wide, tall = 0.6 * size * len(text), 1.15 * size
     frame = axes.get_window_extent()
     box = free_place(boxes, (frame.x0, frame.y0, axes.figure.bbox.width, frame.y1), x, y, wide, tall)
-    if box is None:
-        return False
-    boxes.append(box)
+    if box is None or abs((box[1] + box[3]) / 2 - y) > reach:
+        return None
     left, middle = box[0] + 2, (box[1] + box[3]) / 2
     pixels = axes.transData.inverted()
-    if abs(middle - y) > 14:
+    if abs(middle - y) > 14 or (abs(left - x) > 30 and abs(left + wide - x) > 30):
         end = left - 3 if left > x else left + wide + 3
         line = pixels.transform([(x, y), (end, middle)])
         axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.8, alpha=0.6)
     at = pixels.transform((left, middle))
     look = {"color": colour, "fontsize": size, "fontweight": "bold", "va": "center_baseline"}
     axes.text(at[0], at[1], text, parse_math=False, **look)  # type: ignore[arg-type]
-    return True
+    return box
 
 
 def free_place(boxes: Sequence[Box], frame: Box, x: float, y: float, wide: float, tall: float) -> Box | None:
     """The place for a label of that size nearest to (x, y), right or left of it, inside `frame` and over no box."""
     offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
-    places = [(x + 13 + abs(dy) / 8, y + dy) for dy in offsets]
-    places += [(x - 13 - abs(dy) / 8 - wide, y + dy) for dy in offsets]
-    for left, middle in sorted(places, key=lambda place: abs(place[1] - y) + (0.5 if place[0] < x else 0)):
+    gaps = [13, 40, 70]
+    places = [(x + gap + abs(dy) / 8, y + dy) for dy in offsets for gap in gaps]
+    places += [(x - gap - abs(dy) / 8 - wide, y + dy) for dy in offsets for gap in gaps]
+    for left, middle in sorted(places, key=lambda place: math.dist(place, (x if place[0] > x else x - wide, y))):
         box = (left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2)
         inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
         if inside and not any(_overlap(box, other) for other in boxes):

@@ -262,25 +262,27 @@ def render(board: pd.DataFrame, title: str | None = None) -> Table:
     from rich.table import Table
 
     controlled = board["length_controlled_winrate"].notna().any()
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for heading, justify in [
-        *(("model", "left"), ("win rate", "right"), ("95% interval", "right")),
-        *(("length-controlled" if controlled else "length-adjusted", "right"), ("wins/ties/losses", "right")),
-        *(("characters", "right"), ("x reference", "right"), ("failed", "right")),
-    ]:
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for row in board.to_dict("records"):
-        at_equal_length = row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]
-        table.add_row(
-            str(row["name"]),
-            number(row["win_rate"]),
-            f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
-            number(at_equal_length),
-            f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
-            number(row["avg_length"], 0),
-            number(row["length_ratio"], 2),
-            str(row["n_failed"]),
-        )
+    several = board["task"].nunique() > 1
+    table = Table(title=title, title_justify="left")
+    for heading in ["task", "model"] if several else ["model"]:
+        table.add_column(heading)
+    level = "length-controlled" if controlled else "length-adjusted"
+    for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
+        table.add_column(heading, justify="right")
+    for _, rows in board.groupby("task", sort=False):
+        for row in rows.to_dict("records"):
+            table.add_row(
+                *([str(row["task"])] if several else []),
+                str(row["name"]),
+                number(row["win_rate"]),
+                f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
+                number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
+                f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
+                number(row["avg_length"], 0),
+                number(row["length_ratio"], 2),
+                str(row["n_failed"]),
+            )
+        table.add_section()
     return table
 
 

@@ -277,16 +277,13 @@ def _provenance(run: RunFiles) -> dict[str, Any] | None:
     if run.manifest is None and run.recipe is None:
         return None
     manifest = run.manifest or {}
-    stages = manifest.get("stages") or {}
-    listed = stages.items() if isinstance(stages, dict) else [(s.get("name") or s.get("stage"), s) for s in stages]
     rows = [
         {
             "name": name,
             "seconds": stage.get("seconds"),
-            "seed": "" if stage.get("seed") is None else stage["seed"],
-            "hash": next((str(stage[k])[:16] for k in ("hash", "inputs_hash", "input_hash") if stage.get(k)), ""),
+            "finished": str(stage.get("finished") or "")[:19].replace("T", " "),
+            "inputs": str(stage.get("inputs") or "")[:16],
         }
-        for name, stage in listed
-        if isinstance(stage, dict)
+        for name, stage in (manifest.get("stages") or {}).items()
     ]
     return {"name": run.name, "stages": rows, "versions": manifest.get("versions") or {}, "recipe": run.recipe}
