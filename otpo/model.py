@@ -32,6 +32,8 @@ def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> Pr
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     return lm
 
 
@@ -165,7 +167,8 @@ def shard(
     model.to(mesh.device_type)
     if activation_checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for layer in model.lm.get_decoder().layers:
+    layer_types = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
+    for layer in [module for module in model.lm.modules() if type(module).__name__ in layer_types]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or a
     # checkpoint made then would hold the whole copies, which are never updated.
