@@ -31,8 +31,13 @@ CURVES = {
     "rewards/margins": "Reward margin",
     "rewards/chosen": "Reward of chosen",
     "rewards/rejected": "Reward of rejected",
-    "logps/chosen": "Log-probability of chosen",
+    "weights/entropy_chosen": "Weight entropy, chosen",
+    "weights/entropy_rejected": "Weight entropy, rejected",
+    "weights/transport_mass": "Transport mass",
+    "lengths/chosen": "Tokens of chosen",
+    "lengths/rejected": "Tokens of rejected",
     "grad_norm": "Gradient norm",
+    "logps/chosen": "Log-probability of chosen",
 }
 MAX_CURVES = 12
 # Heading, column and digits; a column without any number is left out.
@@ -230,7 +235,7 @@ def _curves(
         for label, frame in run.metrics.items()
         if "step" in frame and len(frame)
     }
-    extra = sorted({str(c) for frame in metrics.values() for c in frame if str(c).startswith(("weights/", "lengths/"))})
+    extra = sorted({str(c) for frame in metrics.values() for c in frame if str(c).startswith("weights/")} - set(CURVES))
     titles = CURVES | {key: key.replace("/", ": ").replace("_", " ").capitalize() for key in extra}
     keys = [key for key in titles if any(key in f and f[key].notna().any() for f in metrics.values())][:MAX_CURVES]
     panels = [{"title": titles[key], "svg": curve(key, titles[key], metrics, looks)} for key in keys]

@@ -86,12 +86,17 @@ def _metrics(row: dict[str, Any]) -> str:
 
 def _plan(row: dict[str, Any]) -> dict[str, Any] | None:
     chosen, rejected, plan = row["chosen_tokens"], row["rejected_tokens"], row.get("plan")
-    if plan is None or not chosen or not rejected or max(len(chosen), len(rejected)) > LARGEST_PLAN:
+    if plan is None or not chosen or not rejected:
         return None
+    if max(len(chosen), len(rejected)) > LARGEST_PLAN:
+        sentence = f"{len(chosen)} by {len(rejected)} tokens are too many to draw; the JSON output holds the numbers."
+        return {"label": _label(row), "svg": "", "width": 0, "sentence": sentence}
     svg, width = plan_heatmap(plan, chosen, rejected)
-    mass = [(float(value), i, j) for i, line in enumerate(plan) for j, value in enumerate(line)]
-    value, i, j = max(mass)
-    sentence = f"The most, {number(value, 3)}, moves from {_text(chosen[i])!r} to {_text(rejected[j])!r}."
+    value, i, j = max((float(value), i, j) for i, line in enumerate(plan) for j, value in enumerate(line))
+    sentence = (
+        "How much mass moves from each chosen token (rows) to each rejected one (columns). "
+        f"The most, {number(value, 3)}, moves from {_text(chosen[i])!r} to {_text(rejected[j])!r}."
+    )
     return {"label": _label(row), "svg": svg, "width": width, "sentence": sentence}
 
 

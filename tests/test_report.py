@@ -330,6 +330,10 @@ def test_weights_page_darkens_with_weight_and_shows_the_numbers(tmp_path):
     assert "2.20" in words and "<b>Lyon</b>" in words and "↵" in words
     assert "The most, 0.900, moves from 'Paris' to '<b>Lyon</b>'" in words
     assert "weights/entropy 0.750" in words
+    long = rows[0] | {"chosen_tokens": ["a"] * 99, "chosen_weights": [1.0] * 99, "plan": [[0.0] * 4] * 99}
+    assert (
+        "99 by 4 tokens are too many to draw" in assert_sound(build_weights_page([long], tmp_path / "l.html")).words()
+    )
 
 
 boxes = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=14)
