@@ -8,19 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from small_lm import PAIRS, small_lm
+from transformers import AutoModelForCausalLM
 
 import otpo.model
 from otpo.batches import collate_completions, collate_pairs
 from otpo.errors import UserError
 from otpo.model import PolicyModel, fused_logprobs, load_causal_lm, pair_logprobs
-from otpo.records import TokenCompletion, TokenPair
-
-PAIRS = [
-    TokenPair(0, [5, 6, 7], [8, 9, 10, 11, 12], [13, 14]),
-    TokenPair(1, [21], [22], [23, 24, 25, 26, 27, 28, 29]),
-    TokenPair(2, [31, 32, 33, 34, 35, 36], [37, 38, 39], [40, 41, 42]),
-]
+from otpo.records import TokenCompletion
 
 
 def head(n, size, vocabulary, dtype=torch.float64, seed=0):
@@ -122,22 +117,6 @@ def test_a_step_of_a_chunk_holds_few_logits(monkeypatch):
     assert max(seen) <= 1000 and sum(seen) == 2 * 300 * 100
 
 
-def small_lm(**changes):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        **changes,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def by_transformers(lm, ids, answer):
     """(log-probabilities, hidden states at the predicting positions) of one unpadded sequence."""
     out = lm(torch.tensor([ids]), output_hidden_states=True)
@@ -167,7 +146,8 @@ def test_heads_with_softcap_scale_and_bias_equal_transformers(family):
 
     shape = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3,
+        "pad_token_id": 0,
     }  # fmt: skip
     extra = {
         "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
