@@ -1,0 +1,365 @@
+"""Ray Tune over `methods.*` and `train.*` keys: trials share the base, tokens, cached reference and one engine.
+
+otpo sweep small_world sweep.params.methods.otpo.reg='[0.03, 0.1, 0.3, 1]'
+
+Everything lands in `runs/<name>/sweep/`, laid out as a run is: `models/<trial>/`, `verdicts.parquet`,
+`leaderboard.csv`, `report.html`, and beside them `results.csv`, `plot.svg` and `best.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.config import JudgeConfig
+from otpo.errors import UserError, WorkError
+from otpo.identity import source_identity
+from pipeline.config import Recipe, SweepRange, digest
+from pipeline.context import Show, World
+from pipeline.run import Run
+from pipeline.search import Search, plan, trial_name
+from pipeline.sweep_results import Outcome, read_outcome, write_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Say = Callable[[str], None]
+ENDLESS = 10**9  # ASHA's max_t: it stops a trial that reaches it, which would be before the model is exported
+
+
+def sweep(
+    recipe: Recipe, folder: Path, *, world: World | None, show: Show, say: Say = print, redo: bool = False
+) -> Outcome:
+    """Do what of a sweep is not done yet.
+
+    Args:
+        folder: of the run; the sweep's own is `folder/sweep`. say: called with a line that a person should read.
+
+    Raises:
+        UserError: wrong input or too small a cluster; nothing was started. WorkError: not one trial came to its end.
+    """
+    search = plan(recipe)
+    this = _Sweep(recipe, folder.absolute(), world, show, redo)
+    with this.opened():
+        return this.sweep(search, say)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the cluster is divided: trials at a time, CPUs of a training worker, whether the engine stays beside them."""
+
+    concurrent: int
+    cpus: int
+    keep_engine: bool
+
+
+def share(recipe: Recipe, search: Search) -> Share:
+    """How many trials the cluster holds at once. Ray Tune reserves nothing for them, so more would block each other.
+
+    Raises:
+        UserError: not even one.
+    """
+    import ray
+
+    from pipeline.cluster import check_workers, connect
+
+    connect(recipe.cluster.address)
+    train, generate = recipe.train_of(search.label), recipe.generate
+    on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
+    total = ray.cluster_resources()
+    engine = generate.workers * generate.tensor_parallel_size if search.task and total.get("GPU", 0) else 0
+    free = int(total.get("GPU" if on_gpu else "CPU", 0))
+    # where training and the engine do not fit side by side, they take turns
+    keep_engine = not on_gpu or free - engine >= train.workers
+    room = (free - engine * on_gpu) // train.workers if keep_engine else 1
+    concurrent = min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials, room)
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    workers = concurrent * train.workers
+    fitting = (cpus for cpus in range(max(nodes), 0, -1) if sum(node // cpus for node in nodes) >= workers)
+    return Share(concurrent, next(fitting, 1), keep_engine)
+
+
+class _Sweep(Run):
+    """A run whose stages after the pairs are the trials and what comes of them."""
+
+    def sweep(self, search: Search, say: Say) -> Outcome:
+        """Base, pairs, trials, results."""
+        self.search, self.say, self.out, self.spent = search, say, self.folder / "sweep", 0.0
+        self.task = self.tasks[search.task] if search.task else None
+        if self.task and self._reference(self.task)[0] not in (None, "base"):
+            raise UserError(
+                f"judge.reference is '{self.recipe.judge.reference}', which a sweep does not train: set"
+                " judge.reference=base, or a file."
+            )
+        # a first call is refused before the base is trained, and a finished one needs no Ray
+        divided = None if "sweep" in self.manifest.tree["stages"] else share(self.recipe, search)
+        self.base()
+        self.pairs()
+        trained_from, objective = self._trained_from(), self._objective()
+        tried = self.recipe.sweep.model_dump(mode="json", exclude={"max_concurrent_trials"})
+        if not self.needs("sweep", {"trials": trained_from, "objective": objective, "sweep": tried}):
+            return read_outcome(self.out, search)
+        if self.needs("sweep/trials", trained_from):
+            self.clear("sweep/trials", [self.out])
+        started = time.perf_counter()
+        trials = self._trials(divided or share(self.recipe, search), digest(objective))
+        outcome = write_results(self.recipe, search, self.out, trials)
+        if outcome.best is None:
+            raise WorkError(
+                f"Not one of {len(trials)} trials came to its end; {self.out / 'results.csv'} has the reasons."
+                f" The first: {trials[0].get('error')}"
+            )
+        self._write_boards([trial["name"] for trial in trials if trial["state"] == "done"])
+        if not outcome.failed:  # the same command tries failed trials again
+            outputs = [self.out / "results.csv", self.out / "best.yaml"]
+            with self.manifest.doing("sweep", self.inputs_of["sweep"], outputs) as figures:
+                figures["trials_seconds"] = round(time.perf_counter() - started, 2)
+        self.did.append("sweep")
+        return outcome
+
+    def _trained_from(self) -> dict[str, Any]:
+        """What a trial's model depends on beside the trial's own values."""
+        spec = self.recipe.method(self.search.label)
+        return {
+            "base": self.inputs_of["base"],
+            "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self._rows),
+            "train": self._training(self.search.label),
+            "data": self.tree["data"],
+            "method": [self.search.label, spec.method.name, spec.hyperparameters],
+        }
+
+    def _objective(self) -> dict[str, Any] | None:
+        """What a trial's figures depend on beside its model."""
+        if self.task is None:
+            return None
+        reference, file = self._reference(self.task)
+        return {
+            "judge": self.tree["judge"] | {"protocol": self.judge_config(self.task).protocol},
+            "sampling": self._sampling,
+            "engine": self._engine,
+            "task": [self.task.name, source_identity(self.task.source), len(self.task.prompts)],
+            "reference": reference or source_identity(file or self.task.source),
+        }
+
+    @property
+    def _rows(self) -> str:
+        return str(self._pairs) if self.recipe.pairs else self.resolve(self.recipe.data.path or "")
+
+    def _trials(self, divided: Share, key: str) -> list[dict[str, Any]]:
+        """Run the trials; gives their records."""
+        from pipeline.prepare import prepare_tokens
+
+        tokens = prepare_tokens(self.recipe, self.folder, model=self.start.path, source=self._rows, supervised=False)
+        if self.task is None and tokens.validation is None:
+            raise UserError(f"sweep.metric {self.search.metric} needs validation pairs: raise data.validation.")
+        from pipeline.cluster import connect
+        from pipeline.trials import Desk, Setting
+
+        connect(self.recipe.cluster.address)
+        workers = self.recipe.train_of(self.search.label).workers
+        self.say(
+            f"{self.search.n_trials} trials, {divided.concurrent} at a time: each has {workers} training"
+            f" worker{'s' * (workers > 1)} with {divided.cpus} CPU{'s' * (divided.cpus > 1)}."
+        )
+        setting = Setting(
+            recipe=self.recipe,
+            search=self.search,
+            folder=self.out,
+            scorers=self.folder.parent / "scorers",
+            start=self.start,
+            tokens=tokens,
+            cpus=divided.cpus,
+            key=key,
+        )
+        desk: Any = Desk.remote()  # type: ignore[attr-defined]
+        with self._answering(desk, divided):
+            return _tune(setting, desk, divided.concurrent, self.show)
+
+    @contextmanager
+    def _answering(self, desk: Any, divided: Share) -> Iterator[None]:
+        """Answer the trials' questions in a thread of this process while the body runs."""
+        if self.task is None:
+            yield
+            return
+        with self.serving(self.judge_config(self.task)) as config:
+            if self._reference(self.task)[0]:
+                self._answers(self.model_of("base"), "base", self.folder / "models" / "base" / self.task.name)
+            reference = self._reference_rows(self.task)
+            if not divided.keep_engine:
+                self.close_engines()
+            stop = threading.Event()
+            thread = threading.Thread(target=self._serve, args=(desk, config, reference, divided, stop), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+
+    def _serve(
+        self, desk: Any, config: JudgeConfig, reference: list[dict[str, Any]], divided: Share, stop: threading.Event
+    ) -> None:
+        import ray
+
+        question = desk.next.remote()
+        while not stop.is_set():
+            ready, _ = ray.wait([question], timeout=0.5)
+            if not ready:
+                continue
+            name = ray.get(question)
+            try:
+                figures = self._judged(name, config, reference)
+            except Exception as error:  # the trial's row says so; the other trials go on
+                figures = {"error": f"{type(error).__name__}: {error}"}
+            if not divided.keep_engine:
+                self.close_engines()
+            ray.get(desk.answer.remote(name, figures))
+            question = desk.next.remote()
+
+    def _judged(self, name: str, config: JudgeConfig, reference: list[dict[str, Any]]) -> dict[str, Any]:
+        """Answers, verdicts and the board's row of a trained trial."""
+        from eval.judge import judge, ledger, write_verdicts
+
+        assert self.task is not None
+        folder, store = self.out / "models" / name, self.folder / "judge" / "store.sqlite"
+        store.parent.mkdir(exist_ok=True)
+        answers = self._answers(folder / "model", name, folder / self.task.name)
+        verdicts = judge(
+            answers,
+            reference,
+            config,
+            store,
+            self.task.name,
+            self._counting(f"judge {name}"),
+            subset=self.recipe.generate.limit is not None,
+            spent_usd=self.spent,
+        )
+        self.spent += ledger(verdicts)["spent_usd"]
+        write_verdicts(verdicts, folder / "verdicts.parquet")
+        board = self._board(verdicts, {name: answers}, reference)
+        return json.loads(board.to_json(orient="records"))[0]
+
+    def _answers(self, model: Path, name: str, out: Path) -> list[dict[str, Any]]:
+        from pipeline.engine import Sampling
+
+        assert self.task is not None
+
+        def progress(done: int, total: int, rate: float) -> None:
+            self.show(f"generate {name}", done, total, f"{rate:,.0f} tokens/s")
+
+        sampling, template = Sampling(**self._sampling), self.recipe.generate.template
+        return self.engines().generate(model, name, self.task.prompts, sampling, out, template, progress).outputs
+
+    def _board(
+        self, verdicts: pd.DataFrame, outputs: dict[str, list[dict[str, Any]]], reference: list[dict[str, Any]]
+    ) -> pd.DataFrame:
+        from eval.leaderboard import leaderboard
+
+        assert self.task is not None
+        config = self.judge_config(self.task)
+        return leaderboard(
+            verdicts,
+            outputs,
+            reference,
+            judge=config.model or "",
+            protocol=config.protocol,
+            calibration=Path(config.calibration) if config.calibration else None,
+            seed=self.recipe.report.seed,
+        )
+
+    def _write_boards(self, names: list[str]) -> None:
+        """The files that any judged folder has at its top, and the page."""
+        import pandas as pd
+
+        from eval.judge import write_verdicts
+        from eval.leaderboard import write_leaderboard
+        from eval.report import build
+        from eval.run_files import write_answers
+
+        if self.task is not None:
+            reference, models = self._reference_rows(self.task), self.out / "models"
+            verdicts = pd.concat([pd.read_parquet(models / n / "verdicts.parquet") for n in names], ignore_index=True)
+            outputs = {n: json.loads((models / n / self.task.name / "model_outputs.json").read_text()) for n in names}
+            write_verdicts(verdicts, self.out / "verdicts.parquet")
+            write_answers(self.out, self.task.name, {}, reference)
+            write_leaderboard(self._board(verdicts, outputs, reference), self.out / "leaderboard.csv")
+        build([self.out], self.out)
+
+
+def _tune(setting: Any, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
+    """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
+    # read when ray.tune is imported or a Tuner made: Ctrl-C must end the sweep, and Tune's own files are not wanted
+    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    from ray import tune
+
+    from pipeline.trials import Progress, run_trial, trial_records
+
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    search, sweep = setting.search, setting.recipe.sweep
+    progress = Progress(setting, show)
+    space: dict[str, Any] = {}
+    sampler, remaining = None, search.n_trials
+    if search.grid is not None:
+        space = {"params": tune.grid_search(search.grid)}
+        remaining = 1
+    else:
+        known = [trial for trial in trial_records(setting) if trial["state"] == "done"]
+        remaining = search.n_trials - len(known)
+        sampler = _optuna(sweep.params, search, sweep.seed, known)
+    scheduler = None
+    if sweep.scheduler == "asha":
+        grace = sweep.grace_period or setting.recipe.train_of(search.label).eval_every or 1
+        scheduler = tune.schedulers.ASHAScheduler(
+            time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
+            reduction_factor=sweep.reduction_factor,
+        )  # fmt: skip
+    if remaining > 0:
+        storage = setting.folder / "ray"
+        shutil.rmtree(storage / "tune", ignore_errors=True)
+        trainable = tune.with_parameters(run_trial, setting=setting, desk=desk)
+        tune.Tuner(
+            # the trial's own actor needs no CPU, and Tune refuses a request for nothing: one byte of memory
+            tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[progress]),
+        ).fit()  # fmt: skip
+        progress.settle()
+    records = {trial["name"]: trial for trial in trial_records(setting)}
+    if search.grid is None:
+        return sorted(records.values(), key=lambda trial: trial["started"])
+    lost = {"state": "failed", "error": "the trial never started"}
+    return [records.get(trial_name(p), {"name": trial_name(p), "params": p} | lost) for p in search.grid]
+
+
+def _optuna(params: dict[str, Any], search: Search, seed: int, known: list[dict[str, Any]]) -> Any:
+    """Optuna's TPE sampler, told of the trials that an earlier call finished."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space: dict[str, Any] = {}
+    for key, values in params.items():
+        if not isinstance(values, SweepRange):
+            space[key] = optuna.distributions.CategoricalDistribution(values)
+        elif values.integer:
+            space[key] = optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
+        else:
+            space[key] = optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
+    return OptunaSearch(
+        space, metric=search.metric, mode=search.mode, seed=seed + len(known),
+        points_to_evaluate=[trial["params"] for trial in known] or None,
+        evaluated_rewards=[trial["figures"][search.metric] for trial in known] or None,
+    )  # fmt: skip

@@ -1,0 +1,236 @@
+"""What a sweep tries, and real sweeps on Ray: a grid, a failing trial, a killed and repeated call, Optuna, ASHA."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from otpo.errors import UserError, WorkError
+from pipeline.config import Recipe, load_recipe, make_recipe
+from pipeline.search import best_recipe, combinations, plan, trial_name, trial_recipe
+
+REGS = "methods.otpo.reg"
+
+
+@pytest.fixture
+def tree(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of a few steps on made-up pairs, swept over OTPO's `reg`."""
+    rows = [
+        {
+            "prompt": f"What is {n} plus {n}? ",
+            "chosen": f"It is {2 * n}.",
+            "rejected": f"I think that it may be {2 * n + 1}, or so.",
+        }
+        for n in range(24)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "name": "tiny",
+        "model": {"path": str(tiny_llama)},
+        "data": {"path": str(tmp_path / "pairs.jsonl"), "max_length": 96, "validation": 8},
+        "methods": {"dpo": {}, "otpo": {}},
+        "train": {
+            "max_steps": 4,
+            "eval_every": 2,
+            "global_batch_size": 4,
+            "micro_batch_size": 4,
+            "workers": 1,
+            "use_gpu": False,
+            "dtype": "fp32",
+            "learning_rate": 1e-3,
+            "max_failures": 0,
+        },
+        "sweep": {"params": {REGS: [0.1, 1.0]}, "metric": "eval_loss"},
+    }
+
+
+def swept(tree: dict[str, Any], **sweep: Any) -> Recipe:
+    return make_recipe({**tree, "sweep": {**tree["sweep"], **sweep}})
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+def test_grid_is_the_product_of_the_lists(tree: dict[str, Any]) -> None:
+    recipe = swept(tree, params={REGS: [0.1, 1.0], "methods.otpo.cost": ["l2", "cosine"]})
+    found = plan(recipe)
+    assert found.grid == [
+        {REGS: reg, "methods.otpo.cost": cost} for reg in (0.1, 1.0) for cost in ("l2", "cosine")
+    ]  # fmt: skip
+    assert (found.label, found.mode, found.task, found.n_trials) == ("otpo", "min", None, 4)
+    assert [trial_name(params) for params in found.grid][1] == "reg-0.1_cost-cosine"
+
+
+def test_random_draws_are_seeded_distinct_and_within_bounds(tree: dict[str, Any]) -> None:
+    params = {REGS: {"low": 0.01, "high": 10, "log": True}, "train.max_steps": {"low": 2, "high": 9, "integer": True}}
+    recipe = swept(tree, params=params, search="random", num_samples=40)
+    draws = combinations(recipe)
+    assert draws == combinations(recipe) and len({trial_name(draw) for draw in draws}) == 40
+    assert all(0.01 <= draw[REGS] <= 10 and draw["train.max_steps"] in range(2, 10) for draw in draws)
+    # log-uniform: half of the draws below the geometric mean
+    assert 10 <= sum(draw[REGS] < math.sqrt(0.01 * 10) for draw in draws) <= 30
+    few = swept(tree, params={REGS: [0.1, 1.0]}, search="random", num_samples=40)
+    assert len(combinations(few)) == 2
+
+
+def test_nested_params_of_the_command_line_are_dotted(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tree))
+    recipe = load_recipe(path, [f"sweep.params.{REGS}=[0.3]", "sweep.params.train.learning_rate={low: 1e-5, high: 1}"])
+    assert recipe.sweep.params[REGS] == [0.3]
+    assert recipe.sweep.params["train.learning_rate"].high == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"params": {}}, "sweep.params is empty"),
+        ({"params": {"generate.seed": [1]}}, "expected methods.LABEL.KEY or train.KEY"),
+        ({"params": {"methods.simpo.beta": [1.0]}}, "no label 'simpo'"),
+        ({"params": {"methods.otpo.regg": [1.0]}}, "did you mean 'reg'"),
+        ({"params": {REGS: [0.1, -1.0]}}, "above 0"),
+        ({"params": {"train.workers": [1, 2]}}, "does not change what is trained"),
+        ({"params": {"train.learning_rates": [1e-3]}, "label": "otpo"}, "Did you mean 'learning_rate'"),
+        ({"params": {"train.learning_rate": [1e-3, 1e-4]}}, "sweep.label"),
+        ({"params": {REGS: [0.1], "methods.dpo.beta": [0.1]}}, "one label"),
+        ({"params": {REGS: {"low": 0.1, "high": 1}}}, "grid needs a list"),
+        ({"params": {REGS: [0.1, 0.1]}}, "list each value once"),
+        ({"metric": "eval_los"}, "Did you mean eval_loss"),
+        ({"metric": "win_rate"}, "set generate.tasks and judge.url"),
+    ],
+)
+def test_bad_sweeps_are_refused_with_the_remedy(tree: dict[str, Any], sweep: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan(swept(tree, **sweep))
+
+
+def test_a_key_that_the_label_overrides_is_refused(tree: dict[str, Any]) -> None:
+    tree["methods"]["otpo"] = {"learning_rate": 1e-4}
+    with pytest.raises(UserError, match=r"Sweep methods\.otpo\.learning_rate instead"):
+        plan(swept(tree, label="otpo", params={"train.learning_rate": [1e-3, 1e-4]}))
+
+
+def test_an_evaluated_metric_needs_evaluations(tree: dict[str, Any]) -> None:
+    tree["train"].pop("eval_every")
+    with pytest.raises(UserError, match=r"set train\.eval_every"):
+        plan(swept(tree))
+
+
+def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
+    recipe = swept(tree)
+    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3")
+    assert list(trial.methods) == ["reg-0.3"]
+    assert trial.method("reg-0.3").method.name == "otpo" and trial.method("reg-0.3").hyperparameters["reg"] == 0.3
+    best = best_recipe(recipe, {REGS: 0.3})
+    assert best.name == "tiny-best" and list(best.methods) == ["dpo", "otpo"] and not best.sweep.params
+    assert best.method("otpo").hyperparameters["reg"] == 0.3
+
+
+def test_too_small_a_cluster_is_refused_before_anything_is_trained(
+    tree: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    from pipeline.sweep import sweep
+
+    tree["train"]["workers"] = 64
+    with pytest.raises(UserError, match=r"train\.workers"):
+        sweep(swept(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+    assert not (tmp_path / "runs" / "tiny" / "models").exists()
+
+
+def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep import sweep
+
+    said: list[str] = []
+    folder = tmp_path / "runs" / "tiny"
+    outcome = sweep(swept(tree), folder, world=None, show=silent, say=said.append)
+    assert "2 trials, 2 at a time: each has 1 training worker with 1 CPU." in said
+
+    # the objective is the last evaluation of each trial's own training, and the best is the smallest
+    losses = {}
+    for name in ("reg-0.1", "reg-1"):
+        lines = (folder / "sweep" / "models" / name / "metrics.jsonl").read_text().splitlines()
+        evaluations = [json.loads(line) for line in lines if "eval_loss" in line]
+        assert [line["step"] for line in evaluations] == [2, 4]
+        losses[name] = evaluations[-1]["eval_loss"]
+    results = pd.read_csv(folder / "sweep" / "results.csv")
+    assert dict(zip(results["trial"], results["eval_loss"], strict=True)) == pytest.approx(losses)
+    assert losses["reg-0.1"] != losses["reg-1"]
+    assert outcome.best == min(losses, key=losses.__getitem__) == results["trial"][0]
+    assert (folder / "sweep" / "plot.svg").read_text().lstrip().startswith("<?xml")
+    assert "reg-0.1" in (folder / "sweep" / "report.html").read_text()
+    best = load_recipe(folder / "sweep" / "best.yaml")
+    assert best.method("otpo").hyperparameters["reg"] == {"reg-0.1": 0.1, "reg-1": 1.0}[outcome.best]
+    # the reference was computed once: its cache holds each row once
+    from pipeline.scorers import ScorerTable
+
+    (cache,) = (tmp_path / "runs" / "scorers").iterdir()
+    assert len(ScorerTable(cache).rows) == 24
+
+    # again: nothing is done; one more value: only that one is trained
+    written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
+    assert not sweep(swept(tree), folder, world=None, show=silent, say=silent).did
+    assert (folder / "sweep" / "results.csv").stat().st_mtime_ns == written
+    trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
+    more = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, show=silent, say=silent)
+    assert len(more.results) == 3 and more.failed == 0
+    assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep import sweep
+
+    params = {"train.learning_rate": [1e-3, 1e30]}
+    folder = tmp_path / "runs" / "tiny"
+    outcome = sweep(swept(tree, label="otpo", params=params), folder, world=None, show=silent, say=silent)
+    assert outcome.failed == 1 and outcome.best == "learning_rate-0.001"
+    row = outcome.results.iloc[-1]
+    assert row["state"] == "failed" and "not finite" in row["error"]
+    assert "sweep" not in json.loads((folder / "manifest.json").read_text())["stages"]
+
+    with pytest.raises(WorkError, match="Not one of 1 trials"):
+        recipe = swept(tree, label="otpo", params={"train.learning_rate": [1e30]})
+        sweep(recipe, folder, world=None, show=silent, say=silent)
+
+
+@pytest.mark.slow
+def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep import sweep
+
+    params = {REGS: {"low": 0.01, "high": 10, "log": True}}
+    folder = tmp_path / "runs" / "tiny"
+    first = sweep(
+        swept(tree, params=params, search="optuna", num_samples=2), folder, world=None, show=silent, say=silent
+    )
+    assert len(first.results) == 2 and first.results[REGS].between(0.01, 10).all()
+    second = sweep(
+        swept(tree, params=params, search="optuna", num_samples=3), folder, world=None, show=silent, say=silent
+    )
+    assert len(second.results) == 3 and set(first.results["trial"]) < set(second.results["trial"])
+
+
+@pytest.mark.slow
+def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep import sweep
+
+    tree["train"] |= {"max_steps": 24, "eval_every": 2}
+    tree["sweep"] = {
+        "params": {"methods.otpo.learning_rate": [1e-2, 1e-7, 2e-7]},
+        "metric": "eval_loss",
+        "scheduler": "asha",
+        "reduction_factor": 2,
+        "max_concurrent_trials": 1,
+    }
+    outcome = sweep(make_recipe(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+    assert outcome.best == "learning_rate-0.01" and outcome.failed == 0
+    stopped = outcome.results[outcome.results["state"] == "stopped"]
+    assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}
+    for name in stopped["trial"]:
+        assert not (tmp_path / "runs" / "tiny" / "sweep" / "models" / name / "model").exists()
