@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,28 @@ def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), 
 def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
     """Train alone; several methods in one recipe share the cached reference."""
     _run(recipe, overrides, runs, redo, until="train")
+
+
+@app.command()
+def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+    """Ray Tune over any methods.* or train.* key: best trial, table, plot."""
+    from jobs.worlds import world_of
+    from pipeline.config import load_recipe
+    from pipeline.sweep import sweep as sweep_recipe
+    from pipeline.sweep_results import render
+
+    loaded = load_recipe(recipe, overrides or [])
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    with Bars(stderr) as bars:
+        outcome = sweep_recipe(
+            loaded, runs / loaded.name, world=world_of(loaded), show=bars.show, say=say, redo=redo
+        )  # fmt: skip
+    if not outcome.did:
+        console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
+    console.print(render(outcome))
+    for name in ("plot.svg", "report.html", "best.yaml"):
+        console.print(f"{name}: {outcome.folder / name}", soft_wrap=True, highlight=False)
+    console.print(f"Best: {outcome.best}; train it with `otpo run {outcome.folder / 'best.yaml'}`.", soft_wrap=True)
 
 
 def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
