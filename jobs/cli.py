@@ -2,7 +2,7 @@
 
 otpo run small_world
 otpo train recipe.yaml train.max_steps=50
-otpo judge model_outputs.json --reference reference.json --judge-url http://127.0.0.1:8000/v1 --judge-model NAME --out board
+    otpo judge model_outputs.json --reference reference.json --judge-url URL --judge-model NAME --out board
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until
     for label in recipe.labels() if until == "train" else []:
         if (path := done.model_of(label)).is_relative_to(done.folder):
             console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+    for note in done.notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if until == "report":
         console.print(f"Report: {(folder / 'report.html').absolute()}", soft_wrap=True, highlight=False)
 
@@ -112,7 +114,7 @@ def data(
     max_length: Annotated[int, typer.Option("--max-length")] = 1024,
     split: Annotated[str, typer.Option("--split")] = "train",
 ) -> None:
-    """What a preference file holds: format, rows, lengths, how often the longer answer is chosen, unusable rows and why."""
+    """What a preference file holds: format, rows, lengths, how often the longer answer is chosen, unusable rows."""
     from otpo.data import convert, read_rows
 
     rows = read_rows(source, split)
@@ -276,10 +278,18 @@ def judge(
     from jobs.judging import judge_files
 
     config = JudgeConfig(
-        url=judge_url, model=judge_model, protocol=protocol, both_orders=both_orders, concurrency=concurrency, budget_usd=budget_usd,
-        price_input=price_input, price_output=price_output, max_requests_per_minute=max_requests_per_minute, max_retries=max_retries,
+        url=judge_url,
+        model=judge_model,
+        protocol=protocol,
+        both_orders=both_orders,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        price_input=price_input,
+        price_output=price_output,
+        max_requests_per_minute=max_requests_per_minute,
+        max_retries=max_retries,
         calibration=str(calibration) if calibration else None,
-    )  # fmt: skip
+    )
     _writable(out)
     with Bars(stderr) as bars:
         board = judge_files(outputs, reference, config, out, task, show=bars.show, subset=subset)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from eval.config import JudgeConfig
 from eval.errors import UserError, WorkError
-from eval.judge import check, judge, write_verdicts
+from eval.judge import check, judge, ledger, write_verdicts
 from eval.leaderboard import leaderboard, write_leaderboard
 from eval.report import build
 from eval.run_files import write_answers
@@ -47,13 +47,17 @@ def judge_files(
             raise UserError(f"Two files hold answers of '{name}'. Give each file's rows a `generator` of its own.")
         outputs[name] = [{**row, "generator": name} for row in rows]
     check(config)
-    frames = []
+    frames, spent = [], 0.0
     for name, rows in outputs.items():
 
         def progress(done: int, total: int, failed: int, what: str = f"judge {name}") -> None:
             show(what, done, total, f"{failed} failed" if failed else "")
 
-        frames.append(judge(rows, reference_rows, config, out / "store.sqlite", task, progress, subset=subset))
+        frame = judge(
+            rows, reference_rows, config, out / "store.sqlite", task, progress, subset=subset, spent_usd=spent
+        )
+        spent += ledger(frame)["spent_usd"]
+        frames.append(frame)
     verdicts = pd.concat(frames, ignore_index=True)
     write_verdicts(verdicts, out / "verdicts.parquet")
     write_answers(out, task, outputs, reference_rows)
@@ -65,6 +69,6 @@ def judge_files(
     build([out], out)
     if not verdicts["preference"].notna().any():
         raise WorkError(
-            f"Not one verdict came back; the failures are counted in {out / 'report.html'}. The same command asks again."
+            f"Not one verdict came back; {out / 'report.html'} counts the failures. The same command asks again."
         )
     return board

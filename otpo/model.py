@@ -1,6 +1,7 @@
 """Causal language models that answer one question: the log-probability of each completion token.
 
-Shape legend: S sequences, L padded length, T padded completion length, N completion tokens of the batch, D hidden, V vocabulary.
+Shape legend: S sequences, L padded length, T padded completion length, N completion tokens of the batch, D hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> Pr
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
     return lm
 
 
@@ -41,7 +42,7 @@ class _FusedLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, scale, softcap):  # noqa: D102
+    def forward(ctx, hidden, weight, bias, targets, scale, softcap):
         rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         normalizers = torch.empty_like(logps)
@@ -55,7 +56,7 @@ class _FusedLogProbs(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: D102
+    def backward(ctx, grad):
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -105,7 +106,10 @@ def fused_logprobs(
     """Log-probability of each target without ever holding (N, V) logits.
 
     Args:
-        hidden: (N, D) states after the final norm. weight: (V, D) of the head. targets: (N,) token ids. bias: (V,) or None.
+        hidden: (N, D) states after the final norm.
+        weight: (V, D) of the head.
+        targets: (N,) token ids.
+        bias: (V,) or None.
         scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
 
     Returns:
@@ -170,8 +174,8 @@ def shard(
     layer_types = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
     for layer in [module for module in model.lm.modules() if type(module).__name__ in layer_types]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or a
-    # checkpoint made then would hold the whole copies, which are never updated.
+    # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
+    # a checkpoint made then would hold the whole copies, which are never updated.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model.float()
 

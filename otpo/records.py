@@ -67,6 +67,7 @@ class SequenceBatch:
     rows: Tensor
 
     def to(self, device: torch.device | str) -> SequenceBatch:
+        """The batch on a device."""
         return SequenceBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
@@ -95,6 +96,7 @@ class LogProbs:
         return self.mask.sum(-1)
 
     def scorer(self, name: str) -> Tensor:
+        """(B, T) log-probabilities of a frozen model."""
         if name not in self.scorers:
             raise KeyError(
                 f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.scorers)}"

@@ -127,8 +127,8 @@ def optimisation_step(
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not math.isfinite(figures["loss"]) or not torch.isfinite(norm):
         raise WorkError(
-            f"The loss is {figures['loss']} and the gradient norm {norm.item()}: not finite. Data rows with a loss that is not"
-            f" finite on this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at these rows with `otpo data`."
+            f"The loss is {figures['loss']} and the gradient norm {norm.item()}: not finite. Data rows with such a loss"
+            f" on this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at them with `otpo data`."
         )
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -29,7 +29,8 @@ def connect(address: str | None = None) -> None:
         )
     except ConnectionError as error:
         raise UserError(
-            f"No Ray cluster answers at '{address}': {error}. Start one with `ray start --head`, or leave cluster.address out."
+            f"No Ray cluster answers at '{address}': {error}. Start one with `ray start --head`, or leave"
+            " cluster.address out."
         ) from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -130,7 +130,8 @@ class GenerateConfig(Section):
         }
         if len(names) < len(self.tasks):
             raise UserError(
-                f"generate.tasks: two of {self.tasks} have the same name. Give names: `tasks: {{one: a.jsonl, two: b.jsonl}}`."
+                f"generate.tasks: two of {self.tasks} have the same name. Give names:"
+                " `tasks: {one: a.jsonl, two: b.jsonl}`."
             )
         return names
 
@@ -230,7 +231,7 @@ class Recipe(Section):
         for label in self.methods:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label) or label == "base":
                 raise ValueError(
-                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-' (and not 'base')"
+                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
                 )
             self.method(label)
             self._check_train_of(label, f"methods.{label}")
@@ -403,12 +404,13 @@ def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
 
 
 # Keys that say where and how fast, not what: they may change under a run's name.
+_JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "budget_usd", "max_requests_per_minute")
 EXECUTION_KEYS = (
-    "cluster", "judge.url", "judge.api_key_env", "judge.concurrency", "judge.max_retries", "judge.timeout", "judge.budget_usd",
-    "judge.max_requests_per_minute", "pairs.scorer.url", "pairs.scorer.api_key_env", "pairs.scorer.concurrency",
-    "pairs.scorer.max_retries", "pairs.scorer.timeout", "pairs.scorer.budget_usd", "pairs.scorer.max_requests_per_minute",
-    "generate.workers", "generate.gpu_memory_utilization", "sweep",
-)  # fmt: skip
+    "cluster",
+    "sweep",
+    *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
+    *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
+)
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "activation_checkpointing", "save_every", "keep_checkpoints",
     "max_failures",

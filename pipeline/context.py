@@ -38,12 +38,21 @@ class World(Protocol):
 
 
 class Context:
-    """Everything about a run that is not a stage. Making one checks all that can be checked before a worker starts."""
+    """Everything about a run that is not a stage. Making one checks all that can be checked before a worker starts.
+
+    Attributes:
+        inputs_of: stage -> what it was or will be made from.
+        did: stages that this call did.
+        notes: sentences for the person at the end, about what is finished but not whole.
+        spent_usd: paid to the judge by this call.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, world: World | None, show: Show, redo: bool):
         self.recipe, self.folder, self.world, self.show = recipe, folder, world, show
         self.inputs_of: dict[str, Any] = {}
         self.did: list[str] = []
+        self.notes: list[str] = []
+        self.spent_usd = 0.0
         self.pool: EnginePool | None = None
         self._tokens: dict[bool, Tokens] = {}
         self.manifest = open_run(recipe, folder, redo=redo)

@@ -59,7 +59,7 @@ class Manifest:
 
     @contextmanager
     def doing(self, stage: str, inputs: Any, outputs: list[Path]) -> Iterator[dict[str, Any]]:
-        """Record a stage as finished when the body ends without an error; the body may add figures to what is recorded."""
+        """Record a stage as finished when the body ends without an error; the body may add figures to the record."""
         started, figures = time.perf_counter(), dict[str, Any]()
         yield figures
         self.tree["stages"][stage] = {
@@ -69,6 +69,11 @@ class Manifest:
             "seconds": round(time.perf_counter() - started, 2),
             **figures,
         }
+        self.save()
+
+    def reopen(self, stage: str) -> None:
+        """What a stage left is usable but not whole: the next call does the rest."""
+        self.tree["stages"].pop(stage, None)
         self.save()
 
     def save(self) -> None:
@@ -105,7 +110,8 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
                     [
                         f"{folder} holds a run of another recipe. What differs:",
                         *(f"  {change}" for change in changes),
-                        "Two ways out: give this run a name of its own (name=...), or add --redo to do the changed stages again in place.",
+                        "Two ways out: give this run a name of its own (name=...), or add --redo to do the changed"
+                        " stages again in place.",
                     ]
                 )
             )

@@ -180,7 +180,7 @@ class Run(Context):
 
         folder = self.folder / "judge" / task.name
         reference = self._reference_rows(task)
-        frames = []
+        frames: list[pd.DataFrame] = []
         with (
             self.doing(f"judge/{task.name}", [folder / "verdicts.parquet"]) as figures,
             self.serving(self.judge_config(task)) as config,
@@ -191,11 +191,22 @@ class Run(Context):
                 subset = self.recipe.generate.limit is not None
                 progress = self._counting(f"judge {label} {task.name}")
                 answers = self._outputs(label, task.name)
-                frames.append(judge(answers, reference, config, store, task.name, progress, subset=subset))
+                frame = judge(
+                    answers, reference, config, store, task.name, progress, subset=subset, spent_usd=self.spent_usd
+                )
+                self.spent_usd += ledger(frame)["spent_usd"]
+                frames.append(frame)
             verdicts = pd.concat(frames, ignore_index=True)
             write_verdicts(verdicts, folder / "verdicts.parquet")
             (folder / "reference.json").write_text(json.dumps(reference, ensure_ascii=False, indent=1))
             figures |= ledger(verdicts)
+        if figures["failed"]:
+            self.manifest.reopen(f"judge/{task.name}")
+            counts = ", ".join(f"{count} {kind}" for kind, count in figures["errors"].items())
+            self.notes.append(
+                f"{task.name}: {figures['failed']} of {len(verdicts)} verdicts failed ({counts}). The board counts"
+                " them, and the same command asks for them again."
+            )
 
     def measure(self) -> None:
         """What a world with known truth allows to measure."""
@@ -212,7 +223,7 @@ class Run(Context):
     def report(self) -> None:
         """Token weights for the page, the table, the page."""
         inputs = {"stages": dict(self.inputs_of), "report": self.tree["report"], "name": self.recipe.name}
-        if not self.needs("report", inputs):
+        if not (self.needs("report", inputs) or self.did):
             return
         from eval.report import build
 

@@ -87,8 +87,10 @@ def fit(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             if not failure.exists():
-                raise WorkError(f"Training failed {train.max_failures + 1} times; checkpoints are kept in {folder / 'models'}, and the same"
-                                f" command goes on from them. The last failure: {_cause(error)}") from error  # fmt: skip
+                raise WorkError(
+                    f"Training failed {train.max_failures + 1} times; checkpoints are kept in {folder / 'models'}, and"
+                    f" the same command goes on from them. The last failure: {_cause(error)}"
+                ) from error
     if failure.exists():
         kind, message = json.loads(failure.read_text())
         raise {"UserError": UserError, "WorkError": WorkError}[kind](message)

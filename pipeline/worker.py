@@ -88,7 +88,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs on every worker.
 
     Args:
-        config: {"jobs": [TrainJob as a dict, ...], "failure": where to write an error that a retry would only meet again}.
+        config: {"jobs": [TrainJob as a dict, ...], "failure": where to write an error that a retry would meet again}.
     """
     failure = Path(config["failure"])
     if failure.exists():
@@ -174,7 +174,7 @@ class _Trainer:
         if found != self.job.model_fingerprint:
             raise WorkError(
                 f"{checkpoints[-1]} was trained from a model with fingerprint {found}, but {self.job.model} now has"
-                f" {self.job.model_fingerprint}: its reference has changed. Put the model back, or start under a new name."
+                f" {self.job.model_fingerprint}: its reference has changed. Put the model back, or take a new name."
             )
         state = load_checkpoint(checkpoints[-1], self.model, self.optimizer)
         self.best = state["best"]
@@ -214,7 +214,7 @@ class _Trainer:
         return step
 
     def _batch_size(self, step: int) -> int:
-        """Pairs in this step: the last one of an `epochs` run holds what is left, so each pair is seen equally often."""
+        """Pairs in this step; the last one of an `epochs` run holds what is left: each pair is seen equally often."""
         size = self.train.global_batch_size
         if self.train.max_steps is not None:
             return size
