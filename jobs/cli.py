@@ -1,7 +1,7 @@
 """`otpo`: one command, a verb for each stage.
 
-otpo run small_world
-otpo train recipe.yaml train.max_steps=50
+    otpo run small_world
+    otpo train recipe.yaml train.max_steps=50
     otpo judge model_outputs.json --reference reference.json --judge-url URL --judge-model NAME --out board
 """
 
