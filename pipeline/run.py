@@ -7,6 +7,7 @@ started when a stage needs it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,12 +120,14 @@ class Run(Context):
             return
         if self.pool is not None and self.pool.config.device == "gpu":
             self.close_engines()  # training wants the GPUs
-        with self.doing(f"train/{todo[0]}", [self.model_of(todo[0])]) as figures:
-            figures["tokens"] = tokens = self._fit(todo, self.start)
-            figures["trained_together"] = todo
-        for label in todo[1:]:
+        started = time.perf_counter()
+        tokens = self._fit(todo, self.start)
+        seconds = time.perf_counter() - started
+        steps = {label: _seconds_of_steps(self.folder / "models" / label) for label in todo}
+        for label in todo:
             with self.doing(f"train/{label}", [self.model_of(label)]) as figures:
-                figures |= {"tokens": tokens, "trained_together": todo}
+                share = seconds * steps[label] / max(sum(steps.values()), 1e-9)
+                figures |= {"tokens": tokens, "trained_together": todo, "seconds": round(share, 2)}
 
     def generate(self) -> None:
         """Answers of every model to every task."""
@@ -348,3 +351,9 @@ class Run(Context):
                 )
         if boards:
             write_leaderboard(pd.concat(boards, ignore_index=True), self.folder / "leaderboard.csv")
+
+
+def _seconds_of_steps(folder: Path) -> float:
+    """Time that a label's own steps took: methods of one worker group share its start-up in this proportion."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return sum(line.get("seconds", 0.0) for line in lines)
