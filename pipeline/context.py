@@ -64,7 +64,8 @@ class Context:
             world.prepare(self.world_folder, recipe.world)
         self._check_sources()
         self._check_data()
-        self._check_judges()
+        if recipe.pairs and "pairs" not in self.manifest.tree["stages"]:
+            self.check_judge("pairs.scorer", recipe.pairs.scorer)
 
     # ---- where things are ----
 
@@ -115,6 +116,10 @@ class Context:
             self._tokens[supervised] = prepare_tokens(
                 self.recipe, self.folder, model=model, source=source, supervised=supervised
             )
+            report = self._tokens[supervised].report
+            left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
+            what = f"rows of {Path(source).name}"
+            self.show(what, report.n_usable, report.n_rows, f"usable; left out: {left_out}" if left_out else "usable")
         return self._tokens[supervised]
 
     # ---- what is done ----
@@ -219,17 +224,8 @@ class Context:
         if self.recipe.data.path and not all(f"train/{label}" in stages for label in self.recipe.methods):
             self.tokens(supervised=False)
 
-    def _check_judges(self) -> None:
-        stages = self.manifest.tree["stages"]
-        if self.tasks and not all(f"judge/{name}" in stages for name in self.tasks):
-            if self.recipe.judge.url:
-                self._check_judge("judge", self.recipe.judge)
-            elif self.recipe.methods:
-                raise UserError("judge.url is needed to judge the answers of generate.tasks; or use `otpo train`.")
-        if self.recipe.pairs and "pairs" not in stages:
-            self._check_judge("pairs.scorer", self.recipe.pairs.scorer)
-
-    def _check_judge(self, key: str, config: JudgeConfig) -> None:
+    def check_judge(self, key: str, config: JudgeConfig) -> None:
+        """Raises UserError where a judge cannot be asked; `key` is its section of the recipe."""
         if not config.url or not config.model:
             raise UserError(
                 f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it."

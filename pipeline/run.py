@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otpo.errors import UserError
 from otpo.identity import source_identity
 from pipeline.config import EXECUTION_KEYS_OF_TRAINING, ModelConfig, Recipe
 from pipeline.context import Context, Show, World
@@ -37,6 +38,8 @@ def run(
         WorkError: a stage failed; the same call goes on from there.
     """
     this = Run(recipe, folder.absolute(), world, show, redo)
+    if until == "report":
+        this.check_answering()
     with this.opened():
         this.base()
         this.pairs()
@@ -51,6 +54,28 @@ def run(
 
 class Run(Context):
     """A recipe in its folder, stage by stage."""
+
+    def check_answering(self) -> None:
+        """Find out, before anything is trained, whether answers and verdicts can be had at all.
+
+        Raises:
+            UserError: an engine cannot serve the model, the reference answers other instructions, or no judge answers.
+        """
+        stages, recipe = self.manifest.tree["stages"], self.recipe
+        if not self.tasks or all(f"judge/{name}" in stages for name in self.tasks):
+            return
+        from eval.tasks import match_outputs
+        from pipeline.generate import preflight
+
+        preflight(self.resolve(recipe.model.path), self.engine_config(), recipe.generate.template)
+        for task in self.tasks.values():
+            if self._reference(task)[1]:
+                answers = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
+                match_outputs(answers, self._reference_rows(task), subset=recipe.generate.limit is not None)
+        if recipe.judge.url:
+            self.check_judge("judge", recipe.judge)
+        elif recipe.methods:
+            raise UserError("judge.url is needed to judge the answers of generate.tasks; or use `otpo train`.")
 
     def base(self) -> None:
         """Supervised training of the base, if the recipe has one."""

@@ -49,6 +49,8 @@ def sweep(
     """
     search = plan(recipe)
     this = _Sweep(recipe, folder.absolute(), world, show, redo)
+    if search.task:
+        this.check_answering()
     with this.opened():
         return this.sweep(search, say)
 
