@@ -112,6 +112,7 @@ class VLLMEngine:
         if model.digest == self.model.digest:
             return
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
+        self.llm.apply_model(_repack_embeddings)
         self.llm.reset_prefix_cache()
         self.model = model
 
@@ -135,6 +136,15 @@ class VLLMEngine:
         ]
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         return [list(o.outputs[0].token_ids) for o in self.llm.generate(inputs, parameters, use_tqdm=False)]
+
+
+def _repack_embeddings(model: Any) -> None:
+    """Pack embeddings for the CPU again: a reload leaves the packed copy of a tied head as it was (vLLM 0.32)."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding):
+            module.quant_method.process_weights_after_loading(module)
 
 
 class TransformersEngine:

@@ -28,7 +28,7 @@ class Sampling:
     each entry; temperature 0.7 with top_p 1.0 is common among them.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; vLLM takes no more than 2.
         top_p: nucleus mass.
         max_tokens: most tokens of an answer, its end token included.
         n: answers a prompt; more than one needs a temperature.
@@ -44,7 +44,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, right, wanted in (
-            ("temperature", self.temperature >= 0, "at least 0"),
+            ("temperature", 0 <= self.temperature <= 2, "in [0, 2]"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("n", self.n >= 1, "at least 1"),

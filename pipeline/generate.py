@@ -256,12 +256,24 @@ class EnginePool:
             },
             compute=ray.data.TaskPoolStrategy(size=min(2 * workers, len(rows))),
         )
-        try:
-            for block in answered.iter_batches(batch_size=None, prefetch_batches=0):
-                for text in block["answers"]:
-                    yield [Completion(**values) for values in json.loads(str(text))]
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            raise _explained(error, self.config) from error
+        for block in answered.iter_batches(batch_size=None, prefetch_batches=0):
+            for text in block["answers"]:
+                values = json.loads(str(text))
+                if isinstance(values, dict):
+                    raise self._failure(**values)
+                yield [Completion(**value) for value in values]
+
+    def _failure(self, kind: str, message: str) -> Exception:
+        """What `_ask` met, as an error that says what to do."""
+        if kind == "input":
+            return UserError(message)
+        if kind == "timeout":
+            wanted = f"{self.config.tensor_parallel_size} free GPUs" if self.config.device == "gpu" else "free memory"
+            waited = f"no engine was ready after {self.config.start_timeout:g} s"
+            message = f"{waited}; each needs a node with {wanted} (`ray status` shows what waits)"
+        return WorkError(
+            f"Generation failed: {message}. The answers that had arrived are kept; the same command makes the others."
+        )
 
 
 class _EngineActor:
@@ -287,35 +299,22 @@ def _here(folder: ModelFolder) -> ModelFolder:
 def _ask(
     block: dict[str, Any], engines: list[tuple[Any, Any]], call: tuple[Any, ...], timeout: float
 ) -> dict[str, list[str]]:
-    """Ray Data's task: hand each batch to its engine and wait for the answers."""
+    """Ray Data's task: hand each batch to its engine and wait for the answers, or for the failure, as JSON."""
     import ray
 
     answers = []
     for number, batch in zip(block["number"], block["batch"], strict=True):
         actor, ready = engines[int(number) % len(engines)]
-        ray.get(ready, timeout=timeout)
-        answers.append(ray.get(actor.answer.remote(str(batch), *call)))
+        try:
+            ray.get(ready, timeout=timeout)
+            answers.append(ray.get(actor.answer.remote(str(batch), *call)))
+        except ray.exceptions.GetTimeoutError:
+            answers.append(json.dumps({"kind": "timeout", "message": ""}))
+        except Exception as error:  # whatever an engine raises is told by the driver, once
+            cause = getattr(error, "cause", error)
+            kind = "input" if isinstance(cause, UserError) else "engine"
+            answers.append(json.dumps({"kind": kind, "message": str(cause) or type(cause).__name__}))
     return {"answers": answers}
-
-
-def _explained(error: Exception, config: EngineConfig) -> Exception:
-    """The failure of an engine in words that help; a `UserError` from inside it stays one."""
-    import ray
-
-    cause = error
-    while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
-        cause = cause.cause
-    if isinstance(cause, UserError):
-        return UserError(str(cause))
-    if isinstance(cause, ray.exceptions.GetTimeoutError):
-        return WorkError(
-            f"No generation engine was ready after {config.start_timeout:g} s: the cluster may lack a free node with "
-            f"{config.tensor_parallel_size} {config.device.upper()}s (`ray status` shows what is pending). Nothing is "
-            "lost: the same command goes on from here."
-        )
-    return WorkError(
-        f"Generation failed: {cause}\nThe answers that had arrived are kept; the same command generates the others."
-    )
 
 
 def _refuse_equal_ids(prompts: Sequence[Prompt]) -> None:

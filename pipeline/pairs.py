@@ -167,7 +167,8 @@ def sample_pairs(
     if not rows:
         raise WorkError(
             f"Not one pair came of {report['answers']} answers to {report['prompts']} prompts: "
-            f"{report['without_pair']}. Raise pairs.n or pairs.temperature, or use a scorer that tells answers apart."
+            f"{report['without_pair']}; {report['truncated']} answers were cut at max_tokens. Raise pairs.n, "
+            "pairs.temperature or pairs.max_tokens, or use a scorer that tells answers apart."
         )
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return report

@@ -1,9 +1,17 @@
 """What several test files share: real data where it is at hand, and a tiny real model."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pipeline.generate import EnginePool
 
 # Wall time per example says nothing on a busy machine.
 settings.register_profile("busy", deadline=None)
@@ -42,3 +50,47 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(tokenizer, hidden=64, layers=2, heads=2, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sharp_models(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of `tiny_llama`'s shape: large weights, so that tokens are seldom nearly tied; many end tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = []
+    for seed in range(2):
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.4, generator=generator)
+        model.generation_config.eos_token_id = [model.config.eos_token_id, *range(45, 480, 60)]
+        folders.append(tmp_path_factory.mktemp(f"sharp_{seed}"))
+        model.save_pretrained(folders[-1])
+        AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of this process with 2 CPUs; the dashboard is on because Ray Train's cleaner needs it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(address="local", num_cpus=2, num_gpus=0, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def vllm_pool(ray_cluster: None, sharp_models: list[Path]) -> Iterator[EnginePool]:
+    """One real vLLM engine in a Ray actor, with the first of `sharp_models` loaded and a context of 128 tokens."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from pipeline.engine import EngineConfig
+    from pipeline.generate import EnginePool
+
+    config = EngineConfig(backend="vllm", device="cpu", max_model_len=128, batch_size=16)
+    with EnginePool(config, sharp_models[0]) as pool:
+        yield pool
