@@ -70,15 +70,50 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
     loaded = load_recipe(recipe, overrides or [])
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     with Bars(stderr) as bars:
-        outcome = sweep_recipe(
-            loaded, runs / loaded.name, world=world_of(loaded), show=bars.show, say=say, redo=redo
-        )  # fmt: skip
+        outcome = sweep_recipe(loaded, runs / loaded.name, world=world_of(loaded), show=bars.show, say=say, redo=redo)
     if not outcome.did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
     console.print(render(outcome))
     for name in ("plot.svg", "report.html", "best.yaml"):
         console.print(f"{name}: {outcome.folder / name}", soft_wrap=True, highlight=False)
     console.print(f"Best: {outcome.best}; train it with `otpo run {outcome.folder / 'best.yaml'}`.", soft_wrap=True)
+
+
+@app.command()
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Annotated[
+        str,
+        typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="the dashboard, e.g. http://127.0.0.1:8265"),
+    ] = "",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="folder of runs, absolute and seen by every node", show_default=False)
+    ] = None,
+    shared: Annotated[
+        list[Path] | None, typer.Option("--shared", help="a folder that every node sees: files in it do not travel")
+    ] = None,
+    python: Annotated[str | None, typer.Option("--python", help="the interpreter on the cluster")] = None,
+    redo: Redo = False,
+    follow: Annotated[bool, typer.Option("--follow", help="show the log and exit with the job's own code")] = False,
+) -> None:
+    """The same run as a Ray job; submitted twice, it runs once."""
+    from jobs.submit import submit as submit_recipe
+
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    code = submit_recipe(
+        recipe,
+        overrides or [],
+        address=address,
+        runs=runs,
+        shared=shared or [],
+        python=python,
+        redo=redo,
+        follow=follow,
+        say=say,
+        show_log=partial(print, end="", flush=True),
+    )
+    raise typer.Exit(code)
 
 
 def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
