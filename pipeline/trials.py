@@ -239,6 +239,10 @@ class Progress(tune.Callback):
         self.setting, self.show = setting, show
         self.shown, self.ended, self.died = 0.0, 0, set[str]()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles callbacks for a restore that a sweep has no use for, and a terminal cannot travel."""
+        return {}
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune several times a second."""
         if time.monotonic() - self.shown < 1:
