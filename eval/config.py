@@ -20,6 +20,7 @@ class JudgeConfig(BaseModel):
     protocol: str = "preference"
     api_key_env: str = "OPENAI_API_KEY"
     both_orders: bool = False
+    each_other: bool = Field(False, description="also judge every two models of a run against each other")
     concurrency: int = Field(32, ge=1)
     max_retries: int = Field(10, ge=0)
     timeout: float = Field(120.0, gt=0)

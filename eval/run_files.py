@@ -170,11 +170,13 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
             run, rename = runs[i], {label: names[i, label] for label in table["name"]}
             tables.append(table.assign(name=table["name"].map(rename), run=run.name))
             if (frame := run.verdicts.get(task)) is not None:
-                frame = frame[frame["generator"].isin(rename)]
+                frame = frame[frame["generator"].isin(rename) & (frame["reference"] == reference)]
                 verdicts.append(frame.assign(generator=frame["generator"].map(rename)))
             own = run.outputs.get(safe_name(task), {})
             outputs |= {rename[k]: rows for k, rows in own.items() if k in rename}
-            found = run.references.get(safe_name(task)) or own.get(reference) or []
+            found = run.references.get(safe_name(task)) or []
+            if reference in own and (not found or found[0].get("generator") != reference):
+                found = own[reference]  # models judged against each other
             reference_rows = reference_rows or found
         table = pd.concat(tables, ignore_index=True).sort_values("win_rate", ascending=False, ignore_index=True)
         frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()

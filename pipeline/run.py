@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from pipeline.context import Context, Show, World
 
 if TYPE_CHECKING:
     from eval.tasks import Task
+
+Rows = list[dict[str, Any]]
 
 
 def run(
@@ -213,14 +216,18 @@ class Run(Context):
             self.doing(f"judge/{task.name}", [folder / "verdicts.parquet"]) as figures,
             self.serving(self.judge_config(task)) as config,
         ):
-            for label in labels:
-                store = self.folder / "judge" / "store.sqlite"
-                store.parent.mkdir(exist_ok=True)
-                subset = self.recipe.generate.limit is not None
-                progress = self._counting(f"judge {label} {task.name}")
-                answers = self._outputs(label, task.name)
+            store = self.folder / "judge" / "store.sqlite"
+            store.parent.mkdir(exist_ok=True)
+            for label, against, rows in self._matches(task, labels, reference):
                 frame = judge(
-                    answers, reference, config, store, task.name, progress, subset=subset, spent_usd=self.spent_usd
+                    self._outputs(label, task.name),
+                    rows,
+                    config,
+                    store,
+                    task.name,
+                    self._counting(f"judge {label} against {against}, {task.name}"),
+                    subset=self.recipe.generate.limit is not None,
+                    spent_usd=self.spent_usd,
                 )
                 self.spent_usd += ledger(frame)["spent_usd"]
                 frames.append(frame)
@@ -235,6 +242,15 @@ class Run(Context):
                 f"{task.name}: {figures['failed']} of {len(verdicts)} verdicts failed ({counts}). The board counts"
                 " them, and the same command asks for them again."
             )
+
+    def _matches(self, task: Task, labels: list[str], reference: Rows) -> Iterator[tuple[str, str, Rows]]:
+        """Who is judged against whom: every model against the reference, and against each other if asked for."""
+        name = self._reference(task)[0] or "the reference"
+        yield from ((label, name, reference) for label in labels)
+        if self.recipe.judge.each_other:
+            trained = [label for label in labels if label in self.recipe.methods]
+            for first, second in combinations(trained, 2):
+                yield second, first, self._outputs(first, task.name)
 
     def measure(self) -> None:
         """What a world with known truth allows to measure."""
@@ -312,7 +328,7 @@ class Run(Context):
             return None, self.resolve(reference)
         return (None, None) if task.prompts and all(p.reference for p in task.prompts) else ("base", None)
 
-    def _reference_rows(self, task: Task) -> list[dict[str, Any]]:
+    def _reference_rows(self, task: Task) -> Rows:
         from eval.tasks import load_outputs
 
         label, file = self._reference(task)
@@ -326,7 +342,7 @@ class Run(Context):
             for p in task.prompts
         ]
 
-    def _outputs(self, label: str, task: str) -> list[dict[str, Any]]:
+    def _outputs(self, label: str, task: str) -> Rows:
         return json.loads((self.folder / "models" / label / task / "model_outputs.json").read_text())
 
     def _write_weights(self) -> None:
@@ -363,17 +379,22 @@ class Run(Context):
         for name, task in self.tasks.items():
             folder, config = self.folder / "judge" / name, self.judge_config(task)
             if (folder / "verdicts.parquet").exists():
-                boards.append(
-                    leaderboard(
-                        pd.read_parquet(folder / "verdicts.parquet"),
-                        {label: self._outputs(label, name) for label in self.recipe.labels()},
-                        json.loads((folder / "reference.json").read_text()),
-                        judge=config.model or "",
-                        protocol=config.protocol,
-                        calibration=Path(config.calibration) if config.calibration else None,
-                        seed=self.recipe.report.seed,
+                outputs = {label: self._outputs(label, name) for label in self.recipe.labels()}
+                rows = json.loads((folder / "reference.json").read_text())
+                for reference, verdicts in pd.read_parquet(folder / "verdicts.parquet").groupby(
+                    "reference", sort=False
+                ):
+                    boards.append(
+                        leaderboard(
+                            verdicts,
+                            outputs,
+                            outputs.get(str(reference), rows),
+                            judge=config.model or "",
+                            protocol=config.protocol,
+                            calibration=Path(config.calibration) if config.calibration else None,
+                            seed=self.recipe.report.seed,
+                        )
                     )
-                )
         if boards:
             write_leaderboard(pd.concat(boards, ignore_index=True), self.folder / "leaderboard.csv")
 
