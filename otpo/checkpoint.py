@@ -99,8 +99,9 @@ def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: t
             weights.pop("lm_head.weight", None)
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.lm.config.dtype = dtype
         model.lm.save_pretrained(partial, state_dict=weights)
+        model.lm.config.dtype = dtype  # transformers writes that of the master weights
+        model.lm.config.save_pretrained(partial)
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(partial)
         (partial / "README.md").write_text(card)
         shutil.rmtree(out, ignore_errors=True)
