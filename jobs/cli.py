@@ -1,5 +1,6 @@
 """`otpo`: one command, a verb for each stage.
 
+What a person types, for example:
     otpo run small_world
     otpo train recipe.yaml train.max_steps=50
     otpo judge model_outputs.json --reference reference.json --judge-url URL --judge-model NAME --out board
