@@ -205,7 +205,7 @@ class _Sweep(Run):
                 yield
             finally:
                 stop.set()
-                thread.join()
+                thread.join(timeout=10)  # idle after the last trial; busy only where the sweep is interrupted
 
     def _serve(
         self, desk: Any, config: JudgeConfig, reference: list[dict[str, Any]], divided: Share, stop: threading.Event
@@ -299,8 +299,9 @@ class _Sweep(Run):
 
 def _tune(setting: Any, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
     """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
-    # read when ray.tune is imported or a Tuner made: Ctrl-C must end the sweep, and Tune's own files are not wanted
-    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
+    quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
     from ray import tune
 
     from pipeline.trials import Progress, run_trial, trial_records

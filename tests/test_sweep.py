@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from otpo.errors import UserError, WorkError
 from pipeline.config import Recipe, load_recipe, make_recipe
 from pipeline.search import best_recipe, combinations, plan, trial_name, trial_recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 REGS = "methods.otpo.reg"
 
 
@@ -234,3 +239,30 @@ def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_c
     assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}
     for name in stopped["trial"]:
         assert not (tmp_path / "runs" / "tiny" / "sweep" / "models" / name / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["sweep"]["max_concurrent_trials"] = 1
+    (tmp_path / "tiny.yaml").write_text(json.dumps(tree))
+    command = [sys.executable, "-m", "jobs.cli", "sweep", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    models = tmp_path / "runs" / "tiny" / "sweep" / "models"
+
+    def state(name: str) -> str:
+        path = models / name / "trial.json"
+        return json.loads(path.read_text())["state"] if path.exists() else "not started"
+
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while state("reg-1") != "running":
+            assert first.poll() is None, "the sweep ended before it could be killed"
+            time.sleep(0.1)
+        first.kill()
+    assert state("reg-0.1") == "done"
+    trained = (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns
+    second = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert second.returncode == 0, second.stderr
+    assert (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert state("reg-1") == "done" and "best.yaml" in second.stdout
+    third = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert "Nothing to do" in third.stdout
