@@ -242,3 +242,27 @@ def test_metrics_have_what_a_page_plots(two):
     }  # fmt: skip
     assert expected <= set(line) and json.dumps(line)
     assert line["epoch"] == pytest.approx(20 * 8 / 48, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_first_loss_on_all_real_pairs_is_ln_2(tmp_path, tiny_llama, shared_data):
+    """One step over every pair of a real file: each method starts at ln 2 for each pair, not only on average."""
+    source = str(shared_data / "preferences" / "instruction-data-with-preference.json")
+    tree = settings(
+        tmp_path, tiny_llama, methods={"dpo": {}, "otpo": {}, "sampo": {}}, data={"path": source, "validation": 0}
+    )
+    tree["train"] |= {"max_steps": 2, "global_batch_size": 1100, "micro_batch_size": 10, "warmup_ratio": 0.5}
+    recipe = make_recipe(tree)
+    tokens = prepare_tokens(recipe, tmp_path, model=str(tiny_llama), source=source, supervised=False)
+    assert tokens.n_train > 1000 and tokens.n_train + sum(map(len, tokens.report.problems.values())) == 1100
+    jobs = [
+        make_job(recipe, tmp_path, label, model=recipe.model, tokens=tokens, scorers=tmp_path / "scorers")
+        for label in recipe.methods
+    ]
+    fit(jobs, tmp_path, name="methods", train=recipe.train, show=lambda *_: None, cpus=1)
+    for label in recipe.methods:
+        first, second = metrics(tmp_path / "models" / label)[0]
+        # the first step warms up at rate 0, so that the second meets the start again, on other micro-batches
+        assert first["learning_rate"] == 0
+        assert [first["loss"], second["loss"]] == pytest.approx([math.log(2)] * 2, abs=1e-5)
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
