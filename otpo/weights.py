@@ -23,13 +23,13 @@ from otpo.transport import SOLVERS, cost_matrix
 
 def uniform(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
     """Weight 1 for every token: the plain sum of log-probabilities (DPO)."""
-    return _with_metrics(pair, pair.chosen.mask.to(_dtype(pair)), pair.rejected.mask.to(_dtype(pair)))
+    return TokenWeights(pair.chosen.mask.to(_dtype(pair)), pair.rejected.mask.to(_dtype(pair)))
 
 
 def mean(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
     """Weight 1 / length: the mean of log-probabilities (SimPO, averaged IPO, length-normalised DPO)."""
     chosen, rejected = (answer.mask / answer.lengths.clamp(min=1)[:, None] for answer in (pair.chosen, pair.rejected))
-    return _with_metrics(pair, chosen.to(_dtype(pair)), rejected.to(_dtype(pair)))
+    return TokenWeights(chosen.to(_dtype(pair)), rejected.to(_dtype(pair)))
 
 
 def ld(pair: PairLogProbs, *, seed: int = 0, ld_alpha: float) -> TokenWeights:
@@ -45,7 +45,7 @@ def ld(pair: PairLogProbs, *, seed: int = 0, ld_alpha: float) -> TokenWeights:
         weights = answer.mask.to(_dtype(pair))
         sides.append(torch.where(beyond, ld_alpha * weights, weights))
     chosen, rejected = sides
-    return _with_metrics(pair, chosen, rejected)
+    return TokenWeights(chosen, rejected)
 
 
 def transport_log_plan(
@@ -56,8 +56,21 @@ def transport_log_plan(
     cost: str = "l2",
     normalizer: str = "official",
     solver: str = "batched",
+    iterations: int = 0,
+    tolerance: float = 1e-9,
 ) -> Tensor:
-    """(B, M, N) log of the unbalanced transport plan between the answers' hidden states, mass 1 on every token."""
+    """(B, M, N) log of the unbalanced transport plan between the answers' hidden states, mass 1 on every token.
+
+    Another mass, such as 1 / length, would scale the plan as a whole and leave the weights as they are.
+
+    Args:
+        pair: B pairs with hidden states.
+        reg, reg_m: regularisation of the plan and of its marginals.
+        cost, normalizer: see `cost_matrix`.
+        solver: "batched", or "pot" for POT pair after pair.
+        iterations: of the solver; 0 takes as many as `tolerance` needs.
+        tolerance: how much the initial error of the log-potentials shrinks.
+    """
     if pair.chosen.hidden is None or pair.rejected.hidden is None:
         raise ValueError("optimal transport needs the policy's hidden states; compute the record with `hidden`")
     costs = cost_matrix(
@@ -68,9 +81,11 @@ def transport_log_plan(
         cost=cost,
         normalizer=normalizer,
     )
-    masses = (pair.chosen.mask.to(costs.dtype), pair.rejected.mask.to(costs.dtype))
+    a, b = (answer.mask.to(costs.dtype) for answer in (pair.chosen, pair.rejected))
     largest = math.inf if normalizer == "none" else 1.0
-    return SOLVERS[solver](costs, *masses, reg=reg, reg_m=reg_m, largest_cost=largest)
+    return SOLVERS[solver](
+        costs, a, b, reg=reg, reg_m=reg_m, iterations=iterations or None, tol=tolerance, largest_cost=largest
+    )
 
 
 def otpo(
@@ -82,22 +97,34 @@ def otpo(
     cost: str = "l2",
     normalizer: str = "official",
     solver: str = "batched",
+    iterations: int = 0,
+    tolerance: float = 1e-9,
+    total: str = "shorter",
 ) -> TokenWeights:
-    """Marginals of the transport plan, rescaled so that each side sums to min(m, n) of its m and n tokens.
+    """Marginals of the transport plan, rescaled so that both sides sum to the same.
 
     OTPO (ACL 2025, https://aclanthology.org/2025.acl-long.1035), as in the official `OTPOTrainer`. A pair with an empty
     side weighs nothing. Adds the metric `weights/transport_mass`: the plan's mass over min(m, n), the official
     `logps/scaled_coeff`.
+
+    Args:
+        pair: B pairs with hidden states.
+        seed: not used.
+        reg, reg_m, cost, normalizer, solver, iterations, tolerance: see `transport_log_plan`.
+        total: what each side sums to: "shorter", min(m, n) of its m and n tokens, as in the official code; or "one",
+            for losses of means over tokens.
     """
-    log_plan = transport_log_plan(pair, reg=reg, reg_m=reg_m, cost=cost, normalizer=normalizer, solver=solver)
+    log_plan = transport_log_plan(
+        pair, reg=reg, reg_m=reg_m, cost=cost, normalizer=normalizer, solver=solver, iterations=iterations,
+        tolerance=tolerance,
+    )  # fmt: skip
     shorter = torch.minimum(pair.chosen.lengths, pair.rejected.lengths).to(log_plan.dtype)
     log_mass = log_plan.flatten(1).logsumexp(1).masked_fill(shorter == 0, 0.0)
-    plan = (log_plan - log_mass[:, None, None]).exp() * shorter[:, None, None]
+    scale = shorter if total == "shorter" else (shorter > 0).to(shorter)
+    plan = (log_plan - log_mass[:, None, None]).exp() * scale[:, None, None]
     transported = torch.where(shorter > 0, log_mass.exp() / shorter, 0.0)
     dtype = _dtype(pair)
-    return _with_metrics(
-        pair, plan.sum(2).to(dtype), plan.sum(1).to(dtype), {"weights/transport_mass": transported.to(dtype)}
-    )
+    return TokenWeights(plan.sum(2).to(dtype), plan.sum(1).to(dtype), {"weights/transport_mass": transported.to(dtype)})
 
 
 def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
@@ -123,7 +150,23 @@ def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
             weights = (rank < shorter[:, None]) & answer.mask
         sides.append(weights.to(_dtype(pair)))
     chosen, rejected = sides
-    return _with_metrics(pair, chosen, rejected)
+    return TokenWeights(chosen, rejected)
+
+
+def confpo(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
+    """Even weights, summing to 1, on the tokens less probable than their answer's (arithmetic) mean probability.
+
+    ConfPO (ICML 2025, https://arxiv.org/abs/2506.08712), under the current policy. Where all of an answer's tokens are
+    equally probable, as with a single one, none is selected and all weights are 0.
+    """
+
+    def side(answer: LogProbs) -> Tensor:
+        probability = answer.policy.detach().exp() * answer.mask
+        average = probability.sum(-1) / answer.lengths.clamp(min=1)
+        selected = (probability < average[:, None]) & answer.mask
+        return selected.to(probability) / selected.sum(-1, keepdim=True).clamp(min=1)
+
+    return TokenWeights(side(pair.chosen), side(pair.rejected))
 
 
 RULES: dict[str, Callable[..., TokenWeights]] = {
@@ -132,13 +175,15 @@ RULES: dict[str, Callable[..., TokenWeights]] = {
     "ld": ld,
     "sampo": sampo,
     "otpo": otpo,
+    "confpo": confpo,
 }
 
 
 def token_weights(spec: MethodSpec, pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
-    """The weights of `spec`'s rule with `spec`'s hyperparameters."""
+    """The weights of `spec`'s rule with `spec`'s hyperparameters, and figures about them as metrics."""
     rule = RULES[spec.method.weights]
-    return rule(pair, seed=seed, **spec.arguments(rule))
+    weights = rule(pair, seed=seed, **spec.arguments(rule))
+    return TokenWeights(weights.chosen, weights.rejected, _figures(pair, weights) | weights.metrics)
 
 
 def shared_prefix_gradient(weights: TokenWeights, batch: SequenceBatch) -> Tensor:
@@ -205,27 +250,27 @@ def _mix(values: Tensor) -> Tensor:
     return values ^ (values >> 16)
 
 
-def _with_metrics(
-    pair: PairLogProbs, chosen: Tensor, rejected: Tensor, extra: dict[str, Tensor] | None = None
-) -> TokenWeights:
-    """Weights with (B,) figures a side: normalised entropy (1 = even, 0 = one token), effective tokens
+def _figures(pair: PairLogProbs, weights: TokenWeights) -> dict[str, Tensor]:
+    """(B,) figures a side: normalised entropy of |w| (1 = even, 0 = one token), effective tokens
     (sum w)^2 / sum w^2, and the smallest and largest weight of the pair (0 for an answer without tokens).
     """
     metrics: dict[str, Tensor] = {}
     lows, highs = [], []
-    for name, weights, mask in (("chosen", chosen, pair.chosen.mask), ("rejected", rejected, pair.rejected.mask)):
-        total = weights.sum(-1)
-        share = weights / torch.where(total > 0, total, 1.0)[:, None]
+    for name, side, mask in (
+        ("chosen", weights.chosen, pair.chosen.mask),
+        ("rejected", weights.rejected, pair.rejected.mask),
+    ):
+        total = side.abs().sum(-1)
+        share = side.abs() / torch.where(total > 0, total, 1.0)[:, None]
         nats = -torch.special.xlogy(share, share).sum(-1)
         length = mask.sum(-1)
         entropy = torch.where(length > 1, nats / length.clamp(min=2).log(), (total > 0).to(nats.dtype))
         metrics[f"weights/entropy_{name}"] = entropy
-        metrics[f"weights/effective_tokens_{name}"] = total**2 / weights.square().sum(-1).clamp(min=1e-30)
+        metrics[f"weights/effective_tokens_{name}"] = side.sum(-1) ** 2 / side.square().sum(-1).clamp(min=1e-30)
         if mask.shape[1]:
-            lows.append(weights.masked_fill(~mask, torch.inf).amin(-1))
-            highs.append(weights.amax(-1))
+            lows.append(side.masked_fill(~mask, torch.inf).amin(-1))
+            highs.append(side.masked_fill(~mask, -torch.inf).amax(-1))
     if lows:
-        low = torch.stack(lows).amin(0)
-        metrics["weights/min"] = torch.where(torch.isinf(low), 0.0, low)
-        metrics["weights/max"] = torch.stack(highs).amax(0)
-    return TokenWeights(chosen, rejected, metrics | (extra or {}))
+        for name, extreme in (("min", torch.stack(lows).amin(0)), ("max", torch.stack(highs).amax(0))):
+            metrics[f"weights/{name}"] = torch.where(torch.isinf(extreme), 0.0, extreme)
+    return metrics

@@ -21,7 +21,7 @@ def run(label, pair, seed=0, **settings):
     return pair_loss(spec, pair, token_weights(spec, pair, seed=seed))
 
 
-def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
+def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None, f_divergence=("reverse_kl", 0.5), sft=0.0):
     """Mean loss and metrics of TRL's DPOTrainer on the same per-token log-probabilities (its model's output)."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -50,10 +50,11 @@ def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
         precompute_ref_logps=False,
         model=policy,
         ref_model=lambda **_: SimpleNamespace(log_probs=joined(lambda side: side.scorer("reference"))),
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
-        f_divergence_type="reverse_kl",
-        loss_types=[loss_type],
-        loss_weights=[1.0],
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
+        f_divergence_type=f_divergence[0],
+        f_alpha_divergence_coef=f_divergence[1],
+        loss_types=[loss_type, "sft"],
+        loss_weights=[1.0, sft],
         beta=beta,
         label_smoothing=label_smoothing,
         use_weighting=False,
@@ -81,6 +82,28 @@ def trl_loss(pair, loss_type, *, beta, label_smoothing=0.0, ld_alpha=None):
         ("ipo", {"beta": 0.3}, dict(loss_type="ipo", beta=0.3)),
         ("dpo-norm", {}, dict(loss_type="sigmoid_norm", beta=5.0)),
         ("ld-dpo", {"ld_alpha": 0.3}, dict(loss_type="sigmoid", beta=0.1, ld_alpha=0.3)),
+        ("exo", {"beta": 0.3, "exo_epsilon": 0.02}, dict(loss_type="exo_pair", beta=0.3, label_smoothing=0.02)),
+        ("nca", {"beta": 0.3}, dict(loss_type="nca_pair", beta=0.3)),
+        ("bco-pair", {"beta": 0.3}, dict(loss_type="bco_pair", beta=0.3)),
+        ("sppo-hard", {"beta": 0.3}, dict(loss_type="sppo_hard", beta=0.3)),
+        ("apo-zero", {"beta": 0.3}, dict(loss_type="apo_zero", beta=0.3)),
+        ("apo-down", {"beta": 0.3}, dict(loss_type="apo_down", beta=0.3)),
+        ("discopop", {"beta": 0.3}, dict(loss_type="discopop", beta=0.3)),
+        ("f-dpo", {"divergence": "reverse_kl"}, dict(loss_type="sigmoid", beta=0.1)),
+        ("f-dpo", {}, dict(loss_type="sigmoid", beta=0.1, f_divergence=("js_divergence", 0))),
+        (
+            "f-dpo",
+            {"divergence": "forward_kl", "beta": 1e-4},
+            dict(loss_type="sigmoid", beta=1e-4, f_divergence=("forward_kl", 0)),
+        ),
+        *(
+            (
+                "f-dpo",
+                {"divergence": "alpha", "divergence_alpha": alpha, "beta": 1e-4},
+                dict(loss_type="sigmoid", beta=1e-4, f_divergence=("alpha_divergence", alpha)),
+            )
+            for alpha in (0.3, 1.0, 1.7)
+        ),
     ],
 )
 def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
@@ -95,20 +118,35 @@ def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
 
 
-LOG_TWO = dict.fromkeys(["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo"], math.log(2))
-GOLDEN = LOG_TWO | {"hinge": 1.0, "ipo": 25.0, "ipo-sum": 25.0, "r-dpo": None}
+LOG_TWO = dict.fromkeys(
+    ["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo", "dpop", "f-dpo"], math.log(2)
+)
+ONE = dict.fromkeys(["hinge", "gpo-squared", "gpo-exponential", "gpo-truncated-quadratic", "apo-zero", "apo-down"], 1.0)
+GOLDEN = LOG_TWO | ONE | dict.fromkeys(["ipo", "ipo-sum", "otpo-ipo"], 25.0)
+GOLDEN |= {"gpo-savage": 0.25, "sppo-hard": 50.0, "nca": math.log(4), "bco-pair": math.log(4), "exo": 2.761230}
+GOLDEN |= {"discopop": 0.846574}
+# not a constant: see the two tests below
+GOLDEN |= {"r-dpo": None, "ld-dpo-policy": None}
 
 
-@pytest.mark.parametrize("label", GOLDEN)
+@pytest.mark.parametrize("label", [label for label, value in GOLDEN.items() if value])
 def test_golden_value_where_policy_equals_reference(label):
-    pair = random_pair(*LENGTHS, hidden=8, equal=True)
-    output = run(label, pair, beta=0.1)
-    expected = torch.full((5,), GOLDEN[label] or 0.0)
-    if label == "r-dpo":
-        longer = 0.01 * (pair.chosen.lengths - pair.rejected.lengths)
-        expected = torch.log1p(torch.exp(-longer))
-    torch.testing.assert_close(output.losses, expected, atol=1e-6, rtol=1e-6)
+    output = run(label, random_pair(*LENGTHS, hidden=8, equal=True), beta=0.1)
+    torch.testing.assert_close(output.losses, torch.full((5,), GOLDEN[label]), atol=1e-6, rtol=1e-6)
     assert output.metrics["rewards/margins"].abs().max() < 1e-6
+
+
+def test_length_regularisation_alone_is_left_where_policy_equals_reference():
+    pair = random_pair(*LENGTHS, equal=True)
+    longer = 0.01 * (pair.chosen.lengths - pair.rejected.lengths)
+    torch.testing.assert_close(run("r-dpo", pair).losses, torch.log1p(torch.exp(-longer)))
+
+
+def test_weighting_the_policy_alone_leaves_the_tails_where_policy_equals_reference():
+    pair = random_pair([5, 2], [3, 2], equal=True)
+    tail = 0.1 * (0.25 - 1) * pair.chosen.policy[0, 3:].sum()
+    expected = torch.stack([torch.log1p(torch.exp(-tail)), torch.tensor(2.0).log()])
+    torch.testing.assert_close(run("ld-dpo-policy", pair, ld_alpha=0.25).losses, expected)
 
 
 def test_every_method_with_a_reference_has_a_golden_value():
@@ -141,11 +179,65 @@ def test_sampo_of_equal_lengths_is_dpo():
         ("robust-dpo", {"label_smoothing": 0}),
         ("ld-dpo", {"ld_alpha": 1}),
         ("r-dpo", {"length_alpha": 0}),
+        ("ld-dpo-policy", {"ld_alpha": 1}),
+        ("dpop", {"dpop_lambda": 0}),
+        ("f-dpo", {"divergence": "reverse_kl"}),
+        ("f-dpo", {"divergence": "alpha", "divergence_alpha": 1}),
     ],
 )
 def test_special_cases_are_dpo(label, settings):
     pair = random_pair(*LENGTHS)
     torch.testing.assert_close(run(label, pair, **settings).losses, run("dpo", pair).losses)
+
+
+@pytest.mark.parametrize(
+    ("label", "loss"),
+    [
+        ("hinge", lambda x: max(0, 1 - x)),
+        ("gpo-squared", lambda x: (1 - x) ** 2),
+        ("gpo-exponential", lambda x: math.exp(-x)),
+        ("gpo-truncated-quadratic", lambda x: max(0, 1 - x) ** 2),
+        ("gpo-savage", lambda x: 1 / (1 + math.exp(x)) ** 2),
+    ],
+)
+def test_generalised_preference_losses_by_hand(label, loss):
+    pair = random_pair(*LENGTHS)
+    output = run(label, pair, beta=0.4)
+    margins = output.metrics["rewards/margins"].tolist()
+    assert min(margins) < 0 and max(margins) > 1
+    assert output.losses.tolist() == pytest.approx([loss(x) for x in margins], rel=1e-5, abs=1e-6)
+
+
+def test_gpo_squared_is_ipo_up_to_scale():
+    pair = random_pair(*LENGTHS)
+    torch.testing.assert_close(
+        run("gpo-squared", pair, beta=0.2).losses, 0.2**2 * run("ipo-sum", pair, beta=0.1).losses
+    )
+
+
+def test_dpop_by_hand():
+    pair = random_pair([2, 1], [1, 1])
+    pair.chosen.policy, pair.chosen.scorers["reference"] = (
+        torch.tensor([[-1.0, -2.0], [-1.0, 0]]),
+        torch.tensor([[-0.5, -2.25], [-2.0, 0]]),
+    )
+    pair.rejected.policy = pair.rejected.scorers["reference"] = torch.tensor([[-3.0], [-1.0]])
+    losses = run("dpop", pair, beta=2.0, dpop_lambda=10.0).losses.tolist()
+    assert losses[0] == pytest.approx(math.log(1 + math.exp(2 * (0.25 + 2.5))), rel=1e-6)
+    assert losses[1] == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-6), "more likely than before: DPO"
+
+
+def test_likelihood_may_be_added_to_any_loss_and_is_that_of_trl():
+    pair = random_pair([4, 4], [3, 5])  # TRL's mean runs over the batch's tokens: ours where lengths agree
+    for label in ("dpo", "otpo", "simpo"):
+        pair = random_pair([4, 4], [3, 5], hidden=6)
+        output, plain = run(label, pair, sft_weight=0.7), run(label, pair)
+        nll = torch.stack([-pair.chosen.policy[0].mean(), -pair.chosen.policy[1].mean()])
+        torch.testing.assert_close(output.losses - plain.losses, 0.7 * nll)
+        torch.testing.assert_close(output.metrics["nll_loss"], nll)
+        assert "nll_loss" not in plain.metrics
+    loss, _ = trl_loss(pair, "sigmoid", beta=0.1, sft=0.7)
+    assert run("dpo", pair, sft_weight=0.7).losses.mean().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_ld_without_tails_is_dpo_of_the_common_length():
@@ -181,13 +273,60 @@ def test_reference_free_losses_are_those_of_trl(smoothing):
     for label, values, settings, trl in (
         ("simpo", means, {"beta": 2.5, "gamma_beta_ratio": 0.6}, dict(loss_type="simpo", beta=2.5, simpo_gamma=1.5)),
         ("cpo", sums, {"beta": 0.1, "cpo_alpha": 0}, dict(loss_type="sigmoid", beta=0.1)),
+        *(
+            (
+                "alphapo",
+                means,
+                {"beta": 2.5, "gamma_beta_ratio": 0.6, "alphapo_alpha": alpha},
+                dict(loss_type="simpo", beta=2.5, simpo_gamma=1.5, alpha=alpha),
+            )
+            for alpha in (-0.5, 0.0, 0.25, 1.0)
+        ),
     ):
-        trainer = SimpleNamespace(accelerator=accelerator, alpha=0.0, label_smoothing=smoothing, **trl)
+        trainer = SimpleNamespace(**{"accelerator": accelerator, "alpha": 0.0, "label_smoothing": smoothing, **trl})
         losses, chosen, rejected = CPOTrainer.cpo_loss(trainer, *values)
         output = run(label, pair, label_smoothing=smoothing, **settings)
         torch.testing.assert_close(output.losses, losses)
         torch.testing.assert_close(output.metrics["rewards/chosen"], chosen)
         torch.testing.assert_close(output.metrics["rewards/rejected"], rejected)
+
+
+def test_orpo_is_that_of_trl_and_of_the_papers_odds():
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+    pair = random_pair(*LENGTHS)
+    means = [side.policy.sum(1) / side.lengths for side in (pair.chosen, pair.rejected)]
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.3)
+    ratio, chosen, rejected, _, _ = ORPOTrainer.odds_ratio_loss(trainer, *means)
+    output = run("orpo", pair, orpo_lambda=0.3)
+    torch.testing.assert_close(output.losses, -means[0] - ratio)
+    torch.testing.assert_close(output.metrics["rewards/chosen"], chosen)
+    torch.testing.assert_close(output.metrics["rewards/rejected"], rejected)
+    p, q = (mean.exp() for mean in means)
+    odds_ratio = (p / (1 - p)) / (q / (1 - q))
+    torch.testing.assert_close(output.losses, -means[0] + 0.3 * torch.log1p(1 / odds_ratio))
+
+
+def test_orpo_without_odds_is_supervised_training():
+    pair = random_pair([4, 2], [3, 5])
+    expected = -torch.stack([pair.chosen.policy[0].mean(), pair.chosen.policy[1, :2].mean()])
+    torch.testing.assert_close(run("orpo", pair, orpo_lambda=0).losses, expected)
+
+
+def test_confpo_by_hand_and_pairs_without_a_selected_token():
+    pair = random_pair([3, 3], [2, 1])
+    pair.chosen.policy = torch.tensor([[0.9, 0.2, 0.1], [0.9, 0.2, 0.1]]).log()
+    pair.rejected.policy = torch.tensor([[0.5, 0.4], [0.3, 1.0]]).log()
+    losses = run("confpo", pair, beta=2.0, gamma_beta_ratio=0.5).losses.tolist()
+    margin = (math.log(0.2) + math.log(0.1)) / 2 - math.log(0.4)
+    assert losses == pytest.approx([math.log(1 + math.exp(-2 * (margin - 0.5))), 0.0], rel=1e-5)
+
+
+def test_otpo_under_means_is_their_plain_form_at_large_reg():
+    pair = random_pair(*LENGTHS, hidden=8)
+    for label, plain in (("otpo-simpo", "simpo"), ("otpo-ipo", "ipo")):
+        torch.testing.assert_close(run(label, pair, reg=1e6).losses, run(plain, pair).losses, rtol=1e-4, atol=1e-4)
+        assert (run(label, pair, reg=0.03).losses - run(plain, pair).losses).abs().max() > 1e-3
 
 
 def test_cpo_adds_the_likelihood_of_the_chosen_answer():

@@ -8,7 +8,7 @@ import pytest
 
 from otpo.errors import UserError
 from otpo.losses import LOSSES
-from otpo.methods import METHODS, RANGES, resolve
+from otpo.methods import METHODS, RANGES, SHARED, resolve
 from otpo.weights import RULES
 
 
@@ -19,8 +19,7 @@ def test_defaults_are_exactly_what_the_loss_and_the_rule_take(name):
         {p.name for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY} - {"seed"}
         for f in (LOSSES[method.loss], RULES[method.weights])
     )
-    assert not loss & rule
-    assert set(method.defaults) == loss | rule
+    assert set(method.defaults) == loss | rule and not set(SHARED) & set(method.defaults)
     spec = resolve(name, {})
     assert set(spec.arguments(LOSSES[method.loss])) == loss and set(spec.arguments(RULES[method.weights])) == rule
 
@@ -29,17 +28,18 @@ def test_defaults_are_exactly_what_the_loss_and_the_rule_take(name):
 def test_rows_are_complete_and_their_defaults_valid(name):
     method = METHODS[name]
     assert method.name == name and method.title and method.paper.startswith("https://")
-    assert resolve(name, dict(method.defaults)).hyperparameters == method.defaults
-    numbers = {k for k, v in method.defaults.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    everything = method.defaults | SHARED
+    assert resolve(name, dict(everything)).hyperparameters == everything
+    numbers = {k for k, v in everything.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     assert numbers <= set(RANGES)
 
 
 def test_every_range_is_of_a_known_hyperparameter():
-    assert set(RANGES) <= {key for method in METHODS.values() for key in method.defaults}
+    assert set(RANGES) <= {key for method in METHODS.values() for key in method.defaults} | set(SHARED)
 
 
 def test_a_label_may_be_a_name_or_carry_one():
-    assert resolve("otpo", None).hyperparameters == METHODS["otpo"].defaults
+    assert resolve("otpo", None).hyperparameters == METHODS["otpo"].defaults | SHARED
     spec = resolve("otpo-sharp", {"method": "otpo", "reg": 0.03})
     assert (spec.label, spec.method.name, spec.hyperparameters["reg"]) == ("otpo-sharp", "otpo", 0.03)
     assert resolve("dpo", {"method": "otpo"}).method.name == "otpo"
@@ -56,6 +56,8 @@ def test_numbers_keep_the_type_of_the_default():
     spec = resolve("otpo", {"reg": 1, "beta": "1e-2"})
     assert (spec.hyperparameters["reg"], spec.hyperparameters["beta"]) == (1.0, 0.01)
     assert all(isinstance(spec.hyperparameters[key], float) for key in ("reg", "beta"))
+    iterations = resolve("otpo", {"iterations": 30.0}).hyperparameters["iterations"]
+    assert iterations == 30 and isinstance(iterations, int)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,12 @@ def test_numbers_keep_the_type_of_the_default():
         ("dpo", {"beta": 0}, ["methods.dpo.beta", "above 0"]),
         ("ld-dpo", {"ld_alpha": 1.1}, ["at least 0 and at most 1"]),
         ("simpo", {"gamma_beta_ratio": -1}, ["at least 0"]),
+        ("simpo", {"sft_weight": -1}, ["methods.simpo.sft_weight", "at least 0"]),
+        ("alphapo", {"alphapo_alpha": "a"}, ["expected a number, found 'a'"]),
+        ("exo", {"exo_epsilon": 0}, ["above 0 and below 0.5"]),
+        ("f-dpo", {"divergence": "kl"}, ["one of reverse_kl, forward_kl, js, alpha"]),
+        ("otpo", {"iterations": 2.5}, ["a whole number"]),
+        ("otpo", {"tolerance": 1}, ["above 0 and below 1"]),
     ],
 )
 def test_wrong_input_is_explained(label, settings, words):

@@ -12,6 +12,7 @@ from otpo.errors import WorkError
 from otpo.explain import explain_pairs
 from otpo.methods import METHODS, resolve
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch, TokenPair, TokenWeights
+from otpo.transport import cost_matrix, sinkhorn_unbalanced
 from otpo.weights import RULES, check_finite, otpo, sampo, shared_prefix_gradient, token_weights, uniform
 
 PAPER = dict(reg=0.1, reg_m=0.2)
@@ -200,11 +201,46 @@ def test_sampo_averages_to_its_expectation():
 
 def test_weight_metrics_by_hand():
     pair = random_pair([12, 1], [4, 3])
-    metrics = sampo(pair, seed=0, expected=False).metrics
+    metrics = token_weights(resolve("sampo", {}), pair).metrics
     close(metrics["weights/effective_tokens_chosen"], torch.tensor([4.0, 1.0]))
     close(metrics["weights/entropy_chosen"], torch.tensor([math.log(4) / math.log(12), 1.0]))
     close(metrics["weights/entropy_rejected"], torch.tensor([1.0, 0.0]))
     assert metrics["weights/min"].tolist() == [0, 0] and metrics["weights/max"].tolist() == [1, 1]
+
+
+def test_weights_that_sum_to_one_are_means():
+    pair = random_pair([9, 3, 0], [6, 7, 2], hidden=8)
+    weights, one = otpo(pair, **PAPER), otpo(pair, **PAPER, total="one")
+    for side, scaled in ((weights.chosen, one.chosen), (weights.rejected, one.rejected)):
+        close(scaled.sum(1), torch.tensor([1.0, 1.0, 0.0]))
+        close(scaled[:2] * torch.tensor([[6.0], [3.0]]), side[:2])
+
+
+def test_iterations_of_the_solver_follow_the_tolerance_or_are_given():
+    pair = random_pair([9, 3], [6, 7], hidden=8)
+    exact = otpo(pair, reg=0.03, reg_m=0.2, tolerance=1e-12).chosen
+    errors = [(otpo(pair, reg=0.03, reg_m=0.2, iterations=n).chosen - exact).abs().max().item() for n in (1, 5, 100)]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1e-3 and errors[-1] < 1e-6
+    assert (otpo(pair, reg=0.03, reg_m=0.2, tolerance=0.1).chosen - exact).abs().max() > errors[-1]
+
+
+def test_the_mass_of_a_side_scales_the_plan_and_not_the_weights():
+    """Masses 1 / length give the weights of masses 1: why there is no option for it."""
+    pair = random_pair([9, 4], [3, 6], hidden=8)
+    masks = (pair.chosen.mask, pair.rejected.mask)
+    costs = cost_matrix(pair.chosen.hidden, pair.rejected.hidden, *masks)
+    masses = [mask / mask.sum(-1, keepdim=True) for mask in masks]
+    plan = sinkhorn_unbalanced(costs, *masses, **PAPER).exp()
+    rescaled = plan.sum(2) / plan.sum((1, 2))[:, None] * torch.tensor([[3.0], [4.0]])
+    close(rescaled.float(), otpo(pair, **PAPER).chosen)
+
+
+def test_confpo_selects_the_tokens_below_the_mean_probability():
+    pair = random_pair([4, 1], [2, 3])
+    pair.chosen.policy = torch.tensor([[0.9, 0.2, 0.1, 0.5], [0.3, 1, 1, 1]]).log()
+    weights = token_weights(resolve("confpo", {}), pair)
+    assert weights.chosen.tolist() == [[0, 0.5, 0.5, 0], [0, 0, 0, 0]]
+    close(weights.rejected.sum(1), torch.ones(2))
 
 
 def sequence_batch(chosen, rejected):

@@ -14,17 +14,43 @@ from otpo.records import LossOutput, PairLogProbs, TokenWeights
 
 LOSSES: dict[str, Callable[..., LossOutput]] = {
     "sigmoid": pairwise.sigmoid,
+    "sigmoid_whole_reference": pairwise.sigmoid_whole_reference,
     "robust": pairwise.robust,
     "hinge": pairwise.hinge,
     "ipo": pairwise.ipo,
+    "squared": pairwise.squared,
+    "exponential": pairwise.exponential,
+    "truncated_quadratic": pairwise.truncated_quadratic,
+    "savage": pairwise.savage,
+    "discopop": pairwise.discopop,
+    "exo": pairwise.exo,
     "length_regularized": pairwise.length_regularized,
+    "dpop": pairwise.dpop,
+    "apo_zero": pairwise.apo_zero,
+    "apo_down": pairwise.apo_down,
+    "nca": pairwise.nca,
+    "bco_pair": pairwise.bco_pair,
+    "sppo_hard": pairwise.sppo_hard,
+    "f_divergence": pairwise.f_divergence,
     "simpo": reference_free.simpo,
+    "simpo_selected": reference_free.simpo_selected,
+    "alphapo": reference_free.alphapo,
     "cpo": reference_free.cpo,
+    "orpo": reference_free.orpo,
 }
 
 
 def pair_loss(spec: MethodSpec, pair: PairLogProbs, weights: TokenWeights) -> LossOutput:
-    """The losses of `spec` with its hyperparameters; the weights' metrics stand beside the loss's own."""
+    """The losses of `spec` with its hyperparameters; the weights' metrics stand beside the loss's own.
+
+    With `sft_weight` above 0, that times the chosen answer's mean negative log-likelihood is added (RPO,
+    https://arxiv.org/abs/2404.19733) and logged as `nll_loss`. TRL's `sft` takes the mean over the tokens of the
+    micro-batch instead, which depends on how pairs are batched.
+    """
     loss = LOSSES[spec.method.loss]
     output = loss(pair, weights, **spec.arguments(loss))
-    return LossOutput(output.losses, output.metrics | weights.metrics)
+    losses, metrics = output.losses, output.metrics | weights.metrics
+    if sft_weight := float(spec.hyperparameters["sft_weight"]):
+        likelihood = reference_free.chosen_nll(pair)
+        losses, metrics = losses + sft_weight * likelihood, metrics | {"nll_loss": likelihood.detach()}
+    return LossOutput(losses, metrics)

@@ -1,0 +1,221 @@
+"""The table of methods: plain data, readable without torch.
+
+A method is a weight rule (`otpo.weights.RULES`) times a loss (`otpo.losses.LOSSES`), both found by name. Adding one is
+a row of `METHODS`; `otpo.ranges.RANGES` says what its hyperparameters may be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from otpo.ranges import Value
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: as a recipe writes it. title: as a page prints it.
+        loss: a name in `otpo.losses.LOSSES`. weights: a name in `otpo.weights.RULES`.
+        needs: what the record of log-probabilities must hold: "reference" (the frozen start's log-probabilities),
+            "hidden" (the policy's hidden states).
+        defaults: every hyperparameter of the loss and the weight rule, with the official code's value.
+        paper: address. note: what a reader should know before comparing it.
+    """
+
+    name: str
+    title: str
+    loss: str
+    weights: str
+    needs: frozenset[str]
+    defaults: dict[str, Value]
+    paper: str
+    note: str = ""
+
+
+SHARED: dict[str, Value] = {"sft_weight": 0.0}
+"""Hyperparameters that every method takes: `sft_weight` times the chosen answer's mean negative log-likelihood."""
+
+_NOTHING: frozenset[str] = frozenset()
+_REFERENCE = frozenset({"reference"})
+_TRANSPORT: dict[str, Value] = {
+    "reg": 0.1, "reg_m": 0.2, "cost": "l2", "normalizer": "official", "solver": "batched",
+    "iterations": 0, "tolerance": 1e-9,
+}  # fmt: skip
+_GPO = "https://arxiv.org/abs/2402.05749"
+
+# fmt: off
+_ROWS = [
+    Method(
+        "dpo", "DPO", loss="sigmoid", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2305.18290",
+        note="Sums over tokens, so longer answers move the margin more. SimPO's tuned DPO baseline uses beta 0.01.",
+    ),
+    Method(
+        "sampo", "SamPO", loss="sigmoid", weights="sampo", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "expected": False}, paper="https://arxiv.org/abs/2406.10957",
+        note="Policy and reference share the sampled tokens (the official code draws twice). `expected: true` takes "
+        "the expectation of the weights, min(m, n) / length: length-matched DPO without sampling noise.",
+    ),
+    Method(
+        "otpo", "OTPO", loss="sigmoid", weights="otpo", needs=_REFERENCE | {"hidden"},
+        defaults={"beta": 0.1, "label_smoothing": 0.0, **_TRANSPORT, "total": "shorter"},
+        paper="https://aclanthology.org/2025.acl-long.1035",
+        note="Defaults are the paper's Llama-3.2-3B setting (beta 0.1, reg 0.1, reg_m 0.2). The 8B setting is beta "
+        "0.01, reg 1, where the weights are almost even: close to `sampo` with `expected: true`. Weights sum to "
+        "min(m, n), so margins are smaller than DPO's at equal beta: tune beta and the learning rate for each. "
+        "`iterations: 0` takes as many as `tolerance` needs.",
+    ),
+    Method(
+        "otpo-simpo", "OTPO-SimPO", loss="simpo", weights="otpo", needs=frozenset({"hidden"}),
+        defaults={"beta": 2.0, "gamma_beta_ratio": 0.25, "label_smoothing": 0.0, **_TRANSPORT, "total": "one"},
+        paper="https://aclanthology.org/2025.acl-long.1035",
+        note="SimPO whose mean over tokens is weighted by optimal transport; at large reg it is SimPO.",
+    ),
+    Method(
+        "otpo-ipo", "OTPO-IPO", loss="ipo", weights="otpo", needs=_REFERENCE | {"hidden"},
+        defaults={"beta": 0.1, **_TRANSPORT, "total": "one"}, paper="https://aclanthology.org/2025.acl-long.1035",
+        note="IPO whose mean over tokens is weighted by optimal transport; at large reg it is `ipo`.",
+    ),
+    Method(
+        "cdpo", "cDPO", loss="sigmoid", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.2}, paper="https://ericmitchell.ai/cdpo.pdf",
+        note="DPO that takes a share `label_smoothing` of the labels for flipped. Default of HALOs.",
+    ),
+    Method(
+        "robust-dpo", "Robust DPO", loss="robust", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.1}, paper="https://arxiv.org/abs/2403.00409",
+        note="TRL's `robust`.",
+    ),
+    Method(
+        "hinge", "SLiC (hinge)", loss="hinge", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2305.10425",
+        note="SLiC's loss on DPO's margin, as TRL's `hinge`; the hinge of GPO.",
+    ),
+    Method(
+        "gpo-squared", "GPO (squared)", loss="squared", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper=_GPO,
+        note="IPO's loss with the target 1 on beta times the margin. GPO has no official code: beta is DPO's.",
+    ),
+    Method(
+        "gpo-exponential", "GPO (exponential)", loss="exponential", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper=_GPO, note="Grows fast on pairs that are ordered wrongly: lower learning rates.",
+    ),
+    Method(
+        "gpo-truncated-quadratic", "GPO (truncated quadratic)", loss="truncated_quadratic", weights="uniform",
+        needs=_REFERENCE, defaults={"beta": 0.1}, paper=_GPO, note="The squared hinge.",
+    ),
+    Method(
+        "gpo-savage", "GPO (Savage)", loss="savage", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper=_GPO, note="Bounded: pairs that are ordered very wrongly are given up.",
+    ),
+    Method(
+        "ipo", "IPO", loss="ipo", weights="mean", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2310.12036",
+        note="Averaged over tokens, as its authors confirmed to TRL; `beta` is the paper's tau. `ipo-sum` sums.",
+    ),
+    Method(
+        "ipo-sum", "IPO (summed)", loss="ipo", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2310.12036",
+        note="Summed over tokens, as in the DPO repository and OpenRLHF.",
+    ),
+    Method(
+        "dpo-norm", "Length-normalised DPO", loss="sigmoid", weights="mean", needs=_REFERENCE,
+        defaults={"beta": 5.0, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2411.15124",
+        note="Tulu 3's DPO and beta; TRL's `sigmoid_norm`. Margins are means over tokens, hence the large beta.",
+    ),
+    Method(
+        "ld-dpo", "LD-DPO", loss="sigmoid", weights="ld", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "ld_alpha": 0.5}, paper="https://arxiv.org/abs/2409.06411",
+        note="Tokens beyond the shorter answer's length weigh `ld_alpha`, in policy and reference as in TRL; 1 is DPO.",
+    ),
+    Method(
+        "ld-dpo-policy", "LD-DPO (policy only)", loss="sigmoid_whole_reference", weights="ld", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "ld_alpha": 0.5}, paper="https://arxiv.org/abs/2409.06411",
+        note="As in LLaMA-Factory and TRL before 0.25: the reference is not weighted, so the loss does not start at "
+        "log 2 where the answers differ in length.",
+    ),
+    Method(
+        "r-dpo", "R-DPO", loss="length_regularized", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "length_alpha": 0.01}, paper="https://arxiv.org/abs/2403.19159",
+        note="`length_alpha` counts per token of difference in length; 0 is DPO.",
+    ),
+    Method(
+        "dpop", "DPOP (Smaug)", loss="dpop", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "dpop_lambda": 50.0}, paper="https://arxiv.org/abs/2402.13228",
+        note="Punishes a chosen answer that becomes less likely than under the reference.",
+    ),
+    Method(
+        "apo-zero", "APO-zero", loss="apo_zero", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2408.06266",
+        note="For chosen answers that are better than what the model says.",
+    ),
+    Method(
+        "apo-down", "APO-down", loss="apo_down", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2408.06266",
+        note="For chosen answers that are worse than what the model says.",
+    ),
+    Method(
+        "nca", "NCA", loss="nca", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2402.05369", note="TRL's `nca_pair`.",
+    ),
+    Method(
+        "bco-pair", "BCO (pairs)", loss="bco_pair", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2404.04656",
+        note="TRL's `bco_pair`: without the reward shift of the paper's unpaired form.",
+    ),
+    Method(
+        "sppo-hard", "SPPO (hard)", loss="sppo_hard", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2405.00675",
+        note="TRL's `sppo_hard`: the chosen answer wins with probability 1. The official code uses beta 0.001.",
+    ),
+    Method(
+        "exo", "EXO", loss="exo", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "exo_epsilon": 1e-3}, paper="https://arxiv.org/abs/2402.00856",
+        note="TRL's `exo_pair`; `exo_epsilon` is its `label_smoothing`.",
+    ),
+    Method(
+        "discopop", "DiscoPOP", loss="discopop", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "discopop_tau": 0.05}, paper="https://arxiv.org/abs/2406.08414",
+        note="A loss that a language model found; not convex.",
+    ),
+    Method(
+        "f-dpo", "f-DPO", loss="f_divergence", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "divergence": "js", "divergence_alpha": 0.5},
+        paper="https://arxiv.org/abs/2309.16240",
+        note="DPO under another divergence from the reference; `divergence: reverse_kl` is DPO.",
+    ),
+    Method(
+        "simpo", "SimPO", loss="simpo", weights="mean", needs=_NOTHING,
+        defaults={"beta": 2.0, "gamma_beta_ratio": 0.25, "label_smoothing": 0.0},
+        paper="https://arxiv.org/abs/2405.14734",
+        note="Defaults of the official code; released models use beta 2 to 10 and gamma/beta 0.1 to 0.8, each tuned.",
+    ),
+    Method(
+        "alphapo", "AlphaPO", loss="alphapo", weights="mean", needs=_NOTHING,
+        defaults={"beta": 2.0, "gamma_beta_ratio": 0.25, "label_smoothing": 0.0, "alphapo_alpha": 0.25},
+        paper="https://arxiv.org/abs/2501.03884",
+        note="SimPO with another shape of the reward; `alphapo_alpha: 0` is SimPO. No official code: tune alpha.",
+    ),
+    Method(
+        "confpo", "ConfPO", loss="simpo_selected", weights="confpo", needs=_NOTHING,
+        defaults={"beta": 1.5, "gamma_beta_ratio": 1.6 / 1.5, "label_smoothing": 0.0},
+        paper="https://arxiv.org/abs/2506.08712",
+        note="SimPO on the tokens that the policy is less sure of than of the answer's tokens on average.",
+    ),
+    Method(
+        "cpo", "CPO", loss="cpo", weights="uniform", needs=_NOTHING,
+        defaults={"beta": 0.1, "cpo_alpha": 1.0, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2401.08417",
+        note="`cpo_alpha` weighs the likelihood of the chosen answer.",
+    ),
+    Method(
+        "orpo", "ORPO", loss="orpo", weights="mean", needs=_NOTHING,
+        defaults={"orpo_lambda": 0.1}, paper="https://arxiv.org/abs/2403.07691",
+        note="The released models' lambda (the official code's default is 1; TRL calls it beta). The likelihood is of "
+        "the chosen answer as in LLaMA-Factory; the official code and TRL count the prompt's tokens too.",
+    ),
+]
+# fmt: on
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
