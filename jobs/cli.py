@@ -75,6 +75,8 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
     if not outcome.did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
     console.print(render(outcome))
+    if outcome.caution:
+        console.print(outcome.caution, soft_wrap=True, highlight=False)
     for name in ("plot.svg", "report.html", "best.yaml"):
         console.print(f"{name}: {outcome.folder / name}", soft_wrap=True, highlight=False)
     console.print(f"Best: {outcome.best}; train it with `otpo run {outcome.folder / 'best.yaml'}`.", soft_wrap=True)
