@@ -48,6 +48,18 @@ class Outcome:
         """How many trials ended with an error."""
         return int((self.results["state"] == "failed").sum())
 
+    @property
+    def caution(self) -> str | None:
+        """What must be known of a best win rate: chosen on the very prompts it is measured on, perhaps among equals."""
+        done = self.results[self.results["state"] == "done"]
+        if self.metric != "win_rate" or len(done) < 2:
+            return None
+        equals = int((done["win_rate_high"].iloc[1:] >= done["win_rate_low"].iloc[0]).sum())
+        overlap = f" The intervals of {equals} other trials reach into that of the best." if equals else ""
+        return (
+            f"The best of {len(done)} trials was chosen by the win rate shown, which is therefore optimistic.{overlap}"
+        )
+
 
 def write_results(recipe: Recipe, search: Search, folder: Path, trials: list[dict[str, Any]]) -> Outcome:
     """Write the table, the plot and the best recipe.
@@ -109,6 +121,13 @@ def _plot(results: pd.DataFrame, keys: list[str], search: Search) -> Any:
             )
             axes.errorbar(values, done["win_rate"], [below, above], fmt="none", ecolor="0.7", capsize=3)
             axes.axhline(50, color="0.6", linewidth=0.8, linestyle="--")
+            place: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "va": "bottom",
+                "fontsize": "small",
+                "color": "0.45",
+            }
+            axes.annotate("level with the reference", (0.02, 50), **place)
         for state, marker in (("done", "o"), ("stopped", "x")):
             chosen = done["state"] == state
             axes.plot(values[chosen], done[search.metric][chosen], marker, color="#1f5aa6", label=state)
@@ -122,7 +141,8 @@ def _plot(results: pd.DataFrame, keys: list[str], search: Search) -> Any:
                 axes.set_xticks(tried, [f"{value:g}" for value in tried])
                 axes.minorticks_off()
         axes.set_xlabel(key)
-        axes.set_ylabel(f"{search.metric}{' (%)' if search.task else ''}" if number == 1 else "")
+        name = search.metric.replace("_", " ") if search.task else search.metric
+        axes.set_ylabel(f"{name}{' (%)' if search.task else ''}" if number == 1 else "")
         axes.spines[["top", "right"]].set_visible(False)
         if (done["state"] == "stopped").any() and number == 1:
             axes.legend(frameon=False, fontsize="small")

@@ -137,6 +137,28 @@ def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
     assert best.method("otpo").hyperparameters["reg"] == 0.3
 
 
+def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
+    from pipeline.search import Search
+    from pipeline.sweep_results import read_outcome, render, write_results
+
+    def trial(reg: float, **end: Any) -> dict[str, Any]:
+        return {"name": f"reg-{reg:g}", "params": {REGS: reg}, "state": "done"} | end
+
+    def rate(value: float, half: float) -> dict[str, Any]:
+        return {"figures": {"win_rate": value, "win_rate_low": value - half, "win_rate_high": value + half}}
+
+    search = Search("otpo", "win_rate", "max", "facts", None, 4)
+    trials = [trial(0.1, **rate(40, 3)), trial(1, **rate(52, 3)), trial(3, **rate(48, 3)),
+              trial(9, state="failed", error="out of memory")]  # fmt: skip
+    outcome = write_results(swept(tree), search, tmp_path, trials)
+    assert outcome.results["trial"].tolist() == ["reg-1", "reg-3", "reg-0.1", "reg-9"]
+    assert (outcome.best, outcome.failed) == ("reg-1", 1)
+    assert "intervals of 1 other" in str(outcome.caution) and "optimistic" in str(outcome.caution)
+    assert load_recipe(tmp_path / "best.yaml").method("otpo").hyperparameters["reg"] == 1
+    again = read_outcome(tmp_path, search)
+    assert again.best == "reg-1" and not again.did and render(again).row_count == 4
+
+
 def test_too_small_a_cluster_is_refused_before_anything_is_trained(
     tree: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
