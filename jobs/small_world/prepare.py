@@ -17,6 +17,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 HIDDEN_SIZE, HEADS, LAYERS = 128, 4, 2  # heads of 32: vLLM's CPU attention takes 32 and 64
+INITIALIZER_RANGE = 0.04  # facts are learned in fewer steps than with 0.02 or 0.08
 
 
 def prepare(
@@ -26,8 +27,8 @@ def prepare(
     entities: int = 160,
     posts: int = 120,
     base_answers: int = 12,
-    right: float = 0.6,
-    rambling: float = 0.5,
+    right: float = 0.65,
+    rambling: float = 0.3,
 ) -> dict[str, Path]:
     """Write the world's folder; a folder that already holds this very world is left as it is.
 
@@ -126,6 +127,7 @@ def make_model(folder: Path, seed: int) -> None:
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         head_dim=HIDDEN_SIZE // HEADS,
+        initializer_range=INITIALIZER_RANGE,
         max_position_embeddings=256,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
