@@ -9,31 +9,27 @@ Everything lands in `runs/<name>/sweep/`, laid out as a run is: `models/<trial>/
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import JudgeConfig
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
-from pipeline.config import Recipe, SweepRange, digest
+from pipeline.config import Recipe, digest
 from pipeline.context import Show, World
 from pipeline.run import Run
-from pipeline.search import Search, plan, trial_name
+from pipeline.search import Search, plan
 from pipeline.sweep_results import Outcome, read_outcome, write_results
+from pipeline.tuner import Share, run_trials, share
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Say = Callable[[str], None]
-ENDLESS = 10**9  # ASHA's max_t: it stops a trial that reaches it, which would be before the model is exported
 
 
 def sweep(
@@ -53,41 +49,6 @@ def sweep(
         this.check_answering()
     with this.opened():
         return this.sweep(search, say)
-
-
-@dataclass(frozen=True)
-class Share:
-    """How the cluster is divided: trials at a time, CPUs of a training worker, whether the engine stays beside them."""
-
-    concurrent: int
-    cpus: int
-    keep_engine: bool
-
-
-def share(recipe: Recipe, search: Search) -> Share:
-    """How many trials the cluster holds at once. Ray Tune reserves nothing for them, so more would block each other.
-
-    Raises:
-        UserError: not even one.
-    """
-    import ray
-
-    from pipeline.cluster import check_workers, connect
-
-    connect(recipe.cluster.address)
-    train, generate = recipe.train_of(search.label), recipe.generate
-    on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
-    total = ray.cluster_resources()
-    engine = generate.workers * generate.tensor_parallel_size if search.task and total.get("GPU", 0) else 0
-    free = int(total.get("GPU" if on_gpu else "CPU", 0))
-    # where training and the engine do not fit side by side, they take turns
-    keep_engine = not on_gpu or free - engine >= train.workers
-    room = (free - engine * on_gpu) // train.workers if keep_engine else 1
-    concurrent = min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials, room)
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    workers = concurrent * train.workers
-    fitting = (cpus for cpus in range(max(nodes), 0, -1) if sum(node // cpus for node in nodes) >= workers)
-    return Share(concurrent, next(fitting, 1), keep_engine)
 
 
 class _Sweep(Run):
@@ -136,7 +97,7 @@ class _Sweep(Run):
             "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self._rows),
             "train": self._training(self.search.label),
             "data": self.tree["data"],
-            "method": [self.search.label, spec.method.name, spec.hyperparameters],
+            "method": [self.search.label, spec.method.name, {**spec.hyperparameters, **spec.scorers}],
         }
 
     def _objective(self) -> dict[str, Any] | None:
@@ -184,7 +145,7 @@ class _Sweep(Run):
         )
         desk: Any = Desk.remote()  # type: ignore[attr-defined]
         with self._answering(desk, divided):
-            return _tune(setting, desk, divided.concurrent, self.show)
+            return run_trials(setting, desk, divided.concurrent, self.show)
 
     @contextmanager
     def _answering(self, desk: Any, divided: Share) -> Iterator[None]:
@@ -295,74 +256,3 @@ class _Sweep(Run):
             write_answers(self.out, self.task.name, {}, reference)
             write_leaderboard(self._board(verdicts, outputs, reference), self.out / "leaderboard.csv")
         build([self.out], self.out)
-
-
-def _tune(setting: Any, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
-    """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
-    # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
-    quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
-    from ray import tune
-
-    from pipeline.trials import Progress, run_trial, trial_records
-
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    search, sweep = setting.search, setting.recipe.sweep
-    progress = Progress(setting, show)
-    space: dict[str, Any] = {}
-    sampler, remaining = None, search.n_trials
-    if search.grid is not None:
-        space = {"params": tune.grid_search(search.grid)}
-        remaining = 1
-    else:
-        known = [trial for trial in trial_records(setting) if trial["state"] == "done"]
-        remaining = search.n_trials - len(known)
-        sampler = _optuna(sweep.params, search, sweep.seed, known)
-    scheduler = None
-    if sweep.scheduler == "asha":
-        grace = sweep.grace_period or setting.recipe.train_of(search.label).eval_every or 1
-        scheduler = tune.schedulers.ASHAScheduler(
-            time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
-            reduction_factor=sweep.reduction_factor,
-        )  # fmt: skip
-    if remaining > 0:
-        storage = setting.folder / "ray"
-        shutil.rmtree(storage / "tune", ignore_errors=True)
-        trainable = tune.with_parameters(run_trial, setting=setting, desk=desk)
-        tune.Tuner(
-            # the trial's own actor needs no CPU, and Tune refuses a request for nothing: one byte of memory
-            tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[progress]),
-        ).fit()  # fmt: skip
-        progress.settle()
-    records = {trial["name"]: trial for trial in trial_records(setting)}
-    if search.grid is None:
-        return sorted(records.values(), key=lambda trial: trial["started"])
-    lost = {"state": "failed", "error": "the trial never started"}
-    return [records.get(trial_name(p), {"name": trial_name(p), "params": p} | lost) for p in search.grid]
-
-
-def _optuna(params: dict[str, Any], search: Search, seed: int, known: list[dict[str, Any]]) -> Any:
-    """Optuna's TPE sampler, told of the trials that an earlier call finished."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space: dict[str, Any] = {}
-    for key, values in params.items():
-        if not isinstance(values, SweepRange):
-            space[key] = optuna.distributions.CategoricalDistribution(values)
-        elif values.integer:
-            space[key] = optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
-        else:
-            space[key] = optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
-    return OptunaSearch(
-        space, metric=search.metric, mode=search.mode, seed=seed + len(known),
-        points_to_evaluate=[trial["params"] for trial in known] or None,
-        evaluated_rewards=[trial["figures"][search.metric] for trial in known] or None,
-    )  # fmt: skip

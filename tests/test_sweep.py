@@ -137,6 +137,33 @@ def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
     assert best.method("otpo").hyperparameters["reg"] == 0.3
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cpus", "judged", "expected"),
+    [
+        (2, 0, [2], True, (1, 1, True)),
+        (2, 0, [8, 8], False, (4, 2, True)),  # four trials, eight workers
+        (2, 0, [3, 3], False, (3, 1, True)),
+        (4, 0, [3, 3, 3, 3], False, (3, 1, True)),
+        (4, 0, [5, 5, 5], False, (3, 1, True)),
+        (6, 0, [4, 4], False, (1, 1, True)),  # 8 // 6 would be 1; two workers a node of 4 would not make six
+        (2, 8, [64], False, (4, 8, True)),
+        (2, 8, [64], True, (3, 10, True)),  # one GPU stays the engine's
+        (1, 1, [8], True, (1, 8, False)),  # training and the engine take turns
+        (4, 4, [32], True, (1, 8, False)),
+    ],
+)
+def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
+    tree: dict[str, Any], workers: int, gpus: int, cpus: list[int], judged: bool, expected: tuple[int, int, bool]
+) -> None:
+    from pipeline.search import Search
+    from pipeline.tuner import divide
+
+    tree["train"]["workers"] = workers
+    search = Search("otpo", "win_rate", "max", "facts" if judged else None, None, 4)
+    found = divide(swept(tree), search, gpus=gpus, cpus=cpus, on_gpu=gpus > 0)
+    assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
 def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
     from pipeline.search import Search
     from pipeline.sweep_results import read_outcome, render, write_results
