@@ -270,17 +270,15 @@ def generate(
     shape = _one_of("--template", template, "chat", "literal")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     preflight(model, config, shape)
-    folder = out.parent if out.suffix == ".json" else out
-    _writable(folder)
+    _writable(out.parent if out.suffix == ".json" else out)
     connect()
     with Bars(stderr) as bars, EnginePool(config, model, shape) as pool:
         result = pool.generate(
-            model, name or Path(model).name, prompts, sampling, folder, shape,
+            model, name or Path(model).name, prompts, sampling, out, shape,
             progress=lambda done, total, rate: bars.show("generate", done, total, f"{rate:,.0f} tokens/s"),
         )  # fmt: skip
-    path = result.path.rename(out) if out.suffix == ".json" else result.path
     console.print(
-        f"{result.report['n']} answers, {result.report['truncated']} truncated: {path.absolute()}",
+        f"{result.report['n']} answers, {result.report['truncated']} truncated: {result.path.absolute()}",
         soft_wrap=True,
         highlight=False,
     )
