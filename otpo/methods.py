@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from otpo.errors import UserError
 from otpo.ranges import RANGES, Value, checked, nearest
-from otpo.table import METHODS, SHARED, Method
+from otpo.table import METHODS, SCORERS, SHARED, Method
 
-__all__ = ["METHODS", "RANGES", "SHARED", "Method", "MethodSpec", "resolve"]
+__all__ = ["METHODS", "RANGES", "SCORERS", "SHARED", "Method", "MethodSpec", "resolve"]
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method under a recipe's label, with all hyperparameters filled in and checked."""
+    """A method under a recipe's label, with all hyperparameters filled in and checked.
+
+    Attributes:
+        scorers: frozen model that the method needs ("oracle", ...) -> label of the recipe, or model folder.
+    """
 
     label: str
     method: Method
     hyperparameters: dict[str, Value]
+    scorers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """What `resolve` makes this again of, under any label."""
+        return {"method": self.method.name, **self.hyperparameters, **self.scorers}
 
     def arguments(self, function: Callable) -> dict[str, Any]:
         """Those hyperparameters that `function` (the method's loss or its weight rule) takes."""
@@ -40,8 +50,8 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
             been split off before.
 
     Raises:
-        UserError: an unknown method or hyperparameter (the nearest known name is given), a wrong type, or a value out
-            of range.
+        UserError: an unknown method or hyperparameter (the nearest known name is given), a wrong type, a value out of
+            range, or a frozen model that is needed and not named.
     """
     given = dict(settings or {})
     name = given.pop("method", label)
@@ -53,11 +63,18 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
     method = METHODS[name]
     defaults = method.defaults | SHARED
     hyperparameters = dict(defaults)
+    scorers = {name: given.pop(name, None) for name in SCORERS if name in method.needs}
+    for name, scorer in scorers.items():
+        if not isinstance(scorer, str) or not scorer:
+            raise UserError(
+                f"methods.{label}.{name}: {method.title} needs the log-probabilities of a frozen model: expected"
+                f" another label of `methods` (it is trained first) or a model folder, found {scorer!r}. {method.note}"
+            )
     for key, value in given.items():
         if key not in defaults:
             raise UserError(
                 f"methods.{label}.{key}: {method.title} has no such hyperparameter{nearest(key, defaults)}. "
-                f"It takes: {', '.join(defaults)}."
+                f"It takes: {', '.join([*scorers, *defaults])}."
             )
         hyperparameters[key] = checked(f"methods.{label}.{key}", value, defaults[key], RANGES.get(key))
-    return MethodSpec(label, method, hyperparameters)
+    return MethodSpec(label, method, hyperparameters, scorers)

@@ -15,7 +15,7 @@ from otpo.errors import WorkError
 from otpo.losses import pair_loss
 from otpo.methods import MethodSpec
 from otpo.model import PolicyModel, pair_logprobs
-from otpo.records import LossOutput, SequenceBatch
+from otpo.records import LossOutput, PairLogProbs, SequenceBatch
 from otpo.weights import check_finite, shared_prefix_gradient, token_weights
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
@@ -63,6 +63,8 @@ def preference_losses(
         logps, hidden = model(batch, with_hidden="hidden" in spec.method.needs)
         pairs = pair_logprobs(logps, hidden, batch, scorers(batch))
         check_finite(pairs)
+        if spec.hyperparameters["swap_answers"]:
+            pairs = PairLogProbs(pairs.rejected, pairs.chosen)
         with torch.no_grad():
             weights = token_weights(spec, pairs, seed=seed)
         output = pair_loss(spec, pairs, weights)

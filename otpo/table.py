@@ -19,7 +19,7 @@ class Method:
         name: as a recipe writes it. title: as a page prints it.
         loss: a name in `otpo.losses.LOSSES`. weights: a name in `otpo.weights.RULES`.
         needs: what the record of log-probabilities must hold: "reference" (the frozen start's log-probabilities),
-            "hidden" (the policy's hidden states).
+            those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states).
         defaults: every hyperparameter of the loss and the weight rule, with the official code's value.
         paper: address. note: what a reader should know before comparing it.
     """
@@ -34,8 +34,13 @@ class Method:
     note: str = ""
 
 
-SHARED: dict[str, Value] = {"sft_weight": 0.0}
-"""Hyperparameters that every method takes: `sft_weight` times the chosen answer's mean negative log-likelihood."""
+SHARED: dict[str, Value] = {"sft_weight": 0.0, "swap_answers": False}
+"""Hyperparameters that every method takes: `sft_weight` times the chosen answer's mean negative log-likelihood;
+`swap_answers` prefers the rejected answers (how TIS-DPO's negative model is made).
+"""
+
+SCORERS = ("oracle", "positive", "negative")
+"""Frozen models that rules read and a recipe names: other labels of it, which are trained first, or model folders."""
 
 _NOTHING: frozenset[str] = frozenset()
 _REFERENCE = frozenset({"reference"})
@@ -147,6 +152,18 @@ _ROWS = [
         note="Punishes a chosen answer that becomes less likely than under the reference.",
     ),
     Method(
+        "tgdpo", "TGDPO", loss="sigmoid", weights="tgdpo", needs=_REFERENCE | {"oracle"},
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "tgdpo_alpha": 0.5}, paper="https://arxiv.org/abs/2506.14574",
+        note="`oracle` is a model trained by DPO, whose log-ratios are the tokens' rewards; `tgdpo_alpha: 0` is DPO.",
+    ),
+    Method(
+        "tis-dpo", "TIS-DPO", loss="sigmoid", weights="tis", needs=_REFERENCE | {"positive", "negative"},
+        defaults={"beta": 0.1, "label_smoothing": 0.0, "transform": "rank_based", "keep_ratio": 1.0},
+        paper="https://arxiv.org/abs/2410.04350",
+        note="`positive` is a model trained by DPO, `negative` one trained with `swap_answers: true`. `keep_ratio` is "
+        "of `transform: binary`. The official code gives the last token (EOS) weight 0; here it weighs as it scores.",
+    ),
+    Method(
         "apo-zero", "APO-zero", loss="apo_zero", weights="uniform", needs=_REFERENCE,
         defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2408.06266",
         note="For chosen answers that are better than what the model says.",
@@ -203,6 +220,13 @@ _ROWS = [
         defaults={"beta": 1.5, "gamma_beta_ratio": 1.6 / 1.5, "label_smoothing": 0.0},
         paper="https://arxiv.org/abs/2506.08712",
         note="SimPO on the tokens that the policy is less sure of than of the answer's tokens on average.",
+    ),
+    Method(
+        "sepo", "SePO", loss="simpo", weights="sepo", needs=_REFERENCE | {"oracle"},
+        defaults={"beta": 1.0, "gamma_beta_ratio": 0.0, "label_smoothing": 0.0, "keep_ratio": 0.3},
+        paper="https://arxiv.org/abs/2408.13518",
+        note="`oracle` is a (small) model trained by DPO. Trains on the best-scored share of the chosen answer's "
+        "tokens and the worst-scored of the rejected one's; beta and gamma as the official code has them.",
     ),
     Method(
         "cpo", "CPO", loss="cpo", weights="uniform", needs=_NOTHING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,21 @@ from otpo.tokens import load_tokenizer, pad_id
 
 @torch.no_grad()
 def weigh(
-    model: str, items: Sequence[TokenPair], spec: MethodSpec, *, batch_size: int = 8, seed: int = 0, plan: bool = False
+    model: str,
+    items: Sequence[TokenPair],
+    spec: MethodSpec,
+    scorers: Mapping[str, str] | None = None,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    plan: bool = False,
 ) -> list[dict[str, Any]]:
     """Load a model in float32 and weigh every token of the pairs by a method's rule.
 
     Args:
         model: folder or hub name. items: token pairs made with this model's tokenizer. spec: the method.
+        scorers: frozen models that the rule reads: name -> folder or hub name; by default those that `spec` names, with
+            `model` as their reference.
         plan: add the transport plan of each pair.
 
     Returns:
@@ -31,12 +40,17 @@ def weigh(
     """
     tokenizer = load_tokenizer(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = PolicyModel(load_causal_lm(model).float()).to(device).eval()
+    named = dict(scorers) if scorers is not None else {"reference": model, **spec.scorers} if spec.scorers else {}
+
+    def load(path: str) -> PolicyModel:
+        return PolicyModel(load_causal_lm(path).float()).to(device).eval()
+
+    policy, frozen = load(model), {name: load(path) for name, path in named.items()}
     rows = []
     for start in range(0, len(items), batch_size):
         members = items[start : start + batch_size]
         for row in explain_pairs(
-            spec, members, forward(policy, members, pad_id(tokenizer), spec), seed=seed, plan=plan
+            spec, members, forward(policy, members, pad_id(tokenizer), spec, frozen), seed=seed, plan=plan
         ):
             texts = {
                 f"{side}_tokens": [tokenizer.decode([i]) for i in row[f"{side}_ids"]] for side in ("chosen", "rejected")
@@ -48,8 +62,14 @@ def weigh(
     return rows
 
 
-def forward(policy: PolicyModel, members: Sequence[TokenPair], pad: int, spec: MethodSpec) -> PairLogProbs:
-    """Log-probabilities of a few pairs and what else the method's rule reads; no frozen models."""
+def forward(
+    policy: PolicyModel,
+    members: Sequence[TokenPair],
+    pad: int,
+    spec: MethodSpec,
+    frozen: Mapping[str, PolicyModel] | None = None,
+) -> PairLogProbs:
+    """Log-probabilities of a few pairs and what else the method's rule reads."""
     batch = collate_pairs(members, pad).to(next(policy.parameters()).device)
     logps, hidden = policy(batch, with_hidden="hidden" in spec.method.needs)
-    return pair_logprobs(logps, hidden, batch, {})
+    return pair_logprobs(logps, hidden, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})

@@ -1,8 +1,8 @@
 """Token-weight rules: how much each completion token counts in a loss.
 
 A rule is a pure function `(pair, *, seed, **hyperparameters) -> TokenWeights`. It reads policy log-probabilities, the
-frozen scorers' log-probabilities or the hidden states of `PairLogProbs`, never a model. A new rule is a function here
-and a line in `RULES`; `otpo.methods.METHODS` then names it.
+frozen scorers' log-probabilities or the hidden states of `PairLogProbs`, never a model. A new rule is a function here,
+or in `otpo.scored_weights` if it reads what models say of each token, and a line in `RULES`; `otpo.table` names it.
 
 Shape legend: B pairs, M and N padded lengths of the chosen and rejected completions, T either.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from otpo import scored_weights
 from otpo.errors import WorkError
 from otpo.methods import MethodSpec
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch, TokenWeights
@@ -153,29 +154,16 @@ def sampo(pair: PairLogProbs, *, seed: int = 0, expected: bool) -> TokenWeights:
     return TokenWeights(chosen, rejected)
 
 
-def confpo(pair: PairLogProbs, *, seed: int = 0) -> TokenWeights:
-    """Even weights, summing to 1, on the tokens less probable than their answer's (arithmetic) mean probability.
-
-    ConfPO (ICML 2025, https://arxiv.org/abs/2506.08712), under the current policy. Where all of an answer's tokens are
-    equally probable, as with a single one, none is selected and all weights are 0.
-    """
-
-    def side(answer: LogProbs) -> Tensor:
-        probability = answer.policy.detach().exp() * answer.mask
-        average = probability.sum(-1) / answer.lengths.clamp(min=1)
-        selected = (probability < average[:, None]) & answer.mask
-        return selected.to(probability) / selected.sum(-1, keepdim=True).clamp(min=1)
-
-    return TokenWeights(side(pair.chosen), side(pair.rejected))
-
-
 RULES: dict[str, Callable[..., TokenWeights]] = {
     "uniform": uniform,
     "mean": mean,
     "ld": ld,
     "sampo": sampo,
     "otpo": otpo,
-    "confpo": confpo,
+    "confpo": scored_weights.confpo,
+    "sepo": scored_weights.sepo,
+    "tgdpo": scored_weights.tgdpo,
+    "tis": scored_weights.tis,
 }
 
 

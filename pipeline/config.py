@@ -240,6 +240,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
                 )
+        self.training_order()
         if self.base is not None:
             if not self.base.get("data"):
                 raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
@@ -262,6 +263,37 @@ class Recipe(Section):
     def method(self, label: str) -> MethodSpec:
         """The method behind a label, with its hyperparameters."""
         return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
+
+    def scorer_labels(self, label: str) -> dict[str, str]:
+        """Frozen models of a label that are labels of this recipe themselves: name -> label."""
+        return {name: scorer for name, scorer in self.method(label).scorers.items() if scorer in self.methods}
+
+    def training_order(self) -> list[str]:
+        """The labels of `methods`, each after those that it takes as scorers, otherwise as written.
+
+        Raises:
+            ValueError: labels name each other as scorers, or a scorer is neither a label nor like a path.
+        """
+        order: list[str] = []
+
+        def visit(label: str, above: tuple[str, ...]) -> None:
+            if label in above:
+                circle = " -> ".join([*above[above.index(label) :], label])
+                raise ValueError(f"methods: scorers are trained first, but these labels wait for each other: {circle}")
+            for scorer in self.scorer_labels(label).values():
+                visit(scorer, (*above, label))
+            if label not in order:
+                order.append(label)
+
+        for label in self.methods:
+            for name, scorer in self.method(label).scorers.items():
+                if scorer not in self.methods and "/" not in scorer and not Path(scorer).exists():
+                    raise ValueError(
+                        f"methods.{label}.{name}: '{scorer}' is no label of `methods` ({', '.join(self.methods)})"
+                        " and no model folder"
+                    )
+            visit(label, ())
+        return order
 
     def _check_train_of(self, label: str, where: str) -> None:
         try:

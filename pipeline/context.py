@@ -92,6 +92,14 @@ class Context:
             return Path(self.resolve(self.recipe.model.path))
         return self.folder / "models" / label / "model"
 
+    def scorers_of(self, label: str) -> dict[str, str]:
+        """The frozen models that a label's weight rule reads: name -> folder or hub name. Most read none."""
+        named = {
+            name: str(self.model_of(scorer)) if scorer in self.recipe.methods else self.resolve(scorer)
+            for name, scorer in self.recipe.method(label).scorers.items()
+        }
+        return {"reference": self.start.path, **named} if named else {}
+
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The prompts to answer."""
@@ -206,6 +214,10 @@ class Context:
             sources["data.path"] = recipe.data.path
         if recipe.pairs:
             sources["pairs.prompts"] = recipe.pairs.prompts
+        for label in recipe.methods:
+            ours = recipe.scorer_labels(label)
+            scorers = recipe.method(label).scorers.items()
+            sources |= {f"methods.{label}.{name}": scorer for name, scorer in scorers if name not in ours}
         for key, source in sources.items():
             # a hub name is "owner/name": anything that starts or ends like a path must be one
             looks_local = source.startswith((WORLD_PREFIX, "/", "./", "../", "~")) or Path(source).suffix in _SUFFIXES

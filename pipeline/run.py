@@ -132,15 +132,20 @@ class Run(Context):
     def train(self) -> None:
         """Every method of the recipe, in one worker group."""
         todo = []
-        for label in self.recipe.methods:
+        for label in self.recipe.training_order():
             spec = self.recipe.method(label)
-            inputs = {
+            inputs: dict[str, Any] = {
                 "base": self.inputs_of["base"],
                 "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self.pairs_file),
                 "train": self._training(label),
                 "data": self.tree["data"],
                 "method": [spec.method.name, spec.hyperparameters],
             }
+            if spec.scorers:
+                inputs["scorers"] = {
+                    name: self.inputs_of.get(f"train/{scorer}") or source_identity(self.resolve(scorer))
+                    for name, scorer in spec.scorers.items()
+                }
             if self.needs(f"train/{label}", inputs):
                 self.clear(f"train/{label}", [self.folder / "models" / label])
                 todo.append(label)
@@ -366,7 +371,9 @@ class Run(Context):
         for label in labels:
             tokens = load_tokens(self.manifest.tree["stages"][f"train/{label}"]["tokens"])
             items = tokens[: self.recipe.report.weight_pairs]
-            found: Any = remote.remote(str(self.model_of(label)), items, self.recipe.method(label))
+            found: Any = remote.remote(
+                str(self.model_of(label)), items, self.recipe.method(label), self.scorers_of(label)
+            )
             rows += ray.get(found)
         (self.folder / "weights.json").write_text(json.dumps(rows, ensure_ascii=False))
 

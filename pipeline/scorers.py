@@ -80,7 +80,7 @@ def fill_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = ScorerTable(folder)
-    missing = _agree(table.missing(pairs), pairs)
+    missing = agree_missing(table.missing(pairs), pairs)
     if not missing:
         return table
     device = next(model.parameters()).device
@@ -106,7 +106,7 @@ def fill_cache(
     return table
 
 
-def _agree(missing: list[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
+def agree_missing(missing: list[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
     """What rank 0 found missing: another run may be filling the same cache while the ranks look."""
     if not dist.is_initialized():
         return missing

@@ -175,6 +175,11 @@ def _label(recipe: Recipe) -> str:
             f"A sweep trains one label, and params name {named or 'none'}: set sweep.label to one of"
             f" {', '.join(recipe.methods) or '(the recipe has no methods)'}, and keep other labels' keys out of params."
         )
+    for name, scorer in recipe.scorer_labels(candidates[0]).items():
+        raise UserError(
+            f"methods.{candidates[0]}.{name}: a sweep trains one label, not the label '{scorer}' that it takes as a"
+            f" scorer: train that first (`otpo train`) and give its model folder."
+        )
     return candidates[0]
 
 

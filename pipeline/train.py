@@ -21,7 +21,6 @@ from pipeline.cluster import check_workers, cpus_per_worker
 from pipeline.config import ModelConfig, Recipe, TrainConfig
 from pipeline.context import Show
 from pipeline.prepare import Tokens
-from pipeline.scorers import cache_folder
 from pipeline.worker import FAILURE, TrainJob, total_steps, train_worker
 
 
@@ -33,8 +32,9 @@ def make_job(
     supervised = label == "base"
     fingerprint = model_fingerprint(model.path)
     spec = None if supervised else recipe.method(label)
-    cache = cache_folder(scorers, model=fingerprint, dtype=train.dtype, tokens=tokens.hash)
-    needed = sorted({"reference"} & spec.method.needs) if spec else []
+    models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
+    for name, scorer in (spec.scorers if spec else {}).items():
+        models[name] = str(folder / "models" / scorer / "model") if scorer in recipe.methods else scorer
     return TrainJob(
         label=label,
         model=model.path,
@@ -46,8 +46,10 @@ def make_job(
         out=str(folder / "models" / label),
         train=train.model_dump(),
         total_steps=total_steps(train, tokens.n_train),
-        method=None if spec is None else {"method": spec.method.name, **spec.hyperparameters},
-        scorers={name: str(cache) for name in needed},
+        method=None if spec is None else spec.settings,
+        scorers=models,
+        caches=str(scorers),
+        tokens_hash=tokens.hash,
         card=cards.model_card(recipe, label, start=model.path, train=train, spec=spec, report=tokens.report),
     )
 

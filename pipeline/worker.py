@@ -33,6 +33,7 @@ from otpo.checkpoint import (
     write_atomically,
 )
 from otpo.errors import UserError, WorkError
+from otpo.identity import model_fingerprint
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
 from otpo.records import SequenceBatch, TokenCompletion
@@ -46,7 +47,7 @@ from otpo.step import (
     supervised_losses,
 )
 from pipeline.config import TrainConfig
-from pipeline.scorers import ScorerTable, fill_cache
+from pipeline.scorers import ScorerTable, agree_missing, cache_folder, fill_cache
 
 FAILURE = "failure.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,7 +62,8 @@ class TrainJob:
         model_fingerprint: identity of that start, kept in every checkpoint: resuming must not move the reference.
         tokens, validation_tokens: files of token ids (pairs, or completions for supervised training).
         out: `models/<label>`. train: a `TrainConfig`. method: None for supervised training, else settings of the label.
-        scorers: name of a frozen model -> its cache folder. total_steps: of the whole job.
+        scorers: name of a frozen model -> its folder or hub name. caches: where their log-probabilities are kept.
+        tokens_hash: of the token ids of all rows. total_steps: of the whole job.
     """
 
     label: str
@@ -76,6 +78,8 @@ class TrainJob:
     total_steps: int
     method: dict[str, Any] | None
     scorers: dict[str, str]
+    caches: str
+    tokens_hash: str
     card: str
 
     @property
@@ -147,16 +151,7 @@ class _Trainer:
     def _losses(self) -> LossFunction:
         if self.job.method is None:
             return supervised_losses(self.model)
-        tables: dict[str, ScorerTable] = {}
-        pairs = [*self.items, *self.validation]
-        for name, folder in self.job.scorers.items():
-            # the policy has not moved yet: it is the reference
-            fill_cache(
-                Path(folder), self.model, pairs, pad_id=self.job.pad_id, micro_batch_size=self.train.micro_batch_size,
-                rank=self.rank, world=self.world,
-            )  # fmt: skip
-            dist.barrier()
-            tables[name] = ScorerTable(Path(folder))
+        tables = {name: self._scores(model) for name, model in self.job.scorers.items()}
         spec = resolve(self.job.label, self.job.method)
         return preference_losses(
             self.model,
@@ -164,6 +159,36 @@ class _Trainer:
             lambda batch: {name: table.batch(batch) for name, table in tables.items()},
             seed=self.train.seed,
         )
+
+    def _scores(self, model: str) -> ScorerTable:
+        """The log-probabilities of a frozen model, computed where they are not in its cache yet."""
+        ours = model == self.job.model  # the policy has not moved yet: it is the reference
+        fingerprint: list[Any] = [self.job.model_fingerprint if ours else None]
+        if not ours:  # a label that an earlier job of this list trained has no fingerprint before
+            fingerprint = [model_fingerprint(model) if self.rank == 0 else None]
+            dist.broadcast_object_list(fingerprint)
+        folder = cache_folder(
+            Path(self.job.caches), model=fingerprint[0], dtype=self.train.dtype, tokens=self.job.tokens_hash
+        )
+        pairs = [*self.items, *self.validation]
+        if ours or agree_missing(ScorerTable(folder).missing(pairs), pairs):
+            fill_cache(
+                folder, self.model if ours else self._frozen(model), pairs, pad_id=self.job.pad_id,
+                micro_batch_size=self.train.micro_batch_size, rank=self.rank, world=self.world,
+            )  # fmt: skip
+            dist.barrier()
+        return ScorerTable(folder)
+
+    def _frozen(self, path: str) -> PolicyModel:
+        """Another model beside the policy, which is not trained."""
+        lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation)
+        ours, theirs = self.model.lm.config.vocab_size, lm.config.vocab_size
+        if ours != theirs:
+            raise UserError(
+                f"{self.job.label}: the frozen model {path} has a vocabulary of {theirs} tokens, the policy"
+                f" {self.job.model} one of {ours}: they must share one tokenizer."
+            )
+        return shard(PolicyModel(lm), self.mesh, dtype=DTYPES[self.train.dtype]).requires_grad_(False).eval()
 
     def _resume(self) -> int:
         checkpoints = complete_checkpoints(self.job.folder / "checkpoints")

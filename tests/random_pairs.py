@@ -2,7 +2,14 @@
 
 import torch
 
+from otpo.methods import METHODS, SCORERS, MethodSpec, resolve
 from otpo.records import LogProbs, PairLogProbs
+
+
+def spec_of(name, **settings) -> MethodSpec:
+    """A method; the frozen models that it needs are called by their names."""
+    needed = METHODS[settings.get("method", name)].needs
+    return resolve(name, {scorer: scorer for scorer in SCORERS if scorer in needed} | settings)
 
 
 def random_side(lengths, width=None, *, hidden=None, seed=0, dtype=torch.float32, equal=False, first_row=0) -> LogProbs:
@@ -14,12 +21,14 @@ def random_side(lengths, width=None, *, hidden=None, seed=0, dtype=torch.float32
     policy, reference = (
         -3 * torch.rand(len(lengths), width, generator=generator, dtype=dtype) * mask for _ in range(2)
     )
+    states = torch.randn(len(lengths), width, hidden, generator=generator, dtype=dtype) if hidden else None
+    others = {name: -3 * torch.rand(len(lengths), width, generator=generator, dtype=dtype) * mask for name in SCORERS}
     return LogProbs(
         policy=policy,
         mask=mask,
         rows=torch.arange(len(lengths)) + first_row,
-        scorers={"reference": policy.clone() if equal else reference},
-        hidden=torch.randn(len(lengths), width, hidden, generator=generator, dtype=dtype) if hidden else None,
+        scorers={"reference": policy.clone() if equal else reference} | others,
+        hidden=states,
     )
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from random_pairs import random_pair
+from random_pairs import random_pair, spec_of
 
-from otpo.losses import LOSSES, pair_loss
+from otpo.losses import LOSSES, pair_loss, pairwise
 from otpo.methods import METHODS, resolve
 from otpo.weights import token_weights, uniform
 
@@ -17,7 +17,7 @@ TRL_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards
 
 
 def run(label, pair, seed=0, **settings):
-    spec = resolve(label, settings)
+    spec = spec_of(label, **settings)
     return pair_loss(spec, pair, token_weights(spec, pair, seed=seed))
 
 
@@ -119,7 +119,8 @@ def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
 
 
 LOG_TWO = dict.fromkeys(
-    ["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo", "dpop", "f-dpo"], math.log(2)
+    ["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo", "dpop", "f-dpo", "tgdpo", "tis-dpo"],
+    math.log(2),
 )
 ONE = dict.fromkeys(["hinge", "gpo-squared", "gpo-exponential", "gpo-truncated-quadratic", "apo-zero", "apo-down"], 1.0)
 GOLDEN = LOG_TWO | ONE | dict.fromkeys(["ipo", "ipo-sum", "otpo-ipo"], 25.0)
@@ -150,7 +151,9 @@ def test_weighting_the_policy_alone_leaves_the_tails_where_policy_equals_referen
 
 
 def test_every_method_with_a_reference_has_a_golden_value():
-    assert set(GOLDEN) == {name for name, method in METHODS.items() if "reference" in method.needs}
+    against_reference = {name for name, method in METHODS.items() if hasattr(pairwise, method.loss)}
+    assert set(GOLDEN) == against_reference
+    assert all("reference" in METHODS[name].needs for name in against_reference)
 
 
 def test_dpo_by_hand():
@@ -181,6 +184,8 @@ def test_sampo_of_equal_lengths_is_dpo():
         ("r-dpo", {"length_alpha": 0}),
         ("ld-dpo-policy", {"ld_alpha": 1}),
         ("dpop", {"dpop_lambda": 0}),
+        ("tgdpo", {"tgdpo_alpha": 0}),
+        ("tis-dpo", {"transform": "binary", "keep_ratio": 1}),
         ("f-dpo", {"divergence": "reverse_kl"}),
         ("f-dpo", {"divergence": "alpha", "divergence_alpha": 1}),
     ],
@@ -322,6 +327,41 @@ def test_confpo_by_hand_and_pairs_without_a_selected_token():
     assert losses == pytest.approx([math.log(1 + math.exp(-2 * (margin - 0.5))), 0.0], rel=1e-5)
 
 
+def test_tgdpo_by_hand():
+    pair = random_pair([2], [1])
+    for side, policy, reference, oracle in (
+        (pair.chosen, [-1.0, -2.0], [-1.5, -2.5], [-0.5, -3.5]),
+        (pair.rejected, [-3.0], [-1.0], [-2.0]),
+    ):
+        side.policy = torch.tensor([policy])
+        side.scorers = {"reference": torch.tensor([reference]), "oracle": torch.tensor([oracle])}
+    beta, alpha = 0.2, 0.5
+    chosen = 0.5 * (1 + alpha * beta * 1.0) + 0.5 * (1 + alpha * beta * -1.0)
+    rejected = -2.0 * (1 - alpha * beta * -1.0)
+    output = run("tgdpo", pair, beta=beta, tgdpo_alpha=alpha)
+    assert output.losses.item() == pytest.approx(math.log(1 + math.exp(-beta * (chosen - rejected))), rel=1e-6)
+
+
+def test_sepo_by_hand():
+    pair = random_pair([4], [3])
+    for side, policy, scores in (
+        (pair.chosen, [-1.0, -2.0, -3.0, -4.0], [0.1, 0.9, -0.5, 0.8]),
+        (pair.rejected, [-1.5, -2.5, -0.5], [0.3, -0.2, 0.6]),
+    ):
+        side.policy = torch.tensor([policy])
+        side.scorers = {"reference": torch.zeros_like(side.policy), "oracle": torch.tensor([scores])}
+    losses = run("sepo", pair, keep_ratio=0.5).losses
+    margin = (-2.0 - 4.0) / 2 - -2.5
+    assert losses.item() == pytest.approx(math.log(1 + math.exp(-margin)), rel=1e-6)
+
+
+def test_sepo_on_all_tokens_is_simpo():
+    pair = random_pair(*LENGTHS)
+    torch.testing.assert_close(
+        run("sepo", pair, keep_ratio=1).losses, run("simpo", pair, beta=1, gamma_beta_ratio=0).losses
+    )
+
+
 def test_otpo_under_means_is_their_plain_form_at_large_reg():
     pair = random_pair(*LENGTHS, hidden=8)
     for label, plain in (("otpo-simpo", "simpo"), ("otpo-ipo", "ipo")):
@@ -378,7 +418,7 @@ def test_identical_answers_give_log_two_and_no_gradient():
 
 @pytest.mark.parametrize("label", METHODS)
 def test_gradients_in_float64(label):
-    spec = resolve(label, {})
+    spec = spec_of(label)
     pair = random_pair([4, 2, 1], [3, 5, 0], hidden=6, dtype=torch.float64)
     weights = token_weights(spec, pair)
 

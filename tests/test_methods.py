@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from random_pairs import spec_of
 
 from otpo.errors import UserError
 from otpo.losses import LOSSES
@@ -20,7 +21,7 @@ def test_defaults_are_exactly_what_the_loss_and_the_rule_take(name):
         for f in (LOSSES[method.loss], RULES[method.weights])
     )
     assert set(method.defaults) == loss | rule and not set(SHARED) & set(method.defaults)
-    spec = resolve(name, {})
+    spec = spec_of(name)
     assert set(spec.arguments(LOSSES[method.loss])) == loss and set(spec.arguments(RULES[method.weights])) == rule
 
 
@@ -29,7 +30,8 @@ def test_rows_are_complete_and_their_defaults_valid(name):
     method = METHODS[name]
     assert method.name == name and method.title and method.paper.startswith("https://")
     everything = method.defaults | SHARED
-    assert resolve(name, dict(everything)).hyperparameters == everything
+    spec = spec_of(name, **everything)
+    assert spec.hyperparameters == everything and resolve(name, spec.settings) == spec
     numbers = {k for k, v in everything.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     assert numbers <= set(RANGES)
 
@@ -44,6 +46,12 @@ def test_a_label_may_be_a_name_or_carry_one():
     assert (spec.label, spec.method.name, spec.hyperparameters["reg"]) == ("otpo-sharp", "otpo", 0.03)
     assert resolve("dpo", {"method": "otpo"}).method.name == "otpo"
     assert METHODS["otpo"].defaults["reg"] == 0.1
+
+
+def test_frozen_models_are_named_beside_hyperparameters():
+    spec = resolve("tgdpo", {"oracle": "dpo", "tgdpo_alpha": 1})
+    assert spec.scorers == {"oracle": "dpo"} and "oracle" not in spec.hyperparameters
+    assert spec.settings["oracle"] == "dpo" and spec.settings["method"] == "tgdpo"
 
 
 def test_settings_are_not_changed():
@@ -88,6 +96,10 @@ def test_numbers_keep_the_type_of_the_default():
         ("alphapo", {"alphapo_alpha": "a"}, ["expected a number, found 'a'"]),
         ("exo", {"exo_epsilon": 0}, ["above 0 and below 0.5"]),
         ("f-dpo", {"divergence": "kl"}, ["one of reverse_kl, forward_kl, js, alpha"]),
+        ("tgdpo", {}, ["methods.tgdpo.oracle", "another label", "found None"]),
+        ("tis-dpo", {"positive": "dpo", "negative": 3}, ["methods.tis-dpo.negative", "found 3"]),
+        ("sepo", {"oracle": "dpo", "bta": 1}, ["methods.sepo.bta", "did you mean 'beta'", "It takes: oracle, beta"]),
+        ("dpo", {"oracle": "x"}, ["methods.dpo.oracle"]),
         ("otpo", {"iterations": 2.5}, ["a whole number"]),
         ("otpo", {"tolerance": 1}, ["above 0 and below 1"]),
     ],

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from random_pairs import spec_of
 from small_lm import PAIRS, small_lm
 from transformers import (
     get_constant_schedule_with_warmup,
@@ -16,7 +17,7 @@ from transformers import (
 
 from otpo.batches import collate_completions, collate_pairs
 from otpo.errors import WorkError
-from otpo.methods import METHODS, resolve
+from otpo.methods import METHODS, SCORERS, resolve
 from otpo.model import PolicyModel
 from otpo.records import LossOutput, TokenCompletion
 from otpo.step import evaluate, learning_rate, micro_batches, optimisation_step, preference_losses, supervised_losses
@@ -74,7 +75,7 @@ def reference(model):
             if row >= 0:
                 values[index] = rows[row][0][:width]
                 values[index + half] = rows[row][1][:width]
-        return {"reference": values}
+        return dict.fromkeys(("reference", *SCORERS), values)
 
     return scorers
 
@@ -86,7 +87,7 @@ def batches_of(*groups):
 def step(method, groups, *, steps=3, lr=0.05, max_grad_norm=1.0):
     """(figures of each step, the model's parameters after the last)."""
     model = PolicyModel(small_lm())
-    losses = preference_losses(model, resolve(method, {}), reference(model), seed=0)
+    losses = preference_losses(model, spec_of(method), reference(model), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     lines = [
         optimisation_step(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_pairs import random_pair
+from random_pairs import random_pair, spec_of
 
 from otpo.errors import WorkError
 from otpo.explain import explain_pairs
@@ -26,7 +26,7 @@ def close(a, b, tolerance=1e-6):
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(sorted(METHODS)), lengths, lengths, st.integers(0, 100))
 def test_every_rule_is_finite_zero_on_padding_and_blind_to_it(name, chosen, rejected, seed):
-    spec = resolve(name, {})
+    spec = spec_of(name)
     pair = random_pair(chosen, rejected, seed=seed, hidden=8, widths=(12, 12))
     wider = random_pair(chosen, rejected, seed=seed, hidden=8, widths=(12, 12))
     for side in (wider.chosen, wider.rejected):
@@ -39,7 +39,7 @@ def test_every_rule_is_finite_zero_on_padding_and_blind_to_it(name, chosen, reje
         (weights.chosen, padded.chosen, pair.chosen),
         (weights.rejected, padded.rejected, pair.rejected),
     ):
-        assert torch.isfinite(got).all() and (got >= 0).all()
+        assert torch.isfinite(got).all() and (name == "tgdpo" or (got >= 0).all())
         assert (got[~side.mask] == 0).all() and (more[:, 12:] == 0).all()
         close(got, more[:, :12])
     assert all(torch.isfinite(values).all() and values.shape == (3,) for values in weights.metrics.values())
@@ -241,6 +241,46 @@ def test_confpo_selects_the_tokens_below_the_mean_probability():
     weights = token_weights(resolve("confpo", {}), pair)
     assert weights.chosen.tolist() == [[0, 0.5, 0.5, 0], [0, 0, 0, 0]]
     close(weights.rejected.sum(1), torch.ones(2))
+
+
+def scored(chosen, rejected, high, low):
+    """A pair whose scores log pi_high - log pi_low are given."""
+    pair = random_pair([len(chosen)], [len(rejected)])
+    for side, scores in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        side.scorers = {low: torch.full((1, len(scores)), -1.0), high: torch.tensor([scores]) - 1}
+    return pair
+
+
+def test_sepo_keeps_the_best_of_the_chosen_and_the_worst_of_the_rejected_answer():
+    pair = scored([0.5, -1.0, 0.75, 0.0], [0.5, -1.0, 0.75], "oracle", "reference")
+    weights = token_weights(spec_of("sepo", keep_ratio=0.5), pair)
+    assert weights.chosen.tolist() == [[0.5, 0, 0.5, 0]]
+    assert weights.rejected.tolist() == [[0, 1, 0]]
+    one = token_weights(spec_of("sepo", keep_ratio=0.01), pair)
+    assert one.chosen.tolist() == [[0, 0, 1, 0]]
+    ten = scored([float(i) for i in range(10)], [0.0], "oracle", "reference")
+    assert (token_weights(spec_of("sepo"), ten).chosen > 0).sum() == 3
+
+
+def test_tis_transforms_by_hand():
+    pair = scored([0.0, -4.0, 1.0], [0.0, -4.0, 1.0], "positive", "negative")
+    ranked = token_weights(spec_of("tis-dpo"), pair)
+    close(ranked.chosen, torch.tensor([[1.0, 0.7, 1.3]]))
+    close(ranked.rejected, torch.tensor([[1.0, 1.3, 0.7]]))
+    scaled = token_weights(spec_of("tis-dpo", transform="threshold_and_scale"), pair)
+    close(scaled.chosen, torch.tensor([[1.0, 0.7, 1.2]]))
+    close(scaled.rejected, torch.tensor([[1.0, 1.3, 0.8]]))
+    binary = token_weights(spec_of("tis-dpo", transform="binary", keep_ratio=0.4), pair)
+    assert binary.chosen.tolist() == [[0, 0, 1]] and binary.rejected.tolist() == [[0, 1, 0]]
+    single = token_weights(spec_of("tis-dpo"), scored([2.0], [1.0], "positive", "negative"))
+    assert single.chosen.item() == 1 == single.rejected.item()
+
+
+def test_tgdpo_weights_are_one_plus_and_one_minus_the_tokens_rewards():
+    pair = scored([2.0, -3.0], [2.0], "oracle", "reference")
+    weights = token_weights(spec_of("tgdpo", beta=0.5, tgdpo_alpha=0.5), pair)
+    close(weights.chosen, torch.tensor([[1.5, 0.25]]))
+    close(weights.rejected, torch.tensor([[0.5]]))
 
 
 def sequence_batch(chosen, rejected):

@@ -1,0 +1,113 @@
+"""Every method trains through Ray from a recipe that names it, and scorers that are labels are trained first."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from training import metrics, settings, write_pairs
+
+from otpo.errors import UserError
+from otpo.methods import METHODS, SCORERS
+from pipeline.config import make_recipe
+from pipeline.run import Run, run
+from pipeline.scorers import ScorerTable
+
+TRAINED = {"oracle": "dpo", "positive": "dpo", "negative": "dispreferred"}
+
+
+def recipe_of(folder: Path, model: Path, methods: dict, **train):
+    tree = settings(
+        folder, model, methods=methods, train={"max_steps": 3, "global_batch_size": 6, "workers": 1} | train
+    )
+    return make_recipe(tree)
+
+
+def scorers_of(name: str) -> dict[str, str]:
+    return {scorer: TRAINED[scorer] for scorer in SCORERS if scorer in METHODS[name].needs}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_llama) -> Run:
+    """Every method, those that need scorers first in the recipe."""
+    folder = tmp_path_factory.mktemp("all")
+    write_pairs(folder / "pairs.json", n=24)
+    names = sorted(METHODS, key=lambda name: not scorers_of(name))
+    methods = {name: scorers_of(name) for name in names}
+    methods["dispreferred"] = {"method": "dpo", "swap_answers": True}
+    recipe = recipe_of(folder, tiny_llama, methods)
+    return run(recipe, folder / "runs" / "all", world=None, show=lambda *_: None, until="train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_from_its_name(trained, name):
+    steps, _ = metrics(trained.folder / "models" / name)
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(math.isfinite(value) for line in steps for value in line.values())
+    assert all(line["grad_norm"] > 0 for line in steps)
+    assert (trained.folder / "models" / name / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_scorers_are_trained_first(trained):
+    order = trained.recipe.training_order()
+    assert all(order.index(s) < order.index(n) for n in METHODS for s in scorers_of(n).values())
+    assert list(trained.recipe.methods).index("tgdpo") < list(trained.recipe.methods).index("dpo")
+
+
+@pytest.mark.slow
+def test_a_scorer_is_cached_once_for_all_methods_that_read_it(trained):
+    """The reference, dpo (of three methods) and the model of swapped answers."""
+    tables = [ScorerTable(folder) for folder in (trained.folder.parent / "scorers").iterdir()]
+    assert len(tables) == 3 and all(len(table.rows) == 24 for table in tables)
+
+
+@pytest.mark.slow
+def test_swapped_answers_train_the_opposite_preference(trained):
+    plain, swapped = (metrics(trained.folder / "models" / name)[0] for name in ("dpo", "dispreferred"))
+    assert swapped[0]["lengths/chosen"] == plain[0]["lengths/rejected"] != plain[0]["lengths/chosen"]
+    assert swapped[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4), (
+        "the first gradient is the opposite"
+    )
+    assert swapped[-1]["rewards/margins"] > 0 < plain[-1]["rewards/margins"]
+
+
+@pytest.mark.slow
+def test_what_is_trained_is_not_trained_again_and_a_changed_scorer_changes_what_reads_it(trained):
+    again = run(trained.recipe, trained.folder, world=None, show=lambda *_: None, until="train")
+    assert again.did == []
+    changed = trained.recipe.model_dump(mode="json")
+    changed["methods"]["dispreferred"]["beta"] = 0.3
+    other = Run(make_recipe(changed), trained.folder, None, lambda *_: None, True)
+    stale = []
+    other.base()
+    other._fit = lambda labels, model: stale.extend(labels) or "x"  # type: ignore[method-assign]
+    other.clear = lambda *_: None  # type: ignore[method-assign]
+    other.train()
+    assert stale == ["dispreferred", "tis-dpo"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"tgdpo": {}}, ["methods.tgdpo.oracle"]),
+        ({"tgdpo": {"oracle": "dpoo"}, "dpo": {}}, ["methods.tgdpo.oracle", "'dpoo' is no label", "tgdpo, dpo"]),
+        ({"tgdpo": {"oracle": "tgdpo"}}, ["tgdpo -> tgdpo"]),
+        (
+            {"a": {"method": "tgdpo", "oracle": "b"}, "b": {"method": "sepo", "oracle": "a"}},
+            ["wait for each other: a -> b -> a"],
+        ),
+    ],
+)
+def test_scorers_that_cannot_be_trained_are_refused(tmp_path, tiny_llama, methods, words):
+    with pytest.raises(UserError) as error:
+        recipe_of(tmp_path, tiny_llama, methods)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_scorer_folder_is_refused_before_anything_starts(tmp_path, tiny_llama):
+    recipe = recipe_of(tmp_path, tiny_llama, {"sepo": {"oracle": "./no/model"}})
+    with pytest.raises(UserError, match=r"methods\.sepo\.oracle: there is no file or folder"):
+        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
