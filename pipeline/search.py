@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
@@ -132,11 +133,27 @@ def short_keys(keys: list[str]) -> dict[str, str]:
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
-def trial_recipe(recipe: Recipe, label: str, params: Params, name: str) -> Recipe:
-    """The recipe of one trial: the label alone, called `name`, with the trial's values."""
-    tree = with_params(recipe, params).model_dump(mode="json")
-    settings = {"method": recipe.method(label).method.name, **tree["methods"][label]}
+def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, models: Path) -> Recipe:
+    """The recipe of one trial: the label alone, called `name`, with the trial's values.
+
+    Args:
+        models: folder of the run's models; those that the label takes as scorers become folders in it.
+    """
+    changed = with_params(recipe, params)
+    tree = changed.model_dump(mode="json")
+    scorers = {scorer: str(models / of / "model") for scorer, of in changed.scorer_labels(label).items()}
+    settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **scorers}
     return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
+
+
+def scorer_labels(recipe: Recipe, label: str) -> list[str]:
+    """The labels that any trial takes as scorers, and those that these take, in the recipe's order."""
+    lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
+    tried = [{}, *({key: value} for key, values in lists.items() for value in values)]
+    found = {of for params in tried for of in with_params(recipe, params).scorer_labels(label).values()}
+    while more := {of for scorer in found for of in recipe.scorer_labels(scorer).values()} - found:
+        found |= more
+    return [name for name in recipe.methods if name in found]
 
 
 def with_params(recipe: Recipe, params: Params) -> Recipe:
@@ -175,11 +192,6 @@ def _label(recipe: Recipe) -> str:
             f"A sweep trains one label, and params name {named or 'none'}: set sweep.label to one of"
             f" {', '.join(recipe.methods) or '(the recipe has no methods)'}, and keep other labels' keys out of params."
         )
-    for name, scorer in recipe.scorer_labels(candidates[0]).items():
-        raise UserError(
-            f"methods.{candidates[0]}.{name}: a sweep trains one label, not the label '{scorer}' that it takes as a"
-            f" scorer: train that first (`otpo train`) and give its model folder."
-        )
     return candidates[0]
 
 
@@ -198,7 +210,7 @@ def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | Swee
     outcomes = []
     for value in values:
         changed = with_params(recipe, {key: value})
-        outcomes.append(json.dumps([changed.train_of(label).model_dump(), changed.method(label).hyperparameters]))
+        outcomes.append(json.dumps([changed.train_of(label).model_dump(), changed.method(label).settings]))
     if len(set(outcomes)) == 1 and len(values) > 1:
         raise UserError(
             f"sweep.params: '{key}' changes nothing: methods.{label} has a `{key.rsplit('.', 1)[-1]}` of its own. Sweep"

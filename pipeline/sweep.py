@@ -22,7 +22,7 @@ from otpo.identity import source_identity
 from pipeline.config import Recipe, digest
 from pipeline.context import Show, World
 from pipeline.run import Run
-from pipeline.search import Search, plan
+from pipeline.search import Search, plan, scorer_labels
 from pipeline.sweep_results import Outcome, read_outcome, write_results
 from pipeline.tuner import Share, run_trials, share
 
@@ -67,6 +67,7 @@ class _Sweep(Run):
         divided = None if "sweep" in self.manifest.tree["stages"] else share(self.recipe, search)
         self.base()
         self.pairs()
+        self._train_scorers()
         trained_from, objective = self._trained_from(), self._objective()
         tried = self.recipe.sweep.model_dump(mode="json", exclude={"max_concurrent_trials"})
         if not self.needs("sweep", {"trials": trained_from, "objective": objective, "sweep": tried}):
@@ -88,6 +89,16 @@ class _Sweep(Run):
                 figures["trials_seconds"] = round(time.perf_counter() - started, 2)
         self.did.append("sweep")
         return outcome
+
+    def _train_scorers(self) -> None:
+        """Train the labels that trials take as scorers, as `otpo run` would."""
+        whole = self.recipe
+        needed = scorer_labels(whole, self.search.label)
+        self.recipe = whole.model_copy(update={"methods": {label: whole.methods[label] for label in needed}})
+        try:
+            self.train()
+        finally:
+            self.recipe = whole
 
     def _trained_from(self) -> dict[str, Any]:
         """What a trial's model depends on beside the trial's own values."""
@@ -137,7 +148,8 @@ class _Sweep(Run):
             recipe=self.recipe,
             search=self.search,
             folder=self.out,
-            scorers=self.folder.parent / "scorers",
+            models=self.folder / "models",
+            caches=self.folder.parent / "scorers",
             start=self.start,
             tokens=tokens,
             cpus=divided.cpus,

@@ -36,7 +36,8 @@ class Setting:
 
     Attributes:
         folder: of the sweep.
-        scorers: caches of frozen models, shared by all runs.
+        models: folder of the parent run's models.
+        caches: of frozen models' log-probabilities, shared by all runs.
         start: where every trial starts, and its reference.
         cpus: of each training worker.
         key: hash of what the objective depends on beside the trained model.
@@ -45,7 +46,8 @@ class Setting:
     recipe: Recipe
     search: Search
     folder: Path
-    scorers: Path
+    models: Path
+    caches: Path
     start: ModelConfig
     tokens: Tokens
     cpus: int
@@ -53,8 +55,8 @@ class Setting:
 
     def job(self, params: Params, name: str) -> tuple[Recipe, TrainJob]:
         """The training job of a trial."""
-        recipe = trial_recipe(self.recipe, self.search.label, params, name)
-        job = make_job(recipe, self.folder, name, model=self.start, tokens=self.tokens, scorers=self.scorers)
+        recipe = trial_recipe(self.recipe, self.search.label, params, name, self.models)
+        job = make_job(recipe, self.folder, name, model=self.start, tokens=self.tokens, scorers=self.caches)
         return recipe, job
 
 

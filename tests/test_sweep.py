@@ -16,7 +16,7 @@ import pytest
 
 from otpo.errors import UserError, WorkError
 from pipeline.config import Recipe, load_recipe, make_recipe
-from pipeline.search import best_recipe, combinations, plan, trial_name, trial_recipe
+from pipeline.search import best_recipe, combinations, plan, scorer_labels, trial_name, trial_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 REGS = "methods.otpo.reg"
@@ -129,7 +129,7 @@ def test_an_evaluated_metric_needs_evaluations(tree: dict[str, Any]) -> None:
 
 def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
     recipe = swept(tree)
-    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3")
+    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3", Path("/runs/tiny/models"))
     assert list(trial.methods) == ["reg-0.3"]
     assert trial.method("reg-0.3").method.name == "otpo" and trial.method("reg-0.3").hyperparameters["reg"] == 0.3
     best = best_recipe(recipe, {REGS: 0.3})
@@ -162,6 +162,15 @@ def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
     search = Search("otpo", "win_rate", "max", "facts" if judged else None, None, 4)
     found = divide(swept(tree), search, gpus=gpus, cpus=cpus, on_gpu=gpus > 0)
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
+def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, Any]) -> None:
+    tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
+    oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})
+    assert plan(oracles).label == "tgdpo" and scorer_labels(oracles, "tgdpo") == ["dpo", "otpo"]
+    trial = trial_recipe(oracles, "tgdpo", {"methods.tgdpo.oracle": "otpo"}, "oracle-otpo", Path("/runs/tiny/models"))
+    assert trial.method("oracle-otpo").scorers == {"oracle": "/runs/tiny/models/otpo/model"}
+    assert scorer_labels(swept(tree), "otpo") == []
 
 
 def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -252,6 +261,21 @@ def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp
     with pytest.raises(WorkError, match="Not one of 1 trials"):
         recipe = swept(tree, label="otpo", params={"train.learning_rate": [1e30]})
         sweep(recipe, folder, world=None, show=silent, say=silent)
+
+
+@pytest.mark.slow
+def test_a_scorer_is_trained_once_before_the_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep import sweep
+
+    tree["methods"] = {"sampo": {}, "dpo": {}, "tgdpo": {"oracle": "dpo"}}
+    folder = tmp_path / "runs" / "tiny"
+    params = {"methods.tgdpo.beta": [0.1, 0.5]}
+    outcome = sweep(swept(tree, params=params), folder, world=None, show=silent, say=silent)
+    assert outcome.failed == 0 and len(outcome.results) == 2
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    assert "train/dpo" in stages and "train/sampo" not in stages and "train/tgdpo" not in stages
+    # caches by model: the reference, and the oracle
+    assert len(list((tmp_path / "runs" / "scorers").iterdir())) == 2
 
 
 @pytest.mark.slow
