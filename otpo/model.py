@@ -6,12 +6,14 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from otpo.errors import UserError
@@ -39,26 +41,40 @@ def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> Pr
 
 
 class _FusedLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again."""
+    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again.
+
+    Beside it, in the same pass, log sum_v p_v^2 (no gradient) and, with a reference, KL(p_reference | p) of each row.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, scale, softcap):
+    def forward(ctx, hidden, weight, bias, targets, scale, softcap, squares, reference):
         rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         normalizers = torch.empty_like(logps)
+        log_sum_squares = torch.empty_like(logps) if squares else None
+        kl = torch.empty_like(logps) if reference is not None else None
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             logits = _logits(hidden[part], weight, bias, scale, softcap)
             normalizers[part] = logits.logsumexp(-1)
             logps[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
+            if log_sum_squares is not None:
+                log_sum_squares[part] = (2 * logits).logsumexp(-1) - 2 * normalizers[part]
+            if kl is not None:
+                expected = reference.log_softmax(part)
+                kl[part] = (expected.exp() * (expected - logits + normalizers[part, None])).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
-        ctx.scale, ctx.softcap, ctx.rows = scale, softcap, rows
-        return logps
+        ctx.scale, ctx.softcap, ctx.rows, ctx.reference = scale, softcap, rows, reference
+        ctx.set_materialize_grads(False)
+        if log_sum_squares is not None:
+            ctx.mark_non_differentiable(log_sum_squares)
+        return logps, log_sum_squares, kl
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _, grad_kl):
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad = normalizers.new_zeros(len(targets)) if grad is None else grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # float32 so that many chunks of bf16 products do not lose their small terms
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -66,7 +82,10 @@ class _FusedLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), ctx.rows):
             part = slice(start, start + ctx.rows)
             logits = _logits(hidden[part], weight, bias, ctx.scale, ctx.softcap)
-            delta = (logits - normalizers[part, None]).exp_().mul_(-grad[part, None])
+            pull = -grad[part, None] if grad_kl is None else (grad_kl - grad)[part, None]
+            delta = (logits - normalizers[part, None]).exp_().mul_(pull)
+            if grad_kl is not None:
+                delta -= grad_kl[part, None] * ctx.reference.log_softmax(part).exp_()
             delta.scatter_add_(-1, targets[part, None], grad[part, None].float())
             if ctx.softcap:
                 delta *= 1 - (logits / ctx.softcap) ** 2
@@ -81,9 +100,7 @@ class _FusedLogProbs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
@@ -115,7 +132,39 @@ def fused_logprobs(
     Returns:
         (N,) float32, equal to `log_softmax(logits.float(), -1).gather(targets)`.
     """
-    return _FusedLogProbs.apply(hidden, weight, bias, targets, scale, softcap)
+    return _FusedLogProbs.apply(hidden, weight, bias, targets, scale, softcap, False, None)[0]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N positions, before the vocabulary is met: states (N, D) and the head that reads them."""
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def log_softmax(self, part: slice) -> Tensor:
+        """(n, V) float32 log-probabilities of some of the positions."""
+        return _logits(self.states[part], self.weight, self.bias, self.scale, self.softcap).log_softmax(-1)
+
+    def logprobs(
+        self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`fused_logprobs` of (N,) targets and, from the same pass, what else is asked of the vocabulary.
+
+        Args:
+            targets: token ids.
+            squares: whether to give log sum_v p_v^2.
+            reference: another model at the same positions, without gradient; its logits are recomputed in backward.
+
+        Returns:
+            (N,) log-probabilities; (N,) log sum_v p_v^2 without gradient, or None; (N,) KL(reference | self), or None.
+        """
+        return _FusedLogProbs.apply(
+            self.states, self.weight, self.bias, targets, self.scale, self.softcap, squares, reference
+        )
 
 
 class PolicyModel(nn.Module):
@@ -133,39 +182,65 @@ class PolicyModel(nn.Module):
             getattr(config, "logits_scaling", 1.0) or 1.0
         )
 
-    def forward(self, batch: SequenceBatch, with_hidden: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the completions.
+    def forward(
+        self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Predictions | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-probabilities of the completions and, of each token, what else is wanted; 0 where padded.
+
+        Args:
+            wanted: "hidden": states after the final norm at the predicting positions, detached (what transformers calls
+                `hidden_states[-1]`); "log_sum_squares": log sum_v p_v^2; "reference_kl": KL(reference | self).
+            reference: what the reference predicts for this batch, for "reference_kl".
 
         Returns:
-            logps (S, T) float32, 0 where padded; hidden (S, T, D) float32 after the final norm at the predicting
-            positions, detached (what transformers calls `hidden_states[-1]`), or None when not asked for.
+            logps (S, T) float32; those of the other things that were wanted: hidden (S, T, D) float32, the rest (S, T).
         """
+        hidden, predictions = self._predict(batch)
+        values = predictions.logprobs(
+            batch.targets[batch.mask],
+            squares="log_sum_squares" in wanted,
+            reference=reference if "reference_kl" in wanted else None,
+        )
+        logps, log_sum_squares, kl = (
+            None if flat is None else flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+            for flat in values
+        )
+        assert logps is not None
+        named = {"log_sum_squares": log_sum_squares, "reference_kl": kl}
+        if "hidden" in wanted:
+            named["hidden"] = hidden.detach().float() * batch.mask[..., None]
+        return logps, {name: value for name, value in named.items() if value is not None}
+
+    def predictions(self, batch: SequenceBatch) -> Predictions:
+        """What this model predicts at the completions' positions, for another model's KL to it."""
+        return self._predict(batch)[1]
+
+    def _predict(self, batch: SequenceBatch) -> tuple[Tensor, Predictions]:
         states = self.lm.get_decoder()(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state
         sequences = torch.arange(len(states), device=states.device)[:, None]
         predicting = states[sequences, batch.positions]
         head = self.lm.get_output_embeddings()
-        flat = fused_logprobs(
-            predicting[batch.mask],
-            head.weight,
-            batch.targets[batch.mask],
-            bias=head.bias,
-            scale=self.scale,
-            softcap=self.softcap,
-        )
-        logps = torch.zeros(batch.mask.shape, dtype=torch.float32, device=flat.device).masked_scatter(batch.mask, flat)
-        hidden = predicting.detach().float() * batch.mask[..., None] if with_hidden else None
-        return logps, hidden
+        return predicting, Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
 
 
 def shard(
-    model: PolicyModel, mesh: DeviceMesh, *, dtype: torch.dtype, activation_checkpointing: bool = False
+    model: PolicyModel,
+    mesh: DeviceMesh,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: bool = False,
+    keep_head: bool = False,
 ) -> PolicyModel:
     """FSDP2 over the mesh: float32 master weights, compute in `dtype`, gradients reduced in float32.
 
     Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
     the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.
+
+    Args:
+        keep_head: keep the root's weights whole after a forward pass. For a frozen model whose head the policy's
+            backward pass reads (`Predictions`).
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     model.to(mesh.device_type)
@@ -176,17 +251,18 @@ def shard(
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
     # a checkpoint made then would hold the whole copies, which are never updated.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head)
+    register_fsdp_forward_method(model, "predictions")
     return model.float()
 
 
 def pair_logprobs(
-    logps: Tensor, hidden: Tensor | None, batch: SequenceBatch, scorers: dict[str, Tensor]
+    logps: Tensor, extras: Mapping[str, Tensor], batch: SequenceBatch, scorers: Mapping[str, Tensor]
 ) -> PairLogProbs:
     """Cut a batch of 2B sequences (chosen first) into the two sides.
 
     Args:
-        logps: (2B, T). hidden: (2B, T, D) or None. scorers: name -> (2B, T).
+        logps: (2B, T). extras: what else `PolicyModel` gave. scorers: name -> (2B, T).
     """
     half = len(logps) // 2
 
@@ -198,7 +274,8 @@ def pair_logprobs(
             mask=batch.mask[cut],
             rows=batch.rows[part],
             scorers={name: values[cut] for name, values in scorers.items()},
-            hidden=None if hidden is None else hidden[cut],
+            vocabulary={name: values[cut] for name, values in extras.items() if name != "hidden"},
+            hidden=extras["hidden"][cut] if "hidden" in extras else None,
         )
 
     return PairLogProbs(chosen=side(slice(0, half)), rejected=side(slice(half, None)))

@@ -53,6 +53,7 @@ RANGES: dict[str, Range | tuple[str, ...]] = {
     "ld_alpha": Range(low=0, high=1, low_included=True, high_included=True),
     "dpop_lambda": _NOT_NEGATIVE,
     "exo_epsilon": Range(low=0, high=0.5),
+    "tdpo_alpha": _NOT_NEGATIVE,
     "tgdpo_alpha": _NOT_NEGATIVE,
     "transform": ("rank_based", "threshold_and_scale", "binary"),
     "keep_ratio": Range(low=0, high=1, high_included=True),

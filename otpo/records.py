@@ -80,6 +80,8 @@ class LogProbs:
         mask: (B, T) bool.
         rows: (B,) the data row of each completion.
         scorers: named frozen models' log-probabilities, each (B, T) float32 without gradient, e.g. "reference".
+        vocabulary: figures over the policy's whole vocabulary, each (B, T): "log_sum_squares", log sum_v p_v^2, without
+            gradient; "reference_kl", KL(reference | policy), with gradient. Those that the method asked for.
         hidden: (B, T, D) policy hidden states after the final norm at the predicting positions, detached, or None
             when the method did not ask for them.
     """
@@ -88,6 +90,7 @@ class LogProbs:
     mask: Tensor
     rows: Tensor
     scorers: dict[str, Tensor] = field(default_factory=dict)
+    vocabulary: dict[str, Tensor] = field(default_factory=dict)
     hidden: Tensor | None = None
 
     @property

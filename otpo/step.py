@@ -50,18 +50,29 @@ def micro_batches(lengths: Sequence[int], *, size: int, rank: int, world: int) -
 
 
 def preference_losses(
-    model: PolicyModel, spec: MethodSpec, scorers: Callable[[SequenceBatch], dict[str, Tensor]], *, seed: int
+    model: PolicyModel,
+    spec: MethodSpec,
+    scorers: Callable[[SequenceBatch], dict[str, Tensor]],
+    *,
+    seed: int,
+    reference: PolicyModel | None = None,
 ) -> LossFunction:
     """The loss of a preference method as a function of a batch.
 
     Args:
         scorers: batch -> name of a frozen model -> its (2B, T) log-probabilities.
         seed: for rules that sample tokens; the same for policy and reference.
+        reference: the frozen start itself, for methods that need its whole distribution ("reference_kl").
     """
 
     def losses(batch: SequenceBatch) -> LossOutput:
-        logps, hidden = model(batch, with_hidden="hidden" in spec.method.needs)
-        pairs = pair_logprobs(logps, hidden, batch, scorers(batch))
+        predictions = None
+        if "reference_kl" in spec.method.needs:
+            assert reference is not None, f"{spec.method.name} needs the reference model beside the policy"
+            with torch.no_grad():
+                predictions = reference.predictions(batch)
+        logps, extras = model(batch, spec.method.needs, predictions)
+        pairs = pair_logprobs(logps, extras, batch, scorers(batch))
         check_finite(pairs)
         if spec.hyperparameters["swap_answers"]:
             pairs = PairLogProbs(pairs.rejected, pairs.chosen)

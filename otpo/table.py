@@ -19,7 +19,9 @@ class Method:
         name: as a recipe writes it. title: as a page prints it.
         loss: a name in `otpo.losses.LOSSES`. weights: a name in `otpo.weights.RULES`.
         needs: what the record of log-probabilities must hold: "reference" (the frozen start's log-probabilities),
-            those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states).
+            those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states),
+            "log_sum_squares" and "reference_kl" (figures over the whole vocabulary; the latter keeps the reference in
+            memory beside the policy).
         defaults: every hyperparameter of the loss and the weight rule, with the official code's value.
         paper: address. note: what a reader should know before comparing it.
     """
@@ -150,6 +152,22 @@ _ROWS = [
         "dpop", "DPOP (Smaug)", loss="dpop", weights="uniform", needs=_REFERENCE,
         defaults={"beta": 0.1, "dpop_lambda": 50.0}, paper="https://arxiv.org/abs/2402.13228",
         note="Punishes a chosen answer that becomes less likely than under the reference.",
+    ),
+    Method(
+        "wpo", "WPO", loss="wpo", weights="uniform", needs=_REFERENCE | {"log_sum_squares"},
+        defaults={"beta": 0.1, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2406.11827",
+        note="DPO whose pairs count as much as the policy would say them itself; TRL's `use_weighting`.",
+    ),
+    Method(
+        "tdpo1", "TDPO1", loss="tdpo1", weights="uniform", needs=_REFERENCE | {"reference_kl"},
+        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2404.11999",
+        note="Holds the reference in memory beside the policy: its whole distribution at each token cannot be cached.",
+    ),
+    Method(
+        "tdpo2", "TDPO2", loss="tdpo2", weights="uniform", needs=_REFERENCE | {"reference_kl"},
+        defaults={"beta": 0.1, "tdpo_alpha": 0.5}, paper="https://arxiv.org/abs/2404.11999",
+        note="Holds the reference in memory beside the policy. The official configuration's default is TDPO1, its "
+        "README's TDPO2.",
     ),
     Method(
         "tgdpo", "TGDPO", loss="sigmoid", weights="tgdpo", needs=_REFERENCE | {"oracle"},

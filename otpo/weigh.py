@@ -71,5 +71,5 @@ def forward(
 ) -> PairLogProbs:
     """Log-probabilities of a few pairs and what else the method's rule reads."""
     batch = collate_pairs(members, pad).to(next(policy.parameters()).device)
-    logps, hidden = policy(batch, with_hidden="hidden" in spec.method.needs)
-    return pair_logprobs(logps, hidden, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})
+    logps, extras = policy(batch, {"hidden"} & spec.method.needs)
+    return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})

@@ -196,6 +196,7 @@ def check_finite(pair: PairLogProbs) -> None:
     for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         values = {"log-probabilities of the policy": answer.policy}
         values |= {f"log-probabilities of '{name}'": scores for name, scores in answer.scorers.items()}
+        values |= {f"'{name}'": figures for name, figures in answer.vocabulary.items()}
         if answer.hidden is not None and answer.hidden.shape[1]:
             values["hidden states"] = answer.hidden.abs().amax(-1)
         for what, tensor in values.items():

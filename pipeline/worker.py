@@ -158,6 +158,8 @@ class _Trainer:
             spec,
             lambda batch: {name: table.batch(batch) for name, table in tables.items()},
             seed=self.train.seed,
+            # its whole distribution over the vocabulary is too large to keep
+            reference=self._frozen(self.job.model, keep_head=True) if "reference_kl" in spec.method.needs else None,
         )
 
     def _scores(self, model: str) -> ScorerTable:
@@ -179,7 +181,7 @@ class _Trainer:
             dist.barrier()
         return ScorerTable(folder)
 
-    def _frozen(self, path: str) -> PolicyModel:
+    def _frozen(self, path: str, *, keep_head: bool = False) -> PolicyModel:
         """Another model beside the policy, which is not trained."""
         lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation)
         ours, theirs = self.model.lm.config.vocab_size, lm.config.vocab_size
@@ -188,7 +190,8 @@ class _Trainer:
                 f"{self.job.label}: the frozen model {path} has a vocabulary of {theirs} tokens, the policy"
                 f" {self.job.model} one of {ours}: they must share one tokenizer."
             )
-        return shard(PolicyModel(lm), self.mesh, dtype=DTYPES[self.train.dtype]).requires_grad_(False).eval()
+        model = shard(PolicyModel(lm), self.mesh, dtype=DTYPES[self.train.dtype], keep_head=keep_head)
+        return model.requires_grad_(False).eval()
 
     def _resume(self) -> int:
         checkpoints = complete_checkpoints(self.job.folder / "checkpoints")

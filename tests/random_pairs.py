@@ -23,11 +23,14 @@ def random_side(lengths, width=None, *, hidden=None, seed=0, dtype=torch.float32
     )
     states = torch.randn(len(lengths), width, hidden, generator=generator, dtype=dtype) if hidden else None
     others = {name: -3 * torch.rand(len(lengths), width, generator=generator, dtype=dtype) * mask for name in SCORERS}
+    squares, kl = (torch.rand(len(lengths), width, generator=generator, dtype=dtype) * mask for _ in range(2))
+    vocabulary = {"log_sum_squares": -2 * squares, "reference_kl": 0 * kl if equal else kl}
     return LogProbs(
         policy=policy,
         mask=mask,
         rows=torch.arange(len(lengths)) + first_row,
         scorers={"reference": policy.clone() if equal else reference} | others,
+        vocabulary=vocabulary,
         hidden=states,
     )
 

@@ -76,6 +76,51 @@ def test_chunking_changes_nothing(n, vocabulary, rows, seed):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 2**22], ids=lambda rows: f"chunk{rows}")
+@pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, None), (True, 0.25, 4.0)])
+def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(monkeypatch, chunk, bias, scale, softcap):
+    hidden, weight, b, targets, coefficients = head(11, 8, 37)
+    frozen_hidden, frozen_weight, frozen_bias, _, of_kl = head(11, 8, 37, seed=1)
+    monkeypatch.setattr(otpo.model, "CHUNK_ELEMENTS", chunk * 37)
+
+    def distribution(h, w, c):
+        logits = torch.nn.functional.linear(h, w, c) * scale
+        return (softcap * torch.tanh(logits / softcap) if softcap else logits).log_softmax(-1)
+
+    def by_hand(h, w, c=None):
+        log_p = distribution(h, w, c)
+        log_q = distribution(frozen_hidden, frozen_weight, frozen_bias if bias else None)
+        kl = torch.nn.functional.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1)
+        return torch.stack([log_p.gather(-1, targets[:, None])[:, 0], kl, log_p.exp().square().sum(-1).log().detach()])
+
+    def ours(h, w, c=None):
+        reference = otpo.model.Predictions(
+            frozen_hidden.float(), frozen_weight.float(), frozen_bias.float() if bias else None, scale, softcap
+        )
+        predictions = otpo.model.Predictions(h, w, c, scale, softcap)
+        logps, squares, kl = predictions.logprobs(targets, squares=True, reference=reference)
+        assert not squares.requires_grad
+        return torch.stack([logps, kl, squares])
+
+    factors = torch.stack([coefficients, of_kl, coefficients])
+    expected, wanted = values_and_gradients(by_hand, [hidden, weight] + [b] * bias, factors)
+    found, gradients = values_and_gradients(ours, [hidden.float(), weight.float()] + [b.float()] * bias, factors)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+    for gradient, oracle in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, oracle, rtol=2e-5, atol=1e-5)
+
+
+def test_a_model_does_not_diverge_from_itself_and_does_from_another():
+    batch = collate_pairs(PAIRS, pad_id=0)
+    model, other = PolicyModel(small_lm()), PolicyModel(small_lm())
+    with torch.no_grad():
+        other.lm.lm_head.weight += 0.1 * torch.randn_like(other.lm.lm_head.weight)
+        _, itself = model(batch, {"reference_kl"}, model.predictions(batch))
+    _, extras = model(batch, {"reference_kl"}, other.predictions(batch))
+    assert itself["reference_kl"].abs().max() < 1e-5
+    assert (extras["reference_kl"][batch.mask] > 1e-4).all() and (extras["reference_kl"][~batch.mask] == 0).all()
+
+
 def test_bf16_gradients_are_as_good_as_autograds():
     hidden, weight, _, targets, coefficients = head(64, 32, 211, torch.bfloat16)
     _, exact = values_and_gradients(
@@ -129,7 +174,8 @@ def by_transformers(lm, ids, answer):
 def test_forward_equals_transformers(tied):
     lm = small_lm(tie_word_embeddings=tied)
     batch = collate_pairs(PAIRS, pad_id=0)
-    logps, hidden = PolicyModel(lm)(batch, with_hidden=True)
+    logps, extras = PolicyModel(lm)(batch, {"hidden"})
+    hidden = extras["hidden"]
     assert hidden is not None and not hidden.requires_grad
     sequences = [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [(p.prompt_ids, p.rejected_ids) for p in PAIRS]
     for index, (prompt, answer) in enumerate(sequences):
@@ -183,27 +229,28 @@ def test_gradients_equal_transformers(tied):
 def test_padding_and_company_do_not_matter():
     model = PolicyModel(small_lm())
     with torch.no_grad():
-        together = model(collate_pairs(PAIRS, pad_id=0, pad_to_multiple_of=16), with_hidden=True)
+        together = model(collate_pairs(PAIRS, pad_id=0, pad_to_multiple_of=16), {"hidden"})
         for pad in (0, 63):
             for index, pair in enumerate(PAIRS):
-                logps, hidden = model(collate_pairs([pair], pad_id=pad), with_hidden=True)
+                logps, extras = model(collate_pairs([pair], pad_id=pad), {"hidden"})
                 for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
                     n = len(answer)
                     torch.testing.assert_close(logps[side, :n], together[0][index + 3 * side, :n], rtol=1e-5, atol=1e-5)
                     torch.testing.assert_close(
-                        hidden[side, :n], together[1][index + 3 * side, :n], rtol=1e-5, atol=1e-5
+                        extras["hidden"][side, :n], together[1]["hidden"][index + 3 * side, :n], rtol=1e-5, atol=1e-5
                     )
 
 
 def test_pairs_are_cut_into_sides():
     batch = collate_pairs(PAIRS, pad_id=0)
-    logps, hidden = PolicyModel(small_lm())(batch, with_hidden=True)
+    logps, extras = PolicyModel(small_lm())(batch, {"hidden", "log_sum_squares"})
     reference = torch.arange(logps.numel()).view_as(logps).float()
-    pairs = pair_logprobs(logps, hidden, batch, {"reference": reference})
+    pairs = pair_logprobs(logps, extras, batch, {"reference": reference})
     assert pairs.chosen.lengths.tolist() == [5, 1, 3] and pairs.rejected.lengths.tolist() == [2, 7, 3]
     assert pairs.chosen.policy.shape == (3, 5) and pairs.rejected.policy.shape == (3, 7)
     assert torch.equal(pairs.rejected.scorer("reference"), reference[3:])
-    assert torch.equal(pairs.chosen.hidden, hidden[:3, :5]) and pairs.rejected.rows.tolist() == [0, 1, 2]
+    assert torch.equal(pairs.rejected.vocabulary["log_sum_squares"], extras["log_sum_squares"][3:])
+    assert torch.equal(pairs.chosen.hidden, extras["hidden"][:3, :5]) and pairs.rejected.rows.tolist() == [0, 1, 2]
 
 
 def test_completions_have_the_same_log_probabilities_as_in_pairs():

@@ -87,7 +87,8 @@ def batches_of(*groups):
 def step(method, groups, *, steps=3, lr=0.05, max_grad_norm=1.0):
     """(figures of each step, the model's parameters after the last)."""
     model = PolicyModel(small_lm())
-    losses = preference_losses(model, spec_of(method), reference(model), seed=0)
+    frozen = PolicyModel(small_lm())
+    losses = preference_losses(model, spec_of(method), reference(model), seed=0, reference=frozen)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     lines = [
         optimisation_step(

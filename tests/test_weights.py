@@ -33,6 +33,7 @@ def test_every_rule_is_finite_zero_on_padding_and_blind_to_it(name, chosen, reje
         side.mask = torch.nn.functional.pad(side.mask, (0, 5))
         side.policy = torch.nn.functional.pad(side.policy, (0, 5))
         side.hidden = torch.nn.functional.pad(side.hidden, (0, 0, 0, 5), value=1e3)
+        side.vocabulary = {name: torch.nn.functional.pad(values, (0, 5)) for name, values in side.vocabulary.items()}
         side.scorers = {name: torch.nn.functional.pad(scores, (0, 5)) for name, scores in side.scorers.items()}
     weights, padded = token_weights(spec, pair, seed=seed), token_weights(spec, wider, seed=seed)
     for got, more, side in (

@@ -173,6 +173,45 @@ def sppo_hard(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> Loss
     return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected))
 
 
+def wpo(pair: PairLogProbs, weights: TokenWeights, *, beta: float, label_smoothing: float) -> LossOutput:
+    """`sigmoid` times how likely the policy is to say both answers itself, which has no gradient.
+
+    WPO, eq. 2 and the sampled alignment of https://arxiv.org/abs/2406.11827: the product over both answers of
+    exp(mean_t (log pi_t - log sum_v pi_v^2)); as TRL's `use_weighting`. Logged as `wpo_weight`.
+    """
+    alignment = [
+        ((answer.policy.detach() - answer.vocabulary["log_sum_squares"]) * answer.mask).sum(-1)
+        / answer.lengths.clamp(min=1)
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    weight = bounded_exp(alignment[0] + alignment[1])
+    output = sigmoid(pair, weights, beta=beta, label_smoothing=label_smoothing)
+    return LossOutput(output.losses * weight, output.metrics | {"wpo_weight": weight})
+
+
+def tdpo1(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> LossOutput:
+    """-log sigma(beta (delta - (D_rejected - D_chosen))), D = sum_t w_t KL(pi_ref | pi) over the vocabulary.
+
+    TDPO1, https://arxiv.org/abs/2404.11999. Reference code: `tdpo_loss` in
+    https://github.com/Vance0124/Token-level-Direct-Preference-Optimization/blob/master/trainers.py, which logs
+    beta (r + D) as rewards; here `rewards/*` are beta r as everywhere, and D stands beside them as `kl/*`.
+    """
+    chosen, rejected = log_ratios(pair, weights)
+    kl_chosen, kl_rejected = _divergences(pair, weights)
+    losses = -logsigmoid(beta * (chosen - rejected - (kl_rejected - kl_chosen)))
+    metrics = {"kl/chosen": kl_chosen.detach(), "kl/rejected": kl_rejected.detach()}
+    return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected) | metrics)
+
+
+def tdpo2(pair: PairLogProbs, weights: TokenWeights, *, beta: float, tdpo_alpha: float) -> LossOutput:
+    """-log sigma(beta (delta - alpha (D_rejected - D_chosen))), no gradient through D_chosen: TDPO2. See `tdpo1`."""
+    chosen, rejected = log_ratios(pair, weights)
+    kl_chosen, kl_rejected = _divergences(pair, weights)
+    losses = -logsigmoid(beta * (chosen - rejected - tdpo_alpha * (kl_rejected - kl_chosen.detach())))
+    metrics = {"kl/chosen": kl_chosen.detach(), "kl/rejected": kl_rejected.detach()}
+    return LossOutput(losses, reward_metrics(pair, beta * chosen, beta * rejected) | metrics)
+
+
 def f_divergence(
     pair: PairLogProbs,
     weights: TokenWeights,
@@ -214,6 +253,12 @@ def log_ratios(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tenso
     chosen = (weights.chosen * (pair.chosen.policy - pair.chosen.scorer("reference"))).sum(-1)
     rejected = (weights.rejected * (pair.rejected.policy - pair.rejected.scorer("reference"))).sum(-1)
     return chosen, rejected
+
+
+def _divergences(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tensor]:
+    """(B,) D of the chosen and of the rejected answers."""
+    chosen = (weights.chosen * pair.chosen.vocabulary["reference_kl"]).sum(-1)
+    return chosen, (weights.rejected * pair.rejected.vocabulary["reference_kl"]).sum(-1)
 
 
 def reward_metrics(pair: PairLogProbs, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
