@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-PACKAGES = ("torch", "transformers", "ray", "datasets", "openai", "pandas", "POT", "pydantic", "optuna", "peft")
+PACKAGES = ("torch", "transformers", "ray", "datasets", "openai", "pandas", "POT", "pydantic", "optuna")
 
 
 @dataclass(frozen=True)
