@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 GONE_SECONDS = 15
+# Ray's two agents of a killed node first try to tell its dead control store, with a time limit of 60 s fixed in their code.
+AGENTS_GONE_SECONDS = 90
 
 
 class Driver:
@@ -66,9 +68,9 @@ class Driver:
             time.sleep(0.1)
         return self.process.returncode
 
-    def left_behind(self) -> list[psutil.Process]:
-        """Processes of the family that outlive the driver by more than GONE_SECONDS."""
-        return psutil.wait_procs(self.family, timeout=GONE_SECONDS)[1]
+    def left_behind(self, seconds: float = GONE_SECONDS) -> list[psutil.Process]:
+        """Processes of the family that outlive the driver by more than that."""
+        return psutil.wait_procs(self.family, timeout=seconds)[1]
 
     def workers(self) -> list[psutil.Process]:
         found = []
@@ -139,8 +141,9 @@ def test_a_killed_driver(tmp_path, tiny_llama, undisturbed):
         driver.wait_for(lambda: driver.steps() >= 17)
         driver.process.kill()
         driver.process.wait()
-        left = driver.left_behind()
-        assert not left, [(p.pid, p.name()) for p in left]
+        names = [process.name() for process in driver.left_behind()]
+        assert all("Agent" in name for name in names), names
+        assert not driver.left_behind(AGENTS_GONE_SECONDS)
     done = driver.steps()
     assert 17 <= done < STEPS and not (driver.label / "model").exists()
     with driving(folder) as driver:
