@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 GONE_SECONDS = 15
-# Ray's two agents of a killed node first try to tell its dead control store, with a time limit of 60 s fixed in their code.
+# Ray's two agents of a killed node first try to tell its dead control store, for 60 s: a number fixed in their code.
 AGENTS_GONE_SECONDS = 90
 
 
