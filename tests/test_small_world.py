@@ -221,7 +221,7 @@ def test_of_two_right_answers_the_judge_softly_prefers_the_shorter_and_the_annot
             ratings = [read_rating(ask(client, ANNOTATOR, "rating", question, text)) for text in texts]
             annotated.append(ratings[1] > ratings[0])
     assert all(0.3 < rambling_better < 0.5 for rambling_better in judged)
-    assert 0.7 < np.mean(annotated) < 1.0, "likes length, but not always"
+    assert 0.55 < np.mean(annotated) < 0.95, "likes length, but not always"
 
 
 def test_an_injection_changes_nothing(client: openai.OpenAI, world_dir: Path) -> None:

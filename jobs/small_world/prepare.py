@@ -59,7 +59,7 @@ def prepare(
     rng = random.Random(f"rows {seed}")
     _write(paths["base"], _base_rows(world, rng, base_answers, right, rambling))
     _write(paths["prompts"], _prompt_rows(world, rng))
-    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 1, "held_out": 2}))
+    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 2, "held_out": 4}))
     _write(paths["summaries"], _task_rows(world, rng, "summaries", {"trained": 1, "held_out": 1}))
     paths["truth"].write_text(small_world.as_json(world), encoding="utf-8")
     make_model(paths["model"], seed)
@@ -95,13 +95,10 @@ def _row(item: Item, question: str, number: int) -> dict:
 
 
 def _prompt_rows(world: World, rng: random.Random) -> list[dict]:
-    """What preference pairs may be about: trained entities only; two questions a fact, one a post."""
-    rows: list[dict] = []
-    for item in world.items:
-        if item.split == "trained":
-            questions = rng.sample(item.questions(), 2 if item.task == "facts" else 1)
-            rows += [_row(item, question, len(rows) + k) for k, question in enumerate(questions)]
-    return rows
+    """What preference pairs may be about: every question about a trained entity."""
+    asked = [(item, question) for item in world.items if item.split == "trained" for question in item.questions()]
+    rng.shuffle(asked)
+    return [_row(item, question, number) for number, (item, question) in enumerate(asked)]
 
 
 def _task_rows(world: World, rng: random.Random, task: str, questions: dict[str, int]) -> list[dict]:
