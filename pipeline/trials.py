@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,6 +125,8 @@ def run_trial(values: dict[str, Any], *, setting: Setting, desk: Any) -> None:
         if figures.get(setting.search.metric) is None:
             raise WorkError(f"No {setting.search.metric}; the trial gave: {', '.join(sorted(figures))}.")
         end: dict[str, Any] = {"state": DONE, "figures": figures}
+    except ray.exceptions.RayTaskError as error:
+        end = {"state": FAILED, "error": str(error.cause) if error.cause else str(error).strip().splitlines()[-1]}
     except (UserError, WorkError) as error:
         end = {"state": FAILED, "error": str(error)}
     except Exception as error:
@@ -142,25 +143,14 @@ def _train(setting: Setting, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
         (lambda: None) if setting.search.task is not None else (lambda: _report_new(setting, evaluations))
     )
     if not (job.folder / "model").exists():
-        failure: list[BaseException] = []
-
-        def train() -> None:
-            try:
-                fit(
-                    [job], setting.folder, name=job.label, train=recipe.train_of(job.label),
-                    show=lambda *_: None, cpus=setting.cpus,
-                )  # fmt: skip
-            except BaseException as error:
-                failure.append(error)
-
-        # A daemon: when ASHA stops the trial, the report below ends this function and the actor's end ends training.
-        thread = threading.Thread(target=train, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            reporting()
-        if failure:
-            raise failure[0]
+        # A task of its own, whose environment Ray Train's helpers inherit: where several Ray clusters share a machine,
+        # its placement-group cleaner finds this one by RAY_ADDRESS only, and without it a stopped trial keeps its CPUs.
+        address = ray.get_runtime_context().gcs_address
+        remote = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"RAY_ADDRESS": address}})(_fit)
+        training = remote.remote(setting, recipe, job)
+        while not ray.wait([training], timeout=POLL_SECONDS)[0]:
+            reporting()  # ends this function, and with its process the task, when ASHA stops the trial
+        ray.get(training)
     reporting()
     lines = evaluations.lines()
     train_lines = [line for line in lines if "loss" in line]
@@ -169,6 +159,17 @@ def _train(setting: Setting, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
         best, mode = recipe.train.best_metric, {"min": min, "max": max}[recipe.train.best_mode]
         figures |= mode(found, key=lambda line: line[best]) if best else found[-1]
     return figures
+
+
+def _fit(setting: Setting, recipe: Recipe, job: TrainJob) -> None:
+    fit(
+        [job],
+        setting.folder,
+        name=job.label,
+        train=recipe.train_of(job.label),
+        show=lambda *_: None,
+        cpus=setting.cpus,
+    )
 
 
 class _Evaluations:
