@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,13 +14,26 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from otpo.errors import WorkError
-from otpo.losses import pair_loss
+from otpo.losses import COLLECTED, pair_loss
 from otpo.methods import MethodSpec
 from otpo.model import PolicyModel, pair_logprobs
-from otpo.records import LossOutput, PairLogProbs, SequenceBatch
+from otpo.records import LossOutput, PairLogProbs, SequenceBatch, TokenWeights
 from otpo.weights import check_finite, shared_prefix_gradient, token_weights
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
+
+
+@dataclass(frozen=True)
+class CoupledLosses:
+    """A loss that couples the pairs of the global batch.
+
+    Attributes:
+        collect: batch -> (B, k) values of its pairs that the others' losses depend on.
+        losses: (batch, the (n, k) values of all n pairs of the global batch) -> the batch's losses.
+    """
+
+    collect: Callable[[SequenceBatch], Tensor]
+    losses: Callable[[SequenceBatch, Tensor], LossOutput]
 
 
 def learning_rate(step: int, total: int, base: float, *, scheduler: str, warmup_ratio: float) -> float:
@@ -56,7 +71,7 @@ def preference_losses(
     *,
     seed: int,
     reference: PolicyModel | None = None,
-) -> LossFunction:
+) -> LossFunction | CoupledLosses:
     """The loss of a preference method as a function of a batch.
 
     Args:
@@ -65,7 +80,7 @@ def preference_losses(
         reference: the frozen start itself, for methods that need its whole distribution ("reference_kl").
     """
 
-    def losses(batch: SequenceBatch) -> LossOutput:
+    def record(batch: SequenceBatch) -> tuple[PairLogProbs, TokenWeights]:
         predictions = None
         if "reference_kl" in spec.method.needs:
             assert reference is not None, f"{spec.method.name} needs the reference model beside the policy"
@@ -78,7 +93,11 @@ def preference_losses(
             pairs = PairLogProbs(pairs.rejected, pairs.chosen)
         with torch.no_grad():
             weights = token_weights(spec, pairs, seed=seed)
-        output = pair_loss(spec, pairs, weights)
+        return pairs, weights
+
+    def losses(batch: SequenceBatch, everyone: Tensor | None = None) -> LossOutput:
+        pairs, weights = record(batch)
+        output = pair_loss(spec, pairs, weights, everyone)
         about = {
             "lengths/chosen": pairs.chosen.lengths,
             "lengths/rejected": pairs.rejected.lengths,
@@ -86,7 +105,8 @@ def preference_losses(
         }
         return LossOutput(output.losses, output.metrics | about)
 
-    return losses
+    collected = COLLECTED.get(spec.method.loss)
+    return CoupledLosses(lambda batch: collected(*record(batch)), losses) if collected else losses
 
 
 def supervised_losses(model: PolicyModel) -> LossFunction:
@@ -107,7 +127,7 @@ def optimisation_step(
     model: PolicyModel,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[SequenceBatch],
-    losses: LossFunction,
+    losses: LossFunction | CoupledLosses,
     *,
     denominator: float,
     max_grad_norm: float,
@@ -127,6 +147,7 @@ def optimisation_step(
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     batches = list(batches)
+    losses = _uncoupled(losses, batches)
     totals = _Totals()
     for number, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
@@ -151,12 +172,32 @@ def optimisation_step(
 
 
 @torch.no_grad()
-def evaluate(batches: Iterable[SequenceBatch], losses: LossFunction, *, denominator: float) -> dict[str, float]:
+def evaluate(
+    batches: Iterable[SequenceBatch], losses: LossFunction | CoupledLosses, *, denominator: float
+) -> dict[str, float]:
     """The same figures as a step's, without an update, under TRL's `eval_` names."""
+    batches = list(batches)
+    losses = _uncoupled(losses, batches)
     totals = _Totals()
     for batch in batches:
         totals.add(losses(batch), batch)
     return {f"eval_{name}": value for name, value in totals.reduce(denominator).items()}
+
+
+@torch.no_grad()
+def _uncoupled(losses: LossFunction | CoupledLosses, batches: Sequence[SequenceBatch]) -> LossFunction:
+    """The loss of a batch, with what it needs to know of the global batch collected by a pass over it."""
+    if not isinstance(losses, CoupledLosses):
+        return losses
+    found = [losses.collect(batch) for batch in batches]
+    values = torch.cat([v[batch.rows[: len(v)] >= 0] for v, batch in zip(found, batches, strict=True)])
+    parts: list[Any] = [values.cpu()]
+    if dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, values.cpu())
+    everyone = torch.cat(parts).to(values.device)
+    coupled = losses.losses
+    return lambda batch: coupled(batch, everyone)
 
 
 class _Totals:

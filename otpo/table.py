@@ -192,6 +192,17 @@ _ROWS = [
         note="For chosen answers that are worse than what the model says.",
     ),
     Method(
+        "aot", "AOT", loss="aot", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2406.05882",
+        note="Sorts margins over the global batch, whatever the micro-batches (TRL sorts each micro-batch), which "
+        "takes a second forward pass.",
+    ),
+    Method(
+        "aot-unpaired", "AOT (unpaired)", loss="aot_unpaired", weights="uniform", needs=_REFERENCE,
+        defaults={"beta": 0.1, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2406.05882",
+        note="Sorts chosen and rejected answers over the global batch: which answers make a pair does not matter.",
+    ),
+    Method(
         "nca", "NCA", loss="nca", weights="uniform", needs=_REFERENCE,
         defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2402.05369", note="TRL's `nca_pair`.",
     ),

@@ -38,6 +38,7 @@ from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
 from otpo.records import SequenceBatch, TokenCompletion
 from otpo.step import (
+    CoupledLosses,
     LossFunction,
     evaluate,
     learning_rate,
@@ -148,7 +149,7 @@ class _Trainer:
             step = self._step(step, losses)
         self._finish(step)
 
-    def _losses(self) -> LossFunction:
+    def _losses(self) -> LossFunction | CoupledLosses:
         if self.job.method is None:
             return supervised_losses(self.model)
         tables = {name: self._scores(model) for name, model in self.job.scorers.items()}
@@ -209,7 +210,7 @@ class _Trainer:
         self._keep_metrics_before(state["step"])
         return state["step"]
 
-    def _step(self, step: int, losses: LossFunction) -> int:
+    def _step(self, step: int, losses: LossFunction | CoupledLosses) -> int:
         train, size = self.train, self.train.global_batch_size
         started = time.perf_counter()
         # randomness is a function of the step alone, so that a resumed run draws what an undisturbed one draws
@@ -261,7 +262,7 @@ class _Trainer:
         """Tokens for supervised training, else pairs."""
         return float(sum(len(m.completion_ids) if isinstance(m, TokenCompletion) else 1 for m in members))
 
-    def _evaluate(self, step: int, losses: LossFunction) -> None:
+    def _evaluate(self, step: int, losses: LossFunction | CoupledLosses) -> None:
         members = list(self.validation)
         figures = evaluate(
             self._batches(members, 2 * self.train.micro_batch_size), losses, denominator=self._denominator(members)

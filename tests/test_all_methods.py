@@ -90,10 +90,10 @@ def test_what_is_trained_is_not_trained_again_and_a_changed_scorer_changes_what_
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_does_where_the_vocabulary_is_read(trained, tiny_llama):
-    """The reference of TDPO is sharded beside the policy, and its head is read in the policy's backward pass."""
-    names = ["wpo", "tdpo1", "tdpo2"]
-    recipe = recipe_of(trained.folder.parent.parent, tiny_llama, dict.fromkeys(names, {}), workers=2)
+def test_two_workers_train_what_one_does(trained, tiny_llama):
+    """TDPO's reference is sharded, its head is read in the policy's backward pass; AOT sorts all workers' pairs."""
+    names = ["wpo", "tdpo1", "tdpo2", "aot"]
+    recipe = recipe_of(trained.folder.parent.parent, tiny_llama, {name: {} for name in names}, workers=2)
     two = run(recipe, trained.folder.parent / "two", world=None, show=lambda *_: None, until="train")
     for name in names:
         ours, theirs = (metrics(folder / "models" / name)[0] for folder in (two.folder, trained.folder))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from random_pairs import random_pair, spec_of
 
-from otpo.losses import LOSSES, pair_loss, pairwise
+from otpo.losses import COLLECTED, LOSSES, coupled, pair_loss, pairwise
 from otpo.methods import METHODS, resolve
+from otpo.records import LogProbs
 from otpo.weights import token_weights, uniform
 
 LENGTHS = ([9, 3, 5, 12, 1], [6, 7, 5, 1, 12])
@@ -94,6 +95,8 @@ def trl_loss(
         ("dpo-norm", {}, dict(loss_type="sigmoid_norm", beta=5.0)),
         ("ld-dpo", {"ld_alpha": 0.3}, dict(loss_type="sigmoid", beta=0.1, ld_alpha=0.3)),
         ("wpo", {"beta": 0.3}, dict(loss_type="sigmoid", beta=0.3, weighting=True)),
+        ("aot", {"label_smoothing": 0.1}, dict(loss_type="aot", beta=0.1, label_smoothing=0.1)),
+        ("aot-unpaired", {"label_smoothing": 0.1}, dict(loss_type="aot_unpaired", beta=0.1, label_smoothing=0.1)),
         ("exo", {"beta": 0.3, "exo_epsilon": 0.02}, dict(loss_type="exo_pair", beta=0.3, label_smoothing=0.02)),
         ("nca", {"beta": 0.3}, dict(loss_type="nca_pair", beta=0.3)),
         ("bco-pair", {"beta": 0.3}, dict(loss_type="bco_pair", beta=0.3)),
@@ -131,7 +134,7 @@ def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
 
 
 LOG_TWO = dict.fromkeys(["dpo", "sampo", "otpo", "cdpo", "robust-dpo", "dpo-norm", "ld-dpo"], math.log(2))
-LOG_TWO |= dict.fromkeys(["dpop", "f-dpo", "tgdpo", "tis-dpo", "tdpo1", "tdpo2"], math.log(2))
+LOG_TWO |= dict.fromkeys(["aot", "aot-unpaired", "dpop", "f-dpo", "tgdpo", "tis-dpo", "tdpo1", "tdpo2"], math.log(2))
 ONE = dict.fromkeys(["hinge", "gpo-squared", "gpo-exponential", "gpo-truncated-quadratic", "apo-zero", "apo-down"], 1.0)
 GOLDEN = LOG_TWO | ONE | dict.fromkeys(["ipo", "ipo-sum", "otpo-ipo"], 25.0)
 GOLDEN |= {"gpo-savage": 0.25, "sppo-hard": 50.0, "nca": math.log(4), "bco-pair": math.log(4), "exo": 2.761230}
@@ -161,7 +164,9 @@ def test_weighting_the_policy_alone_leaves_the_tails_where_policy_equals_referen
 
 
 def test_every_method_with_a_reference_has_a_golden_value():
-    against_reference = {name for name, method in METHODS.items() if hasattr(pairwise, method.loss)}
+    against_reference = {
+        name for name, method in METHODS.items() if hasattr(pairwise, method.loss) or hasattr(coupled, method.loss)
+    }
     assert set(GOLDEN) == against_reference
     assert all("reference" in METHODS[name].needs for name in against_reference)
 
@@ -259,6 +264,39 @@ def test_tdpo_by_hand_and_where_its_gradient_flows():
             torch.testing.assert_close(of_chosen, -slope * pair.chosen.mask)
         else:
             assert of_chosen is None, "TDPO2 holds the chosen answer's divergence"
+
+
+@pytest.mark.parametrize("label", ["aot", "aot-unpaired"])
+def test_sorting_the_global_batch_part_by_part_is_sorting_it_whole(label):
+    """Values and gradients of TRL's loss on all pairs, from micro-batches that know the others' values."""
+
+    def leaves():
+        pair = random_pair([6] * 5, [6, 7, 5, 6, 6])
+        return pair, [side.policy.requires_grad_() for side in (pair.chosen, pair.rejected)]
+
+    whole, policies = leaves()
+    loss, _ = trl_loss(whole, label.replace("-", "_"), beta=0.1)
+    expected = torch.autograd.grad(5 * loss, policies)
+
+    pair, policies = leaves()
+    spec = spec_of(label)
+    everyone = COLLECTED[spec.method.loss](pair, token_weights(spec, pair)).detach()
+    total = torch.tensor(0.0)
+    for rows in ([3, 0], [1], [4, 2]):
+        part = type(pair)(
+            *(
+                LogProbs(
+                    side.policy[rows], side.mask[rows], side.rows[rows], {"reference": side.scorer("reference")[rows]}
+                )
+                for side in (pair.chosen, pair.rejected)
+            )
+        )
+        total = total + pair_loss(spec, part, token_weights(spec, part), everyone).losses.sum()
+    assert total.item() == pytest.approx(5 * loss.item(), rel=1e-5)
+    found = torch.autograd.grad(total, policies)
+    for side, ours, theirs in zip((pair.chosen, pair.rejected), found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs * side.mask)  # TRL's sums run over padding, which is 0
+    assert total.item() != pytest.approx(run("dpo", whole).losses.sum().item()), "ranks cross"
 
 
 def test_dpop_by_hand():
@@ -457,7 +495,8 @@ def test_identical_answers_give_log_two_and_no_gradient():
         assert gradient.abs().max() < 1e-7
 
 
-@pytest.mark.parametrize("label", METHODS)
+# AOT (unpaired) shares its terms' values between pairs, not their gradients: those are TRL's, see above
+@pytest.mark.parametrize("label", [label for label in METHODS if label != "aot-unpaired"])
 def test_gradients_in_float64(label):
     spec = spec_of(label)
     pair = random_pair([4, 2, 1], [3, 5, 0], hidden=6, dtype=torch.float64)
@@ -467,8 +506,10 @@ def test_gradients_in_float64(label):
         for side, policy in ((pair.chosen, chosen), (pair.rejected, rejected)):
             side.policy = policy
             side.vocabulary["log_sum_squares"] = policy.detach() + 0.5  # WPO's weight has no gradient: hold it
-        return pair_loss(spec, pair, weights).losses
+        return pair_loss(spec, pair, weights, everyone).losses
 
+    collect = COLLECTED.get(spec.method.loss)
+    everyone = collect(pair, weights) if collect else None
     inputs = [side.policy.clone().requires_grad_() for side in (pair.chosen, pair.rejected)]
     assert torch.autograd.gradcheck(losses, inputs)
 

@@ -17,7 +17,7 @@ from otpo.weights import RULES
 def test_defaults_are_exactly_what_the_loss_and_the_rule_take(name):
     method = METHODS[name]
     loss, rule = (
-        {p.name for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY} - {"seed"}
+        {p.name for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY} - {"seed", "everyone"}
         for f in (LOSSES[method.loss], RULES[method.weights])
     )
     assert set(method.defaults) == loss | rule and not set(SHARED) & set(method.defaults)

@@ -99,7 +99,7 @@ def step(method, groups, *, steps=3, lr=0.05, max_grad_norm=1.0):
     return lines, [p.detach() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("method", ["dpo", "otpo", "sampo"])
+@pytest.mark.parametrize("method", ["dpo", "otpo", "sampo", "aot", "aot-unpaired"])
 def test_loss_at_step_0_is_ln_2_and_accumulation_changes_nothing(method):
     whole, parameters = step(method, [[0, 1, 2]])
     assert whole[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

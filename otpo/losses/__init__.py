@@ -1,6 +1,7 @@
 """Losses: pure functions of per-token log-probabilities and token weights.
 
-`pairwise` holds the losses against a reference, `reference_free` those without; losses of single labelled completions
+`pairwise` holds the losses against a reference, `reference_free` those without, `coupled` those that compare the pairs
+of the global batch; losses of single labelled completions
 (KTO) belong in `unpaired`. A new loss is a function there and a line here.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from otpo.losses import pairwise, reference_free
+from torch import Tensor
+
+from otpo.losses import coupled, pairwise, reference_free
 from otpo.methods import MethodSpec
 from otpo.records import LossOutput, PairLogProbs, TokenWeights
 
@@ -35,6 +38,8 @@ LOSSES: dict[str, Callable[..., LossOutput]] = {
     "tdpo1": pairwise.tdpo1,
     "tdpo2": pairwise.tdpo2,
     "f_divergence": pairwise.f_divergence,
+    "aot": coupled.aot,
+    "aot_unpaired": coupled.aot_unpaired,
     "simpo": reference_free.simpo,
     "simpo_selected": reference_free.simpo_selected,
     "alphapo": reference_free.alphapo,
@@ -43,15 +48,28 @@ LOSSES: dict[str, Callable[..., LossOutput]] = {
 }
 
 
-def pair_loss(spec: MethodSpec, pair: PairLogProbs, weights: TokenWeights) -> LossOutput:
+COLLECTED: dict[str, Callable[[PairLogProbs, TokenWeights], Tensor]] = {
+    "aot": coupled.aot_values,
+    "aot_unpaired": coupled.aot_unpaired_values,
+}
+"""Losses that need to know a few values of every pair of the global batch, and what gives these."""
+
+
+def pair_loss(
+    spec: MethodSpec, pair: PairLogProbs, weights: TokenWeights, everyone: Tensor | None = None
+) -> LossOutput:
     """The losses of `spec` with its hyperparameters; the weights' metrics stand beside the loss's own.
+
+    For a loss in `COLLECTED`, `everyone` holds the values of all pairs of the global batch; without it, these pairs are
+    all there are.
 
     With `sft_weight` above 0, that times the chosen answer's mean negative log-likelihood is added (RPO,
     https://arxiv.org/abs/2404.19733) and logged as `nll_loss`. TRL's `sft` takes the mean over the tokens of the
     micro-batch instead, which depends on how pairs are batched.
     """
     loss = LOSSES[spec.method.loss]
-    output = loss(pair, weights, **spec.arguments(loss))
+    of_all = {"everyone": everyone} if spec.method.loss in COLLECTED else {}
+    output = loss(pair, weights, **spec.arguments(loss), **of_all)
     losses, metrics = output.losses, output.metrics | weights.metrics
     if sft_weight := float(spec.hyperparameters["sft_weight"]):
         likelihood = reference_free.chosen_nll(pair)
