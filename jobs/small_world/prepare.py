@@ -59,7 +59,7 @@ def prepare(
     rng = random.Random(f"rows {seed}")
     _write(paths["base"], _base_rows(world, rng, base_answers, right, rambling))
     _write(paths["prompts"], _prompt_rows(world, rng))
-    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 2, "held_out": 4}))
+    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 3, "held_out": 3}))
     _write(paths["summaries"], _task_rows(world, rng, "summaries", {"trained": 1, "held_out": 1}))
     paths["truth"].write_text(small_world.as_json(world), encoding="utf-8")
     make_model(paths["model"], seed)
