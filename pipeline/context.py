@@ -48,7 +48,7 @@ class Context:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, world: World | None, show: Show, redo: bool):
-        self.recipe, self.folder, self.world, self.show = recipe, folder, world, show
+        self.recipe, self.folder, self.world, self.show, self.redo = recipe, folder, world, show, redo
         self.inputs_of: dict[str, Any] = {}
         self.did: list[str] = []
         self.notes: list[str] = []
@@ -138,8 +138,20 @@ class Context:
         return identity(self.recipe)
 
     def needs(self, stage: str, inputs: Any) -> bool:
-        """Note a stage's inputs; whether it has to be done."""
+        """Note a stage's inputs; whether it has to be done.
+
+        Raises:
+            UserError: it was finished from other inputs although the recipe is the same (an edited data file, another
+                version's defaults): what it left is not thrown away without being asked for.
+        """
         self.inputs_of[stage] = inputs
+        changed = self.manifest.is_stale(stage, inputs)
+        if changed and not self.redo and stage.startswith(("base", "pairs", "train/", "generate/")):
+            raise UserError(
+                f"{self.folder}: the stage '{stage}' is finished, but what it was made from has changed since (a file's"
+                " content, or a default of this version). Two ways out: take another name (name=...), or add --redo to"
+                " do it again in place."
+            )
         return not self.manifest.is_done(stage, inputs)
 
     @contextmanager

@@ -48,6 +48,11 @@ class Manifest:
             and all((self.path.parent / p).exists() for p in entry["outputs"])
         )
 
+    def is_stale(self, stage: str, inputs: Any) -> bool:
+        """Whether the stage was finished from other inputs."""
+        entry = self.tree["stages"].get(stage)
+        return entry is not None and entry["inputs"] != digest(inputs)
+
     def starts(self, stage: str, inputs: Any) -> bool:
         """Note that a stage begins; True when it was begun or finished before from other inputs."""
         begun = self.tree.setdefault("begun", {})
