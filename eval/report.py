@@ -70,12 +70,17 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [read_run(Path(folder)) for folder in run_dirs]
     names = shown_names(runs)
     found = boards(runs, names)
+    found = sorted(found, key=lambda board: _between_models(board, found))
     looks = _looks(names, found)
     out.mkdir(parents=True, exist_ok=True)
     if len(runs) > 1 and found:
         write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / "leaderboard.csv")
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    views = [_board_view(board, looks, out, _slug(board.task, i, found)) for i, board in enumerate(found)]
+    views = [
+        _board_view(board, looks, out, _slug(board.task, i, found))
+        | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
+        for i, board in enumerate(found)
+    ]
     curves, curve_values, curve_labels = _curves(runs, names, looks)
     weight_rows = [
         row | {"label": names[i, str(row.get("label"))]} for i, run in enumerate(runs) for row in run.weights
@@ -109,16 +114,29 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
 
 def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict[str, Style]:
     labels = dict.fromkeys([*names.values(), *(label for _, label in names)])
-    neutral = {board.reference for board in found} | {"base"}
+    neutral = {board.reference for board in found if not _between_models(board, found)} | {"base"}
     return styles(list(labels), [label for label in labels if label.split("/")[-1] in neutral])
+
+
+def _between_models(board: Board, found: Sequence[Board]) -> bool:
+    """Whether a board's reference is itself a row of another board of the task: models judged against each other."""
+    rows = [name.split("/")[-1] for other in found if other.task == board.task for name in other.table["name"]]
+    return board.reference in rows
+
+
+def _board_name(board: Board, found: Sequence[Board]) -> str:
+    """The task, and the reference where several boards share the task."""
+    shared = sum(other.task == board.task for other in found) > 1
+    return f"{board.task}, against {board.reference}" if shared else board.task
 
 
 def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     several = len(context["boards"]) > 1
     listed = [
-        (f"{anchor}-{n}", f"{board['task']}: {name.split()[-1].lower()}" if several else name)
+        (f"{anchor}-{n}", f"{board['name']}: {name.split()[-1].lower()}" if several else name)
         for n, board in enumerate(context["boards"], 1)
         for anchor, name in (("leaderboard", "Leaderboard"), ("length", "Win rate against length"))
+        if anchor == "leaderboard" or not board["between_models"]
     ]
     parts = [
         ("has_pairs", "pairs", "Paired differences"),

@@ -7,7 +7,7 @@ import os
 
 import ray
 
-from otpo.errors import UserError
+from otpo.errors import UserError, WorkError
 
 
 def connect(address: str | None = None) -> None:
@@ -31,6 +31,12 @@ def connect(address: str | None = None) -> None:
         raise UserError(
             f"No Ray cluster answers at '{address}': {error}. Start one with `ray start --head`, or leave"
             " cluster.address out."
+        ) from error
+    except Exception as error:  # Ray raises no narrower one when a node is too slow to start
+        if "timed out" not in str(error):
+            raise
+        raise WorkError(
+            f"Ray did not start in time: {error}. Is the machine very busy? The same command tries again."
         ) from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -23,6 +23,9 @@ from pipeline.context import Show
 from pipeline.prepare import Tokens
 from pipeline.worker import FAILURE, TrainJob, total_steps, train_worker
 
+# a group that cannot be placed is tried again every minute: say so rather than wait without end
+CONTROLLER_FAILURES = 5
+
 
 def make_job(
     recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, tokens: Tokens, scorers: Path
@@ -81,7 +84,10 @@ def fit(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=train.max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # of Train's own version
+            ),
         ),
     )
     with _following(jobs, show), _interruptible():
