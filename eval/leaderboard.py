@@ -262,9 +262,10 @@ def render(board: pd.DataFrame, title: str | None = None) -> Table:
     from rich.table import Table
 
     controlled = board["length_controlled_winrate"].notna().any()
-    several = board["task"].nunique() > 1
+    # a column that says the same in every row is left out
+    context = [name for name in ("task", "reference") if board[name].nunique() > 1]
     table = Table(title=title, title_justify="left")
-    for heading in ["task", "model"] if several else ["model"]:
+    for heading in ["model", *context]:
         table.add_column(heading)
     level = "length-controlled" if controlled else "length-adjusted"
     for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
@@ -272,8 +273,8 @@ def render(board: pd.DataFrame, title: str | None = None) -> Table:
     for _, rows in board.groupby("task", sort=False):
         for row in rows.to_dict("records"):
             table.add_row(
-                *([str(row["task"])] if several else []),
                 str(row["name"]),
+                *(str(row[name]) for name in context),
                 number(row["win_rate"]),
                 f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
                 number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
