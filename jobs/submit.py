@@ -180,8 +180,12 @@ def is_this_machine(client: JobSubmissionClient) -> bool:
 
     The address does not tell: a forwarded port of a distant cluster is on loopback too.
     """
-    found = client._do_request("GET", "/nodes?view=hostNameList", timeout=ANSWER_SECONDS)
-    names = found.json().get("data", {}).get("hostNameList", []) if found.status_code == 200 else []
+    for _ in range(int(ANSWER_SECONDS)):
+        found = client._do_request("GET", "/nodes?view=hostNameList", timeout=ANSWER_SECONDS)
+        names = found.json().get("data", {}).get("hostNameList", []) if found.status_code == 200 else []
+        if names:
+            break
+        time.sleep(1)  # a cluster that has just started does not list its own head yet
     return names == [socket.gethostname()]
 
 
