@@ -392,12 +392,12 @@ def methods() -> None:
     """The table of methods."""
     from otpo.methods import METHODS
 
-    table = Table("method", "title", "loss", "weights", "needs", "defaults", "paper", title="Methods")
+    table = Table("method", "weights x loss", "needs", "defaults", title="Methods")
+    table.add_column("paper", overflow="fold")
     for name, row in METHODS.items():
         defaults = ", ".join(f"{key}={value}" for key, value in row.defaults.items())
-        table.add_row(
-            name, row.title, row.loss, row.weights, ", ".join(sorted(row.needs)) or "nothing", defaults, row.paper
-        )
+        needs = ", ".join(sorted(row.needs)) or "nothing"
+        table.add_row(name, f"{row.weights} x {row.loss}", needs, defaults, row.paper.removeprefix("https://"))
     console.print(table)
 
 
