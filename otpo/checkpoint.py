@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import AutoTokenizer
 
+from otpo.files import write_atomically
 from otpo.model import PolicyModel
 
 MARK = "complete.json"
@@ -107,13 +108,6 @@ def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: t
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)
     _barrier()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _rank() -> int:

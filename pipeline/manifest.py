@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
+from otpo.files import write_atomically
 from pipeline.config import Recipe, digest, dump_yaml, identity, load_recipe
 
 PACKAGES = (
@@ -83,9 +83,7 @@ class Manifest:
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
-        partial = self.path.with_name(f".manifest.{os.getpid()}")
-        partial.write_text(json.dumps(self.tree, indent=1))
-        os.replace(partial, self.path)
+        write_atomically(self.path, json.dumps(self.tree, indent=1))
 
 
 def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
@@ -120,9 +118,7 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
                     ]
                 )
             )
-    partial = stored.with_name(f".recipe.{os.getpid()}")
-    partial.write_text(dump_yaml(recipe))
-    os.replace(partial, stored)
+    write_atomically(stored, dump_yaml(recipe))
     manifest.tree |= {"name": recipe.name, "recipe": digest(identity(recipe)), "versions": versions()}
     manifest.tree.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
     manifest.save()

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError, WorkError
+from otpo.files import write_atomically
 from pipeline.engine import Sampling, Template
-from pipeline.outputs import write_json, write_text
+from pipeline.outputs import write_json
 
 if TYPE_CHECKING:
     from eval.config import JudgeConfig
@@ -170,7 +171,7 @@ def sample_pairs(
             f"{report['without_pair']}; {report['truncated']} answers were cut at max_tokens. Raise pairs.n, "
             "pairs.temperature or pairs.max_tokens, or use a scorer that tells answers apart."
         )
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return report
 
 

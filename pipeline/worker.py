@@ -30,9 +30,9 @@ from otpo.checkpoint import (
     prune_checkpoints,
     read_state,
     save_checkpoint,
-    write_atomically,
 )
 from otpo.errors import UserError, WorkError
+from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard

@@ -23,8 +23,8 @@ from otpo.checkpoint import (
     prune_checkpoints,
     read_state,
     save_checkpoint,
-    write_atomically,
 )
+from otpo.files import write_atomically
 from otpo.methods import resolve
 from otpo.model import PolicyModel, shard
 from otpo.step import optimisation_step, preference_losses
