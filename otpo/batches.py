@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from otpo.errors import UserError
 from otpo.records import SequenceBatch, TokenCompletion, TokenPair
@@ -24,47 +25,78 @@ T = TypeVar("T", TokenPair, TokenCompletion)
 # ---- collation ----
 
 
-def collate_pairs(pairs: Sequence[TokenPair], pad_id: int, pad_to_multiple_of: int = 1) -> SequenceBatch:
-    """Pad B pairs into S = 2B sequences: first the B chosen, then the B rejected, each prompt + answer.
+def collate_pairs(pairs: Sequence[TokenPair]) -> SequenceBatch:
+    """Lay out B pairs as S = 2B sequences: first the B chosen, then the B rejected; each prompt is stored once.
 
     Args:
         pairs: with non-empty prompts and answers.
-        pad_id: what fills `input_ids` on the right.
-        pad_to_multiple_of: L and T are rounded up to multiples of it.
     """
-    chosen = [(pair.prompt_ids, pair.chosen_ids, pair.row) for pair in pairs]
-    rejected = [(pair.prompt_ids, pair.rejected_ids, pair.row) for pair in pairs]
-    return _collate(chosen + rejected, pad_id, pad_to_multiple_of)
+    chosen, rejected = ([(3 * i, 3 * i + side) for i in range(len(pairs))] for side in (1, 2))
+    return _lay_out(
+        [ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)],
+        chosen + rejected,
+        [pair.row for pair in pairs] * 2,
+    )
 
 
-def collate_completions(items: Sequence[TokenCompletion], pad_id: int, pad_to_multiple_of: int = 1) -> SequenceBatch:
-    """Pad S completions into S sequences; arguments as in `collate_pairs`."""
-    return _collate([(item.prompt_ids, item.completion_ids, item.row) for item in items], pad_id, pad_to_multiple_of)
+def collate_completions(items: Sequence[TokenCompletion]) -> SequenceBatch:
+    """Lay out S completions, each with a prompt of its own, as S sequences."""
+    return _lay_out(
+        [ids for item in items for ids in (item.prompt_ids, item.completion_ids)],
+        [(2 * i, 2 * i + 1) for i in range(len(items))],
+        [item.row for item in items],
+    )
 
 
-def _collate(sequences: list[tuple[list[int], list[int], int]], pad_id: int, multiple: int) -> SequenceBatch:
-    for prompt, answer, row in sequences:
-        if not prompt or not answer:
+def _lay_out(segments: list[list[int]], sequences: list[tuple[int, int]], rows: list[int]) -> SequenceBatch:
+    for (prompt, answer), row in zip(sequences, rows, strict=True):
+        if not segments[prompt] or not segments[answer]:
             raise ValueError(f"row {row}: a sequence needs a prompt (to predict the first token from) and an answer")
-    size = len(sequences)
-    length = max((len(prompt) + len(answer) for prompt, answer, _ in sequences), default=0)
-    width = max((len(answer) for _, answer, _ in sequences), default=0)
-    length, width = (-(-n // multiple) * multiple for n in (length, width))
-    input_ids = torch.full((size, length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros(size, length, dtype=torch.long)
-    targets = torch.zeros(size, width, dtype=torch.long)
-    starts = torch.tensor([len(prompt) for prompt, _, _ in sequences], dtype=torch.long)
-    lengths = torch.tensor([len(answer) for _, answer, _ in sequences], dtype=torch.long)
-    for index, (prompt, answer, _) in enumerate(sequences):
-        input_ids[index, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        attention_mask[index, : len(prompt) + len(answer)] = 1
-        targets[index, : len(answer)] = torch.tensor(answer)
-    steps = torch.arange(width)
-    mask = steps < lengths[:, None]
-    # Answer token k of a prompt of length p stands at p + k and is predicted by position p + k - 1.
-    positions = torch.where(mask, starts[:, None] + steps - 1, 0)
-    rows = torch.tensor([row for _, _, row in sequences], dtype=torch.long)
-    return SequenceBatch(input_ids, attention_mask, positions, targets, mask, rows)
+    sizes = [len(ids) for ids in segments]
+    ends = [0, *itertools.accumulate(sizes)]
+    places = [0] * len(segments)  # where a segment begins in its sequence
+    width = max((sizes[answer] for _, answer in sequences), default=0)
+    shape = (len(sequences), width)
+    positions, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for index, (prompt, answer) in enumerate(sequences):
+        size = sizes[answer]
+        places[answer] = sizes[prompt]
+        positions[index, 0] = ends[prompt + 1] - 1  # the prompt's last token predicts the answer's first
+        positions[index, 1:size] = torch.arange(ends[answer], ends[answer] + size - 1)
+        targets[index, :size] = torch.tensor(segments[answer])
+        mask[index, :size] = True
+    return SequenceBatch(
+        input_ids=torch.tensor(list(itertools.chain.from_iterable(segments)), dtype=torch.long),
+        position_ids=torch.cat(
+            [torch.arange(p, p + n) for p, n in zip(places, sizes, strict=True)] or [torch.empty(0, dtype=torch.long)]
+        ),
+        segments=tuple(sizes),
+        sequences=tuple(sequences),
+        positions=positions,
+        targets=targets,
+        mask=mask,
+        rows=torch.tensor(rows, dtype=torch.long),
+    )
+
+
+def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch for models that cannot take it flat: every sequence whole, padded on the right.
+
+    Returns:
+        input_ids (S, L); attention_mask (S, L), 1 on real tokens; positions (S, T), the index into L of the token that
+        predicts each completion token, 0 where padded.
+    """
+    device = batch.input_ids.device
+    pieces = batch.input_ids.split(batch.segments)
+    sequences = [torch.cat([pieces[prompt], pieces[answer]]) for prompt, answer in batch.sequences]
+    lengths = torch.tensor(batch.lengths, device=device)
+    starts = torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences], device=device)
+    # which id pads does not matter: causal attention never looks to the right
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    attention_mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    steps = torch.arange(batch.mask.shape[1], device=device)
+    return ids, attention_mask, torch.where(batch.mask, starts[:, None] + steps - 1, 0)
 
 
 # ---- order ----

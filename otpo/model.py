@@ -16,6 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from otpo.attention import share_prompts
+from otpo.batches import padded
 from otpo.errors import UserError
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
 
@@ -181,6 +183,7 @@ class PolicyModel(nn.Module):
         self.scale = float(getattr(config, "logit_scale", 1.0) or 1.0) / float(
             getattr(config, "logits_scaling", 1.0) or 1.0
         )
+        self.shares_prompts = share_prompts(lm)
 
     def forward(
         self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Predictions | None = None
@@ -216,11 +219,20 @@ class PolicyModel(nn.Module):
         return self._predict(batch)[1]
 
     def _predict(self, batch: SequenceBatch) -> tuple[Tensor, Predictions]:
-        states = self.lm.get_decoder()(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        sequences = torch.arange(len(states), device=states.device)[:, None]
-        predicting = states[sequences, batch.positions]
+        decoder = self.lm.get_decoder()
+        if self.shares_prompts:
+            states = decoder(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                segments=batch.segments,
+                sequences=batch.sequences,
+            ).last_hidden_state[0]
+            predicting = states[batch.positions]
+        else:
+            ids, attention_mask, positions = padded(batch)
+            states = decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            predicting = states[torch.arange(len(states), device=states.device)[:, None], positions]
         head = self.lm.get_output_embeddings()
         return predicting, Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
 

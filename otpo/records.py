@@ -1,12 +1,12 @@
 """The records that flow between data, model, weights and losses.
 
-Shape legend: S sequences (for pairs S = 2B: first the B chosen, then the B rejected), B pairs, L padded length of
-prompt + completion, T padded length of a completion, D hidden size.
+Shape legend: S sequences (for pairs S = 2B: first the B chosen, then the B rejected), B pairs, N tokens of a batch,
+T padded length of a completion, D hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,27 +48,39 @@ class TokenCompletion:
 
 @dataclass
 class SequenceBatch:
-    """Padded sequences and where their completions are.
+    """Sequences of a prompt and a completion, laid out flat: a prompt stands once before the completions that share it.
+
+    Nothing is padded but what has a row a sequence. N tokens lie in segments, one after the other.
 
     Attributes:
-        input_ids: (S, L) token ids, right-padded.
-        attention_mask: (S, L) 1 on real tokens.
-        positions: (S, T) index into L of the position that *predicts* each completion token; 0 where padded.
+        input_ids: (N,) token ids.
+        position_ids: (N,) the place of each token in its own sequence.
+        segments: length of each segment.
+        sequences: of each of the S sequences, the segment of its prompt and that of its completion.
+        positions: (S, T) index into N of the token that *predicts* each completion token; 0 where padded.
         targets: (S, T) the completion's token ids; 0 where padded.
         mask: (S, T) bool, True on completion tokens (EOS included).
         rows: (S,) the data row of each sequence, or -1 for a sequence that only fills an empty micro-batch.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    position_ids: Tensor
+    segments: tuple[int, ...]
+    sequences: tuple[tuple[int, int], ...]
     positions: Tensor
     targets: Tensor
     mask: Tensor
     rows: Tensor
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, its prompt included."""
+        return [self.segments[prompt] + self.segments[completion] for prompt, completion in self.sequences]
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The batch on a device."""
-        return SequenceBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass

@@ -213,7 +213,8 @@ class _Totals:
         total = torch.where(valid, output.losses, torch.zeros_like(output.losses)).sum()
         detached = output.losses.detach()
         self.bad_rows += rows[valid & ~detached.isfinite()].tolist()
-        real_tokens = (batch.attention_mask.sum(-1) * (batch.rows >= 0)).sum()
+        # as TRL counts them: the prompt with each answer
+        real_tokens = (torch.tensor(batch.lengths, device=batch.rows.device) * (batch.rows >= 0)).sum()
         parts = {"loss": total.detach(), "count": valid.sum(), "tokens": real_tokens}
         parts |= {name: torch.where(valid, value.detach().float(), 0.0).sum() for name, value in output.metrics.items()}
         for name, value in parts.items():

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from otpo.batches import collate_pairs
-from otpo.explain import explain_pairs
+from otpo.explain import explain_grid, explain_pairs
 from otpo.methods import MethodSpec
 from otpo.model import PolicyModel, load_causal_lm, pair_logprobs
 from otpo.records import PairLogProbs, TokenPair
-from otpo.tokens import load_tokenizer, pad_id
+from otpo.tokens import load_tokenizer
+from otpo.weights import check_finite
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def weigh(
     batch_size: int = 8,
     seed: int = 0,
     plan: bool = False,
+    grid: bool = False,
 ) -> list[dict[str, Any]]:
     """Load a model in float32 and weigh every token of the pairs by a method's rule.
 
@@ -32,11 +34,15 @@ def weigh(
         model: folder or hub name. items: token pairs made with this model's tokenizer. spec: the method.
         scorers: frozen models that the rule reads: name -> folder or hub name; by default those that `spec` names, with
             `model` as their reference.
-        plan: add the transport plan of each pair.
+        plan: add the transport plan of each pair, for rules that have one.
+        grid: add `grid`, the cells of `explain_grid`, for the same rules. A pair passes through the model once.
 
     Returns:
         The rows of `explain_pairs` with, beside them, `label`, `method`, `prompt` and the answers' tokens as text
         (`chosen_tokens`, `rejected_tokens`) and the weight 1 that every token has without a rule.
+
+    Raises:
+        WorkError: a model's numbers are NaN or infinite; the message names the data rows and sides.
     """
     tokenizer = load_tokenizer(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,9 +55,13 @@ def weigh(
     rows = []
     for start in range(0, len(items), batch_size):
         members = items[start : start + batch_size]
-        for row in explain_pairs(
-            spec, members, forward(policy, members, pad_id(tokenizer), spec, frozen), seed=seed, plan=plan
-        ):
+        pairs = forward(policy, members, spec, frozen)
+        check_finite(pairs)
+        found = explain_pairs(spec, members, pairs, seed=seed, plan=plan)
+        if grid and spec.method.weights == "otpo":
+            cells = explain_grid(spec, pairs)
+            found = [row | {"grid": of_row} for row, of_row in zip(found, cells, strict=True)]
+        for row in found:
             texts = {
                 f"{side}_tokens": [tokenizer.decode([i]) for i in row[f"{side}_ids"]] for side in ("chosen", "rejected")
             }
@@ -65,11 +75,10 @@ def weigh(
 def forward(
     policy: PolicyModel,
     members: Sequence[TokenPair],
-    pad: int,
     spec: MethodSpec,
     frozen: Mapping[str, PolicyModel] | None = None,
 ) -> PairLogProbs:
     """Log-probabilities of a few pairs and what else the method's rule reads."""
-    batch = collate_pairs(members, pad).to(next(policy.parameters()).device)
+    batch = collate_pairs(members).to(next(policy.parameters()).device)
     logps, extras = policy(batch, {"hidden"} & spec.method.needs)
     return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})

@@ -90,7 +90,7 @@ def fill_cache(
         micro_batches(lengths, size=2 * micro_batch_size, rank=rank, world=world), start=1
     ):
         members = [missing[i] for i in indices] or [replace(missing[0], row=-1)]
-        batch = collate_pairs(members, pad_id)
+        batch = collate_pairs(members)
         logps, _ = model(batch.to(device))
         values, sizes = logps.cpu().numpy(), batch.mask.sum(-1).tolist()
         for index, pair in enumerate(members):

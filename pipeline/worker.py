@@ -256,7 +256,7 @@ class _Trainer:
             lengths, size=size or self.train.micro_batch_size, rank=self.rank, world=self.world
         ):
             items = [members[i] for i in indices] or [replace(members[0], row=-1)]
-            yield collate(items, self.job.pad_id).to(self.device)
+            yield collate(items).to(self.device)
 
     def _denominator(self, members: Sequence[Item]) -> float:
         """Tokens for supervised training, else pairs."""

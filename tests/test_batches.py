@@ -14,6 +14,7 @@ from otpo.batches import (
     collate_completions,
     collate_pairs,
     load_tokens,
+    padded,
     save_tokens,
     split_validation,
     take,
@@ -29,25 +30,37 @@ COMPLETIONS = st.lists(
 )
 
 
-@given(PAIRS, st.integers(0, 3), st.sampled_from([1, 4, 8]))
-def test_collated_pairs_hold_exactly_the_pairs(pairs, pad_id, multiple):
-    batch = collate_pairs(pairs, pad_id, multiple)
+@given(PAIRS)
+def test_laid_out_pairs_hold_exactly_the_pairs(pairs):
+    batch = collate_pairs(pairs)
     sides = [(p, p.chosen_ids) for p in pairs] + [(p, p.rejected_ids) for p in pairs]
-    assert len(batch.rows) == 2 * len(pairs)
-    assert batch.input_ids.shape[1] % multiple == 0 and batch.targets.shape[1] % multiple == 0
-    assert batch.input_ids.shape[1] - max(len(p.prompt_ids) + len(answer) for p, answer in sides) < multiple
+    assert len(batch.input_ids) == sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    pieces, places = batch.input_ids.split(batch.segments), batch.position_ids.split(batch.segments)
     for s, (pair, answer) in enumerate(sides):
-        ids = pair.prompt_ids + answer
-        assert batch.rows[s] == pair.row
-        assert batch.input_ids[s, : len(ids)].tolist() == ids
-        assert (batch.input_ids[s, len(ids) :] == pad_id).all()
-        assert batch.attention_mask[s].tolist() == [1] * len(ids) + [0] * (batch.input_ids.shape[1] - len(ids))
+        prompt, completion = batch.sequences[s]
+        assert batch.rows[s] == pair.row and batch.lengths[s] == len(pair.prompt_ids) + len(answer)
+        assert torch.cat([pieces[prompt], pieces[completion]]).tolist() == pair.prompt_ids + answer
+        assert torch.cat([places[prompt], places[completion]]).tolist() == list(range(batch.lengths[s]))
         assert batch.targets[s][batch.mask[s]].tolist() == answer
         assert batch.mask[s, : len(answer)].all() and not batch.mask[s, len(answer) :].any()
         # The token after a predicting position is the target; the first is predicted by the prompt's last token.
-        assert batch.input_ids[s, batch.positions[s][batch.mask[s]] + 1].tolist() == answer
-        assert batch.positions[s, 0] == len(pair.prompt_ids) - 1
+        predicting = batch.positions[s][batch.mask[s]]
+        assert batch.input_ids[predicting[1:] + 1].tolist() == answer[1:]
+        assert predicting[0] == sum(batch.segments[: prompt + 1]) - 1
         assert not batch.positions[s][~batch.mask[s]].any() and not batch.targets[s][~batch.mask[s]].any()
+
+
+@given(PAIRS)
+def test_padded_sequences_hold_the_same(pairs):
+    batch = collate_pairs(pairs)
+    ids, attention_mask, positions = padded(batch)
+    for s, answer in enumerate([p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]):
+        pair, length = pairs[s % len(pairs)], batch.lengths[s]
+        assert ids[s, :length].tolist() == pair.prompt_ids + answer
+        assert attention_mask[s].tolist() == [1] * length + [0] * (ids.shape[1] - length)
+        assert ids[s, positions[s][batch.mask[s]] + 1].tolist() == answer
+        assert positions[s, 0] == len(pair.prompt_ids) - 1 and not positions[s][~batch.mask[s]].any()
+    assert ids.shape[1] == max(batch.lengths)
 
 
 def test_log_probabilities_of_a_batch_are_those_of_transformers_own_loss(tiny_llama):
@@ -56,10 +69,11 @@ def test_log_probabilities_of_a_batch_are_those_of_transformers_own_loss(tiny_ll
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     items = [TokenCompletion(0, [1, 9, 30], [40, 41, 3]), TokenCompletion(1, [1, 5], [60, 61, 62, 63, 3])]
-    batch = collate_completions(items, pad_id=0)
+    batch = collate_completions(items)
     with torch.no_grad():
-        logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
-        picked = logits[torch.arange(2)[:, None], batch.positions].log_softmax(-1)
+        ids, attention_mask, positions = padded(batch)
+        logits = model(ids, attention_mask=attention_mask).logits
+        picked = logits[torch.arange(2)[:, None], positions].log_softmax(-1)
         ours = (picked.gather(-1, batch.targets[..., None]).squeeze(-1) * batch.mask).sum(-1)
         for item, found in zip(items, ours, strict=True):
             ids = torch.tensor([item.prompt_ids + item.completion_ids])
@@ -72,7 +86,7 @@ def test_log_probabilities_of_a_batch_are_those_of_transformers_own_loss(tiny_ll
 def test_a_sequence_without_prompt_or_answer_is_refused():
     for prompt, answer in (([], [1]), ([1], [])):
         with pytest.raises(ValueError, match="row 7: a sequence needs a prompt"):
-            collate_completions([TokenCompletion(7, prompt, answer)], 0)
+            collate_completions([TokenCompletion(7, prompt, answer)])
 
 
 @given(st.integers(1, 40), st.integers(0, 2**40), st.integers(0, 200), st.integers(0, 100), st.integers(0, 100))

@@ -45,7 +45,7 @@ def sharded(mesh, dtype=torch.float32, **changes):
 def go(model, optimizer, steps=1, lr=1e-2):
     spec = resolve("simpo", {})
     found = preference_losses(model, spec, lambda batch: {}, seed=0)
-    batch = [collate_pairs(PAIRS, pad_id=0)]
+    batch = [collate_pairs(PAIRS)]
     return [
         optimisation_step(model, optimizer, batch, found, denominator=3, max_grad_norm=1.0, lr=lr)["loss"]
         for _ in range(steps)
@@ -82,7 +82,7 @@ def test_sharding_changes_no_number(mesh):
 def test_every_weight_is_trained_after_a_pass_without_gradient(mesh):
     """Scorers and evaluations run the model without a backward pass; optimizers and checkpoints come after them."""
     model, _ = sharded(mesh)
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     with torch.no_grad():
         model(batch)
     assert all(isinstance(p, DTensor) for p in model.parameters()), "sharded again"
@@ -97,11 +97,11 @@ def test_a_checkpoint_can_be_saved_after_an_evaluation(mesh, tmp_path):
     go(model, optimizer)
     before = weights(model)
     with torch.no_grad():
-        model(collate_pairs(PAIRS, pad_id=0))
+        model(collate_pairs(PAIRS))
     path = save_checkpoint(tmp_path, model, optimizer, {"step": 1})
     go(model, optimizer)
     with torch.no_grad():
-        model(collate_pairs(PAIRS, pad_id=0))
+        model(collate_pairs(PAIRS))
     load_checkpoint(path, model, optimizer)
     assert equal(weights(model), before)
 
@@ -161,7 +161,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
 def test_the_export_gives_the_trained_models_logits(mesh, tmp_path, tiny_llama, tied, dtype):
     model, optimizer = sharded(mesh, tie_word_embeddings=tied)
     go(model, optimizer, 3)
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     with torch.no_grad():
         trained, _ = model(batch)
     out = tmp_path / "model"
@@ -191,7 +191,7 @@ def test_architectures_that_name_their_layers_otherwise_are_sharded_too(mesh):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)
     plain = PolicyModel(GPT2LMHeadModel(config).eval())
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     with torch.no_grad():
         expected, _ = plain(batch)
     model = shard(plain, mesh, dtype=torch.float32)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from small_lm import PAIRS, small_lm
-from transformers import AutoModelForCausalLM
 
 import otpo.model
 from otpo.batches import collate_completions, collate_pairs
@@ -111,7 +110,7 @@ def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(monkeypat
 
 
 def test_a_model_does_not_diverge_from_itself_and_does_from_another():
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     model, other = PolicyModel(small_lm()), PolicyModel(small_lm())
     with torch.no_grad():
         other.lm.lm_head.weight += 0.1 * torch.randn_like(other.lm.lm_head.weight)
@@ -173,8 +172,8 @@ def by_transformers(lm, ids, answer):
 @pytest.mark.parametrize("tied", [True, False])
 def test_forward_equals_transformers(tied):
     lm = small_lm(tie_word_embeddings=tied)
-    batch = collate_pairs(PAIRS, pad_id=0)
-    logps, extras = PolicyModel(lm)(batch, {"hidden"})
+    batch = collate_pairs(PAIRS)
+    logps, extras = PolicyModel(small_lm(tie_word_embeddings=tied))(batch, {"hidden"})
     hidden = extras["hidden"]
     assert hidden is not None and not hidden.requires_grad
     sequences = [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [(p.prompt_ids, p.rejected_ids) for p in PAIRS]
@@ -185,37 +184,11 @@ def test_forward_equals_transformers(tied):
         assert (logps[index, len(answer) :] == 0).all() and (hidden[index, len(answer) :] == 0).all()
 
 
-@pytest.mark.parametrize("family", ["gemma2", "granite", "cohere", "qwen3", "phi"])
-def test_heads_with_softcap_scale_and_bias_equal_transformers(family):
-    """Gemma 2 caps its logits, Granite and Cohere scale them, Phi's head has a bias."""
-    from transformers import AutoConfig
-
-    shape = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3,
-        "pad_token_id": 0,
-    }  # fmt: skip
-    extra = {
-        "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
-        "granite": {"logits_scaling": 8.0},
-    }
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **shape, **extra.get(family, {}))
-    lm = AutoModelForCausalLM.from_config(config).eval()
-    if lm.get_output_embeddings().bias is not None:
-        torch.nn.init.normal_(lm.get_output_embeddings().bias)
-    with torch.no_grad():
-        logps, _ = PolicyModel(lm)(collate_pairs(PAIRS, pad_id=0))
-        for index, pair in enumerate(PAIRS):
-            expected, _ = by_transformers(lm, pair.prompt_ids + pair.chosen_ids, pair.chosen_ids)
-            torch.testing.assert_close(logps[index, : len(expected)], expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_equal_transformers(tied):
     ours, theirs = small_lm(tie_word_embeddings=tied), small_lm(tie_word_embeddings=tied)
     weights = torch.rand(6, 7, generator=torch.Generator().manual_seed(1))
-    logps, _ = PolicyModel(ours)(collate_pairs(PAIRS, pad_id=0))
+    logps, _ = PolicyModel(ours)(collate_pairs(PAIRS))
     (logps * weights).sum().backward()
     sequences = [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [(p.prompt_ids, p.rejected_ids) for p in PAIRS]
     sum(
@@ -226,23 +199,22 @@ def test_gradients_equal_transformers(tied):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_padding_and_company_do_not_matter():
+def test_company_does_not_matter():
     model = PolicyModel(small_lm())
     with torch.no_grad():
-        together = model(collate_pairs(PAIRS, pad_id=0, pad_to_multiple_of=16), {"hidden"})
-        for pad in (0, 63):
-            for index, pair in enumerate(PAIRS):
-                logps, extras = model(collate_pairs([pair], pad_id=pad), {"hidden"})
-                for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
-                    n = len(answer)
-                    torch.testing.assert_close(logps[side, :n], together[0][index + 3 * side, :n], rtol=1e-5, atol=1e-5)
-                    torch.testing.assert_close(
-                        extras["hidden"][side, :n], together[1]["hidden"][index + 3 * side, :n], rtol=1e-5, atol=1e-5
-                    )
+        together = model(collate_pairs(PAIRS), {"hidden"})
+        for index, pair in enumerate(PAIRS):
+            logps, extras = model(collate_pairs([pair]), {"hidden"})
+            for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
+                n = len(answer)
+                torch.testing.assert_close(logps[side, :n], together[0][index + 3 * side, :n], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(
+                    extras["hidden"][side, :n], together[1]["hidden"][index + 3 * side, :n], rtol=1e-5, atol=1e-5
+                )
 
 
 def test_pairs_are_cut_into_sides():
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     logps, extras = PolicyModel(small_lm())(batch, {"hidden", "log_sum_squares"})
     reference = torch.arange(logps.numel()).view_as(logps).float()
     pairs = pair_logprobs(logps, extras, batch, {"reference": reference})
@@ -256,15 +228,15 @@ def test_pairs_are_cut_into_sides():
 def test_completions_have_the_same_log_probabilities_as_in_pairs():
     model = PolicyModel(small_lm())
     items = [TokenCompletion(p.row, p.prompt_ids, p.chosen_ids) for p in PAIRS]
-    logps, _ = model(collate_completions(items, pad_id=0))
-    pairs, _ = model(collate_pairs(PAIRS, pad_id=0))
+    logps, _ = model(collate_completions(items))
+    pairs, _ = model(collate_pairs(PAIRS))
     torch.testing.assert_close(logps, pairs[:3, : logps.shape[1]], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_is_off_when_the_model_trains(tmp_path: Path):
     small_lm(attention_dropout=0.5).save_pretrained(tmp_path)
     model = PolicyModel(load_causal_lm(tmp_path)).train()
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     torch.testing.assert_close(model(batch)[0], model(batch)[0], rtol=0, atol=0)
     torch.testing.assert_close(model(batch)[0], model.eval()(batch)[0], rtol=1e-6, atol=1e-6)
 

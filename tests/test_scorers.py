@@ -33,14 +33,14 @@ def test_the_cache_gives_what_the_model_says_in_any_batch(tmp_path, model):
     fill(tmp_path, model, PAIRS)
     table = ScorerTable(tmp_path)
     for members in (PAIRS, PAIRS[::-1], PAIRS[1:2], [PAIRS[2], PAIRS[0]]):
-        batch = collate_pairs(members, pad_id=9)
+        batch = collate_pairs(members)
         with torch.no_grad():
             torch.testing.assert_close(table.batch(batch), model(batch)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_fillers_and_padding_are_zero(tmp_path, model):
     table = fill(tmp_path, model, PAIRS)
-    batch = collate_pairs(PAIRS, pad_id=0)
+    batch = collate_pairs(PAIRS)
     batch.rows[[0, 3]] = -1
     values = table.batch(batch)
     assert (values[[0, 3]] == 0).all() and (values[~batch.mask] == 0).all() and (values[1, :1] != 0).all()

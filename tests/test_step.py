@@ -65,7 +65,7 @@ def test_learning_rate_equals_transformers(scheduler, total, ratio):
 def reference(model):
     """The frozen start: what the model says now."""
     with torch.no_grad():
-        logps, _ = model(collate_pairs(PAIRS, pad_id=0))
+        logps, _ = model(collate_pairs(PAIRS))
     rows = {pair.row: (logps[i], logps[i + len(PAIRS)]) for i, pair in enumerate(PAIRS)}
 
     def scorers(batch):
@@ -81,7 +81,7 @@ def reference(model):
 
 
 def batches_of(*groups):
-    return [collate_pairs([PAIRS[i] for i in group], pad_id=0) for group in groups]
+    return [collate_pairs([PAIRS[i] for i in group]) for group in groups]
 
 
 def step(method, groups, *, steps=3, lr=0.05, max_grad_norm=1.0):
@@ -106,9 +106,11 @@ def test_loss_at_step_0_is_ln_2_and_accumulation_changes_nothing(method):
     assert whole[2]["loss"] < whole[0]["loss"] - 1e-3, "the loss falls"
     for groups in ([[0], [1], [2]], [[2, 0], [1]]):
         parts, others = step(method, groups)
-        for a, b in zip(whole, parts, strict=True):
-            assert {k: v for k, v in a.items() if k != "tokens"} == pytest.approx(
-                {k: v for k, v in b.items() if k != "tokens"}, rel=1e-4, abs=1e-5
+        for number, (a, b) in enumerate(zip(whole, parts, strict=True)):
+            # at step 0 both rewards are 0 up to rounding: which one is larger depends on the machine
+            apart = {"tokens"} if number else {"tokens", "rewards/accuracies"}
+            assert {k: v for k, v in a.items() if k not in apart} == pytest.approx(
+                {k: v for k, v in b.items() if k not in apart}, rel=1e-4, abs=1e-5
             )
             assert a["tokens"] == b["tokens"] == 2 * 10 + 9 + 12, "prompts twice, answers once, no padding"
         for a, b in zip(parameters, others, strict=True):
@@ -140,7 +142,7 @@ def test_metrics_are_means_over_pairs_and_evaluation_has_the_same_under_other_na
     losses = preference_losses(model, resolve("dpo", {}), reference(model), seed=0)
     figures = evaluate(batches_of([0, 1], [2]), losses, denominator=3)
     with torch.no_grad():
-        logps, _ = model(collate_pairs(PAIRS, pad_id=0))
+        logps, _ = model(collate_pairs(PAIRS))
     assert figures["eval_logps/chosen"] == pytest.approx(logps[:3].sum(-1).mean().item(), rel=1e-5)
     assert figures["eval_logps/rejected"] == pytest.approx(logps[3:].sum(-1).mean().item(), rel=1e-5)
     assert figures["eval_lengths/chosen"] == 3 and figures["eval_lengths/rejected"] == 4
@@ -151,7 +153,7 @@ def test_supervised_loss_is_transformers_cross_entropy():
     lm = small_lm()
     items = [TokenCompletion(p.row, p.prompt_ids, p.chosen_ids) for p in PAIRS]
     tokens = sum(len(p.chosen_ids) for p in PAIRS)
-    figures = evaluate([collate_completions(items, pad_id=0)], supervised_losses(PolicyModel(lm)), denominator=tokens)
+    figures = evaluate([collate_completions(items)], supervised_losses(PolicyModel(small_lm())), denominator=tokens)
     total = 0.0
     for pair in PAIRS:
         ids = torch.tensor([pair.prompt_ids + pair.chosen_ids])

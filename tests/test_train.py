@@ -119,7 +119,7 @@ def evaluation_of(trained: Trained, label: str, model: Path) -> dict[str, float]
         policy, spec, lambda batch: {"reference": reference(batch)[0]}, seed=trained.recipe.train.seed
     )
     with torch.no_grad():
-        return evaluate([collate_pairs(pairs, trained.tokens.pad_id)], found, denominator=len(pairs))
+        return evaluate([collate_pairs(pairs)], found, denominator=len(pairs))
 
 
 @pytest.mark.parametrize("label", ["base", "dpo", "otpo", "sampo"])

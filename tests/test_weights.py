@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_pairs import random_pair, spec_of
 
+from otpo.batches import collate_pairs
 from otpo.errors import WorkError
 from otpo.explain import explain_pairs
 from otpo.methods import METHODS, resolve
-from otpo.records import LogProbs, PairLogProbs, SequenceBatch, TokenPair, TokenWeights
+from otpo.records import LogProbs, PairLogProbs, TokenPair, TokenWeights
 from otpo.transport import cost_matrix, sinkhorn_unbalanced
 from otpo.weights import RULES, check_finite, otpo, sampo, shared_prefix_gradient, token_weights, uniform
 
@@ -285,11 +286,7 @@ def test_tgdpo_weights_are_one_plus_and_one_minus_the_tokens_rewards():
 
 
 def sequence_batch(chosen, rejected):
-    rows = [*chosen, *rejected]
-    width = max(map(len, rows))
-    targets = torch.tensor([r + [0] * (width - len(r)) for r in rows])
-    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
-    return SequenceBatch(targets, mask.long(), targets, targets, mask, torch.arange(len(rows)))
+    return collate_pairs([TokenPair(i, [1], c, r) for i, (c, r) in enumerate(zip(chosen, rejected, strict=True))])
 
 
 def test_shared_prefix_gradient_is_what_the_prefix_keeps_in_the_margin():

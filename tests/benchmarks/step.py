@@ -149,7 +149,7 @@ def _ours(name: str, steps: int, method: str) -> dict[str, float]:
         cached: dict[str, torch.Tensor] = {}
         losses = preference_losses(model, resolve(method, {}), lambda batch: cached, seed=0)
         for start in range(0, len(items), PAIRS):
-            batch = collate_pairs(items[start : start + PAIRS], 2)
+            batch = collate_pairs(items[start : start + PAIRS])
             with torch.no_grad():
                 cached["reference"] = model(batch)[0]  # beforehand, as a run's cache is: not timed
             began = time.perf_counter()
