@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import math
@@ -25,6 +26,8 @@ DASHES = ("", "6 2", "2 2", "8 2 2 2")
 NEUTRAL = "#57606a"
 INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
+RAMP = "Blues"
+PICTURE = 256  # entries a side of the largest plan that is drawn
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 
@@ -213,24 +216,60 @@ def curve(
     return svg(figure, f"{title} over the training steps of {', '.join(metrics)}; last values are in the table below.")
 
 
-def plan_heatmap(plan: Any, chosen: Sequence[str], rejected: Sequence[str]) -> tuple[str, int]:
-    """A transport plan (m, n), chosen tokens down and rejected ones across: the picture and its width in pixels."""
+def plan_heatmap(
+    plan: Any, chosen: Sequence[str], rejected: Sequence[str], words: str, *, named: bool = True
+) -> tuple[str, int]:
+    """A transport plan (m, n), chosen tokens down and rejected ones across.
+
+    Args:
+        words: what a reader who does not see the picture should know of it.
+        named: write every token beside its row or column; else the axes count tokens, and entries may be averaged.
+
+    Returns:
+        The picture and the width in pixels at which it can be read.
+    """
     mass = np.asarray(plan, dtype=float)
     m, n = mass.shape
-    cell, size = (22, 11) if max(m, n) <= 30 else (14, 8)
-    width = 190 + cell * n
-    figure, axes = _figure(width, 110 + cell * m)
-    mesh = axes.pcolormesh(mass, cmap="Blues", vmin=0, rasterized=mass.size > 2500, edgecolors="white", linewidth=0.4)
-    axes.invert_yaxis()
+    cell = (24 if max(m, n) <= 30 else 16) if named else 600 / max(m, n)
+    width = round((240 if named else 170) + cell * n)
+    figure, axes = _figure(width, (130 if named else 70) + max(70, cell * m))
+    mesh = axes.imshow(
+        block_means(mass, PICTURE), cmap=RAMP, vmin=0, aspect="auto", interpolation="none", extent=(0, n, m, 0)
+    )
     axes.grid(False)
-    axes.set_yticks(np.arange(m) + 0.5, [_literal(t) for t in chosen], fontsize=size, color=INK)
-    axes.set_xticks(np.arange(n) + 0.5, [_literal(t) for t in rejected], fontsize=size, rotation=90, color=INK)
+    if named:
+        axes.set_yticks(np.arange(m) + 0.5, [_literal(t) for t in chosen], fontsize=12, color=INK)
+        axes.set_xticks(np.arange(n) + 0.5, [_literal(t) for t in rejected], fontsize=12, rotation=90, color=INK)
+        axes.hlines(np.arange(1, m), 0, n, color="white", linewidth=0.6)
+        axes.vlines(np.arange(1, n), 0, m, color="white", linewidth=0.6)
     axes.set_ylabel("chosen", fontsize=12, color=INK)
     axes.set_xlabel("rejected", fontsize=12, color=INK)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=12)
-    bar.set_label("mass", fontsize=11, color=INK)
-    bar.ax.tick_params(labelsize=10, colors=NEUTRAL)
-    return svg(figure, f"Transport plan of {m} chosen by {n} rejected tokens, total mass {mass.sum():.2f}."), width
+    bar = figure.colorbar(mesh, ax=axes, shrink=min(1.0, 300 / max(70, cell * m)), aspect=12)
+    bar.set_label("mass", fontsize=12, color=INK)
+    bar.ax.tick_params(labelsize=11, colors=NEUTRAL)
+    return svg(figure, words), width
+
+
+def heat_image(values: Any, top: float) -> str:
+    """A matrix as a small picture, an entry a pixel: white at 0, darkest at `top` and above. Gives a data URI."""
+    from matplotlib.image import imsave
+
+    # 32 shades compress to half the bytes of 256 and look the same at this size
+    shades = np.round(31 * np.clip(np.atleast_2d(np.asarray(values, dtype=float)) / (top or 1.0), 0, 1)) / 31
+    buffer = io.BytesIO()
+    imsave(buffer, shades, cmap=RAMP, vmin=0, vmax=1, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def block_means(values: Any, most: int) -> Any:
+    """A matrix averaged over blocks so that no side has more than `most` entries."""
+    for axis in (0, 1):
+        size = values.shape[axis]
+        if size > most:
+            starts = np.arange(most) * size // most
+            totals = np.add.reduceat(values, starts, axis=axis)
+            values = totals / np.expand_dims(np.diff([*starts, size]), 1 - axis)
+    return values
 
 
 def _literal(token: str) -> str:

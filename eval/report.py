@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval.evenness import run_sentence
 from eval.examples import Example, examples, failures, sample
 from eval.figures import MANY_LABELS, Style, curve, styles, win_rate_against_length
 from eval.leaderboard import board_title, pairs_of_models, write_leaderboard
@@ -86,6 +87,12 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         row | {"label": names[i, str(row.get("label"))]} for i, run in enumerate(runs) for row in run.weights
     ]
     weights, top = pair_views(weight_rows, WEIGHTS_SHOWN)
+    even = [
+        sentence
+        for i, run in enumerate(runs)
+        for label, frame in run.metrics.items()
+        if (sentence := run_sentence(names[i, label], frame))
+    ]
     world = next((run.world for run in runs if run.world), None)
     context: dict[str, Any] = {
         "title": f"{title}: report",
@@ -102,12 +109,14 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         "curve_values": curve_values,
         "curve_labels": curve_labels,
         "weights": weights,
+        "even": even,
         "weights_top": top,
         "weights_left_out": f"The first {len(weights)} pairs; all are in weights.json."
         if len(weight_rows) > sum(len(item["sides"][0]["rows"]) - 1 for item in weights)
         else "",
         "provenance": [view for run in runs if (view := _provenance(run))],
     }
+    context["has_weights"] = bool(weights or even)
     context["sections"] = _sections(context)
     return write_page(out / "report.html", render("report.html.j2", **context))
 
@@ -142,7 +151,7 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("has_pairs", "pairs", "Paired differences"),
         ("truth", "truth", "Known truth"),
         ("curves", "curves", "Training curves"),
-        ("weights", "weights", "Token weights"),
+        ("has_weights", "weights", "Token weights"),
         ("has_examples", "examples", "Examples"),
         ("has_failures", "failures", "Failed verdicts"),
         ("provenance", "provenance", "What made it"),

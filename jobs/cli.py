@@ -156,7 +156,7 @@ def data(
     from otpo.data import convert, read_rows
 
     rows = read_rows(source, split)
-    _, report = convert(rows, source)
+    _, report = convert(rows, source, template=template)
     if model:
         from otpo.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 
@@ -377,20 +377,25 @@ def weights(
     items, _ = tokenize_pairs(
         read_rows(source)[:limit], load_tokenizer(model), template=template, max_length=max_length, source=source
     )
-    rows = weigh(model, items, spec, plan=spec.method.weights == "otpo" and out.suffix == ".html")
+    page = out.suffix == ".html"
+    rows = weigh(model, items, spec, plan=page, grid=page)
     if out.suffix == ".json":
         out.write_text(json.dumps(rows, ensure_ascii=False))
     else:
         from eval.weights_page import build_weights_page
 
         build_weights_page(rows, out)
+    from eval.evenness import pairs_sentence
+
+    if sentence := pairs_sentence(rows):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     console.print(f"{len(rows)} pairs: {out.absolute()}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def methods() -> None:
     """The table of methods."""
-    from otpo.methods import METHODS
+    from otpo.methods import METHODS, SHARED
 
     table = Table("method", "weights x loss", "needs", "defaults", title="Methods")
     table.add_column("paper", overflow="fold")
@@ -399,6 +404,8 @@ def methods() -> None:
         needs = ", ".join(sorted(row.needs)) or "nothing"
         table.add_row(name, f"{row.weights} x {row.loss}", needs, defaults, row.paper.removeprefix("https://"))
     console.print(table)
+    shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
+    console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from torch.nn.functional import adaptive_avg_pool2d
+
 from otpo.methods import MethodSpec
-from otpo.records import PairLogProbs, TokenPair
+from otpo.records import PairLogProbs, TokenPair, TokenWeights
 from otpo.weights import token_weights, transport_log_plan
+
+REGS = (0.03, 0.1, 0.3, 1.0)
+REG_MS = (0.1, 0.2, 0.5, 1.0)
+COARSE = 48  # entries a side of a plan that is only looked at
 
 
 def explain_pairs(
@@ -42,11 +49,46 @@ def explain_pairs(
             "prompt_ids": list(item.prompt_ids),
             "chosen_ids": list(item.chosen_ids),
             "rejected_ids": list(item.rejected_ids),
-            "chosen_weights": weights.chosen[index, :m].tolist(),
-            "rejected_weights": weights.rejected[index, :n].tolist(),
-            "metrics": {name: float(values[index]) for name, values in weights.metrics.items()},
+            **_of_pair(weights, index, m, n),
         }
         if plans is not None:
             row["plan"] = plans[index, :m, :n].tolist()
         rows.append(row)
     return rows
+
+
+def explain_grid(
+    spec: MethodSpec, pair: PairLogProbs, *, regs: Sequence[float] = REGS, reg_ms: Sequence[float] = REG_MS
+) -> list[list[dict[str, Any]]]:
+    """What the pairs' tokens would weigh at other `reg` and `reg_m`, from the same hidden states.
+
+    Args:
+        spec: a method whose weights are those of transport; its own `reg` and `reg_m` are added to the values.
+        pair: B pairs with hidden states.
+
+    Returns:
+        For each pair the cells, `reg` outermost and both ascending: `reg, reg_m`, `asked` (whether these are the
+        method's own), `chosen_weights`, `rejected_weights`, `metrics` as in `explain_pairs`, and `plan`, averaged over
+        blocks to at most COARSE x COARSE entries.
+    """
+    own = (float(spec.hyperparameters["reg"]), float(spec.hyperparameters["reg_m"]))
+    cells: list[list[dict[str, Any]]] = [[] for _ in pair.chosen.lengths]
+    for reg in sorted({*regs, own[0]}):
+        for reg_m in sorted({*reg_ms, own[1]}):
+            at = replace(spec, hyperparameters=spec.hyperparameters | {"reg": reg, "reg_m": reg_m})
+            weights = token_weights(at, pair)
+            plans = transport_log_plan(pair, **at.arguments(transport_log_plan)).exp()
+            for index, found in enumerate(cells):
+                m, n = int(pair.chosen.lengths[index]), int(pair.rejected.lengths[index])
+                coarse = adaptive_avg_pool2d(plans[index, :m, :n][None], (min(m, COARSE), min(n, COARSE)))[0]
+                cell = {"reg": reg, "reg_m": reg_m, "asked": (reg, reg_m) == own}
+                found.append(cell | _of_pair(weights, index, m, n) | {"plan": coarse.tolist()})
+    return cells
+
+
+def _of_pair(weights: TokenWeights, index: int, m: int, n: int) -> dict[str, Any]:
+    return {
+        "chosen_weights": weights.chosen[index, :m].tolist(),
+        "rejected_weights": weights.rejected[index, :n].tolist(),
+        "metrics": {name: float(values[index]) for name, values in weights.metrics.items()},
+    }

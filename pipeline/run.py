@@ -157,6 +157,7 @@ class Run(Context):
         tokens = self._fit(todo, self.start)
         seconds = time.perf_counter() - started
         steps = {label: _seconds_of_steps(self.folder / "models" / label) for label in todo}
+        self.notes += nearly_uniform(self.folder, todo)
         for label in todo:
             with self.doing(f"train/{label}", [self.model_of(label)]) as figures:
                 share = seconds * steps[label] / max(sum(steps.values()), 1e-9)
@@ -406,7 +407,20 @@ class Run(Context):
             write_leaderboard(pd.concat(boards, ignore_index=True), self.folder / "leaderboard.csv")
 
 
+def nearly_uniform(folder: Path, labels: list[str]) -> list[str]:
+    """A sentence for each label of a run whose transport hardly told tokens apart, by its logged metrics."""
+    import pandas as pd
+
+    from eval.evenness import run_sentence
+
+    found = (run_sentence(label, pd.DataFrame(_metrics(folder / "models" / label))) for label in labels)
+    return [sentence for sentence in found if sentence]
+
+
 def _seconds_of_steps(folder: Path) -> float:
     """Time that a label's own steps took: methods of one worker group share its start-up in this proportion."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return sum(line.get("seconds", 0.0) for line in lines)
+    return sum(line.get("seconds", 0.0) for line in _metrics(folder))
+
+
+def _metrics(folder: Path) -> Rows:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,12 +1,10 @@
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import assert_sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,77 +14,10 @@ from eval.examples import examples
 from eval.figures import COLOURS, INK, NEUTRAL, free_place, win_rate_against_length
 from eval.leaderboard import leaderboard, pairs_of_models, write_leaderboard
 from eval.run_files import Board, read_run, write_answers
-from eval.weights_page import DARKEST, build_weights_page
+from eval.weights_page import DARKEST
 from eval.words import claim, explanation
 
-VOID = {"meta", "link", "br", "path", "circle", "rect", "line", "use", "image", "img", "hr", "input", "col"}
 HOSTILE = "</div><script>alert('x')</script><img src=https://evil.example/a.png onerror=alert(1)>"
-
-
-class Page(HTMLParser):
-    """Balance of the tags, and everything that would be fetched or run."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.errors: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        self.errors += [f"<{tag}> is not closed" for tag in self.open]
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.errors.append(f"</{tag}> at {self.getpos()} closes something else")
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def words(self) -> str:
-        return " ".join("".join(self.text).split())
-
-
-def assert_sound(path: Path) -> Page:
-    """Well-formed, self-contained, without script, and with what a screen reader needs."""
-    source = path.read_text(encoding="utf-8")
-    page = Page(source)
-    assert page.errors == []
-    assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
-    assert not page.all("script") and not page.all("iframe") and not page.all("object")
-    for tag, attrs in page.tags:
-        assert not [name for name in attrs if name.startswith("on")], tag
-        for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-            link = attrs.get(name) or ""
-            assert not urlparse(link).netloc and urlparse(link).scheme in ("", "data"), (tag, link)
-            if link and not link.startswith(("#", "data:")):
-                assert (path.parent / link).is_file(), link
-    styles = " ".join(
-        re.findall(r"<style.*?</style>", source, flags=re.S) + [a.get("style") or "" for _, a in page.tags]
-    )
-    assert "@import" not in styles
-    assert all(target.startswith(("#", "data:")) for target in re.findall(r"url\(['\"]?(.*?)['\"]?\)", styles))
-    own_ids = [a["id"] for tag, a in page.tags if "id" in a and tag in ("h2", "h3", "main", "section")]
-    assert len(own_ids) == len(set(own_ids))
-    anchors = {a["href"][1:] for a in page.all("a") if (a.get("href") or "").startswith("#")}
-    assert anchors <= set(own_ids)
-    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table"))
-    for svg in page.all("svg"):
-        assert svg.get("aria-hidden") == "true" or (svg.get("role") == "img" and svg.get("aria-label"))
-    return page
 
 
 def answers(name: str, n: int, task: str, word: str) -> list[dict]:
@@ -313,27 +244,6 @@ def test_examples_pair_answers_with_their_own_prompt(tmp_path):
         i = item.instruction.split()[1]
         assert all(f"{answer.name} {i}. " in answer.text for answer in item.answers)
         assert f"base {i}. " in item.reference
-
-
-def test_weights_page_darkens_with_weight_and_shows_the_numbers(tmp_path):
-    plan = [[0.1, 0.1, 0.1, 0.0] for _ in range(5)]
-    plan[3][2] = 0.9
-    rows = [row | {"plan": plan} for row in weight_rows()]
-    page = assert_sound(build_weights_page(rows, tmp_path / "deep" / "weights.html"))
-    tokens = [a for a in page.all("span") if a.get("class") == "token"]
-    # Two labels and the uniform weights, five chosen and four rejected tokens each.
-    assert len(tokens) == 3 * (5 + 4)
-    shade = {a["title"]: float(a["style"].split(":")[1]) for a in tokens}
-    assert shade["weight 2.200"] > shade["weight 0.800"] > shade["weight 0.500"] > shade["weight 0.400"] > 0
-    assert max(shade.values()) == DARKEST
-    words = page.words()
-    assert "2.20" in words and "<b>Lyon</b>" in words and "↵" in words
-    assert "The most, 0.900, moves from 'Paris' to '<b>Lyon</b>'" in words
-    assert "weights/entropy 0.750" in words
-    long = rows[0] | {"chosen_tokens": ["a"] * 99, "chosen_weights": [1.0] * 99, "plan": [[0.0] * 4] * 99}
-    assert (
-        "99 by 4 tokens are too many to draw" in assert_sound(build_weights_page([long], tmp_path / "l.html")).words()
-    )
 
 
 boxes = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=14)
