@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from otpo.errors import UserError
-from otpo.formats import FORMATS, BadRow, Example, Row, check_answers, content, recognise
+from otpo.formats import FORMATS, recognise
+from otpo.rows import BadRow, Example, Row, check_answers, content
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -146,13 +147,15 @@ class DataReport:
 
     Attributes:
         source: the file or hub name. format: a name of FORMATS. why: what the format was known by.
-        n_rows: rows read. n_usable: rows that give an example.
+        n_rows: rows read. n_groups: how many examples they could give: as many as rows, or fewer where a format joins
+            rows, which then have the number of the first. n_usable: examples that they give.
         problems: reason -> numbers of the rows left out for it.
         notes: remark -> numbers of the rows it is true of; these rows are used.
         template: "chat" (the tokenizer's chat template), "literal" (strings as they are) or "chat and literal"; empty
             before tokenisation.
         lengths: "<part> <unit>" -> mean, median, p95, max, where the part is prompt, chosen, rejected or completion and
             the unit characters (of the usable rows' texts) or tokens (before truncation).
+        labels: label -> number of examples, where they have one.
         longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or whose answers are of "equal" length.
     """
 
@@ -160,11 +163,13 @@ class DataReport:
     format: str
     why: str
     n_rows: int
+    n_groups: int
     n_usable: int = 0
     problems: dict[str, list[int]] = field(default_factory=dict)
     notes: dict[str, list[int]] = field(default_factory=dict)
     template: str = ""
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def measure(self, unit: str, lengths: Sequence[Sequence[int]]) -> None:
@@ -199,10 +204,12 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report for a terminal, a line each."""
+        joined = self.n_groups != self.n_rows
         lines = [
             f"source    {self.source}",
             f"format    {self.format}: {self.why}",
-            f"rows      {self.n_rows:,}, usable {self.n_usable:,} (numbered from 0)",
+            f"rows      {self.n_rows:,}{f' joined to {self.n_groups:,}' if joined else ''}, usable {self.n_usable:,} "
+            f"(numbered from 0{', by the first of those joined' if joined else ''})",
         ]
         if self.template:
             lines.append(f"template  {self.template}")
@@ -210,6 +217,8 @@ class DataReport:
             for reason, rows in found.items():
                 first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
                 lines.append(f"{head:<9} {len(rows):,} {reason} (rows {first})")
+        if self.labels:
+            lines.append("labels    " + ", ".join(f"{count:,} {label}" for label, count in self.labels.items()))
         for name, stats in self.lengths.items():
             figures = ", ".join(f"{stat} {value:,.1f}" for stat, value in stats.items())
             lines.append(f"length    {name}: {figures}")
@@ -223,7 +232,7 @@ class DataReport:
 
 
 def convert(
-    rows: Sequence[Row], source: str = "rows", *, pairs: bool | None = None
+    rows: Sequence[Row], source: str = "rows", *, pairs: bool | None = None, template: str = "auto"
 ) -> tuple[list[Example], DataReport]:
     """Turn rows into examples, and report what was left out.
 
@@ -236,6 +245,8 @@ def convert(
         source: what the report and the errors call them.
         pairs: True wants pairs; False wants single completions, and takes the chosen answers of pairs; None takes what
             the rows are.
+        template: "chat" makes messages of the turns of transcripts (`Format.messages`); otherwise strings stay as they
+            are.
 
     Raises:
         UserError: unknown format, no pairs where they are wanted, or no usable row.
@@ -248,15 +259,20 @@ def convert(
             f"columns {', '.join(known.columns)}"
         )
     single = pairs is False and known.pairs
-    why = f"columns {', '.join(known.columns)}" + ("; the chosen answers are the completions" if single else "")
-    if name == "instruction":
-        why += "; prompt = instruction, and after a blank line the input where there is one"
-    report = DataReport(str(source), name, why, n_rows=len(rows))
+    why = "; ".join(
+        [f"columns {', '.join(known.columns)}"]
+        + [known.about] * bool(known.about)
+        + ["the chosen answers are the completions"] * single
+    )
+    numbered = known.group(rows) if known.group else list(enumerate(rows))
+    report = DataReport(str(source), name, why, n_rows=len(rows), n_groups=len(numbered))
     examples: list[Example] = []
     seen: set[str] = set()
-    for number, row in enumerate(rows):
+    for number, row in numbered:
         try:
             parts = known.parts(row)
+            if template == "chat" and known.messages:
+                parts = known.messages(parts)
             answers = parts.answers[:1] if single else parts.answers
             check_answers(answers)
         except BadRow as reason:
@@ -265,12 +281,17 @@ def convert(
         except KeyError as column:
             report.problems.setdefault(f"no {column.args[0]}", []).append(number)
             continue
+        for note in parts.notes:
+            report.notes.setdefault(note, []).append(number)
         for what, key in (("duplicate prompt", parts.prompt), ("duplicate row", [parts.prompt, answers, parts.label])):
             text = what + json.dumps(key, sort_keys=True, default=str)
             if text in seen:
                 report.notes.setdefault(what, []).append(number)
             seen.add(text)
-        examples.append(Example(parts.prompt, answers, parts.label, number))
+        if parts.label is not None:
+            label = str(parts.label).lower()
+            report.labels[label] = report.labels.get(label, 0) + 1
+        examples.append(Example(parts.prompt, answers, parts.label, parts.notes, number))
     report.n_usable = len(examples)
     check_usable(report)
     report.measure("characters", [[len(content(text)) for text in (e.prompt, *e.answers)] for e in examples])

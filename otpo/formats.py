@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from otpo.errors import UserError
-
-Row = dict[str, Any]
-Messages = list[dict[str, Any]]
-Text = str | Messages
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a row says: a prompt and its answers, (chosen, rejected) or (completion,); strings or lists of messages."""
-
-    prompt: Text
-    answers: tuple[Text, ...]
-    label: bool | None = None
-
-
-@dataclass(frozen=True)
-class Example(Parts):
-    """The parts of a usable row and its number."""
-
-    row: int = -1
-
-
-class BadRow(ValueError):
-    """A row that cannot be used; the message is the reason it is counted under."""
+from otpo.published import (
+    by_prompt,
+    helpsteer,
+    helpsteer_messages,
+    helpsteer_preference,
+    hh,
+    hh_messages,
+    is_hh,
+    tldr,
+    tldr_messages,
+)
+from otpo.rows import BadRow, Parts, Row, number_of, shared_prefix, text_of
 
 
 def preference(row: Row) -> Parts:
@@ -39,20 +26,35 @@ def preference(row: Row) -> Parts:
     Where `prompt` is a string and the answers are conversations that repeat it, as in UltraFeedback binarized, the
     conversations' shared beginning is the prompt, as in TRL's `maybe_extract_prompt`.
     """
-    prompt, chosen, rejected = (_text(row, column) for column in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (text_of(row, column) for column in ("prompt", "chosen", "rejected"))
     if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
-        if _shared_prefix(chosen, rejected):
+        if shared_prefix(chosen, rejected):
             return preference_implicit(row)
         prompt = [{"role": "user", "content": prompt}]
     return Parts(prompt, (chosen, rejected))
 
 
+def ultrafeedback(row: Row) -> Parts:
+    """`{prompt, chosen, rejected, score_chosen, score_rejected}`: UltraFeedback binarized.
+
+    The answers are conversations that repeat the prompt; TRL's copy has no `prompt`. Scores change nothing here: rows
+    whose scores are equal (the choice was drawn by lot) or the wrong way round are used and noted.
+    """
+    parts = preference_implicit(row) if row.get("prompt") is None else preference(row)
+    try:
+        chosen, rejected = number_of(row, "score_chosen"), number_of(row, "score_rejected")
+    except BadRow:
+        return parts
+    notes = {"equal scores": chosen == rejected, "chosen answer scored below the rejected one": chosen < rejected}
+    return replace(parts, notes=tuple(note for note, true in notes.items() if true))
+
+
 def instruction(row: Row) -> Parts:
     """`{instruction, input, chosen, rejected}`: the prompt is the instruction, a blank line and the input if any."""
-    prompt = str(_text(row, "instruction"))
+    prompt = str(text_of(row, "instruction"))
     if row.get("input"):
-        prompt += "\n\n" + str(_text(row, "input"))
-    return Parts(prompt, (_text(row, "chosen"), _text(row, "rejected")))
+        prompt += "\n\n" + str(text_of(row, "input"))
+    return Parts(prompt, (text_of(row, "chosen"), text_of(row, "rejected")))
 
 
 def preference_implicit(row: Row) -> Parts:
@@ -60,12 +62,12 @@ def preference_implicit(row: Row) -> Parts:
 
     Unlike TRL's, the split never falls inside a word ("gre|en" against "gre|y"): it goes back to the word's beginning.
     """
-    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise BadRow("one answer is a string, the other a list of messages")
     if chosen == rejected:
         raise BadRow("identical answers")
-    split = _shared_prefix(chosen, rejected)
+    split = shared_prefix(chosen, rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
         while split and chosen[split - 1].isalnum():
             split -= 1
@@ -81,84 +83,89 @@ def unpaired(row: Row) -> Parts:
         label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower())
     if label not in (True, False):
         raise BadRow("label is neither true nor false")
-    return Parts(_text(row, "prompt"), (_text(row, "completion"),), bool(label))
+    return Parts(text_of(row, "prompt"), (text_of(row, "completion"),), bool(label))
 
 
 def prompt_completion(row: Row) -> Parts:
     """`{prompt, completion}`: supervised training."""
-    return Parts(_text(row, "prompt"), (_text(row, "completion"),))
+    return Parts(text_of(row, "prompt"), (text_of(row, "completion"),))
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of row: the columns it is known by, and the function that reads it."""
+    """A kind of row: what it is known by, and the functions that read it.
+
+    Attributes:
+        columns: that a row of this kind has. looks: what else must be true of it.
+        parts: reads a row. pairs: whether it gives two answers.
+        about: what the report says of it.
+        messages: what `data.template: chat` makes of the parts' strings before they are wrapped as messages.
+        group: joins rows that make one example, each under the number of its first row; `parts` then reads the joined.
+    """
 
     columns: tuple[str, ...]
     parts: Callable[[Row], Parts]
     pairs: bool
+    about: str = ""
+    looks: Callable[[Row], bool] | None = None
+    messages: Callable[[Parts], Parts] | None = None
+    group: Callable[[Sequence[Row]], list[tuple[int, Row]]] | None = None
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row is of this kind."""
+        return all(column in row for column in self.columns) and (self.looks is None or self.looks(row))
 
 
-# The first whose columns most rows have is taken, so what needs more columns stands first.
+# The first that most rows fit is taken, so what asks for more stands first.
 FORMATS: dict[str, Format] = {
+    "ultrafeedback": Format(
+        ("chosen", "rejected", "score_chosen", "score_rejected"), ultrafeedback, pairs=True,
+        about="as UltraFeedback binarized; the prompt is what both conversations begin with",
+    ),
     "preference": Format(("prompt", "chosen", "rejected"), preference, pairs=True),
-    "instruction": Format(("instruction", "chosen", "rejected"), instruction, pairs=True),
-    "preference-implicit": Format(("chosen", "rejected"), preference_implicit, pairs=True),
-    "unpaired": Format(("prompt", "completion", "label"), unpaired, pairs=False),
+    "instruction": Format(
+        ("instruction", "chosen", "rejected"), instruction, pairs=True,
+        about="prompt = instruction, and after a blank line the input where there is one",
+    ),
+    "hh": Format(
+        ("chosen", "rejected"), hh, pairs=True, looks=is_hh, messages=hh_messages,
+        about="Human/Assistant transcripts as in HH-RLHF; the prompt is what both share up to the last 'Assistant:', "
+        "as text, or as messages with template: chat",
+    ),
+    "preference-implicit": Format(
+        ("chosen", "rejected"), preference_implicit, pairs=True, about="the prompt is what both answers begin with"
+    ),
+    "tldr": Format(
+        ("info", "summaries", "choice"), tldr, pairs=True, messages=tldr_messages,
+        about="comparisons of summaries as in summarize_from_feedback; prompt = SUBREDDIT, TITLE, POST, 'TL;DR:'",
+    ),
+    "helpsteer-preference": Format(
+        ("prompt", "response_1", "response_2", "preference_strength"), helpsteer_preference, pairs=True,
+        messages=helpsteer_messages,
+        about="as HelpSteer2's preferences; below 0 response_1 is chosen; template: chat makes messages of its turns",
+    ),
+    "helpsteer": Format(
+        ("prompt", "response", "helpfulness"), helpsteer, pairs=True, messages=helpsteer_messages, group=by_prompt,
+        about="as HelpSteer2's ratings; two rows of one prompt make a pair, the more helpful response is chosen; "
+        "template: chat makes messages of its turns",
+    ),
+    "unpaired": Format(
+        ("prompt", "completion", "label"), unpaired, pairs=False,
+        about="single answers, each labelled good or bad (KTO)",
+    ),
     "prompt-completion": Format(("prompt", "completion"), prompt_completion, pairs=False),
-}
+}  # fmt: skip
 
 
 def recognise(rows: Sequence[Row]) -> str:
-    """Name the format of the rows: the first of FORMATS whose columns at least half of the rows have.
+    """Name the format of the rows: the first of FORMATS that at least half of the rows fit.
 
     Raises:
         UserError: no format fits; says the columns found and the formats known.
     """
     for name, known in FORMATS.items():
-        if 2 * sum(all(column in row for column in known.columns) for row in rows) >= max(len(rows), 1):
+        if 2 * sum(map(known.fits, rows)) >= max(len(rows), 1):
             return name
     columns = sorted({str(column) for row in rows for column in row})
     formats = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in FORMATS.items())
     raise UserError(f"no known format has the columns {', '.join(columns) or '(none)'}. Known formats: {formats}")
-
-
-def _text(row: Row, column: str) -> Text:
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"no {column}")
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise BadRow(f"{column} is neither a string nor a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRow(f"{column} has a message without a role")
-        if not isinstance(message.get("content"), str):
-            raise BadRow(f"{column} has a message whose content is not text")
-    # Parquet fills absent keys with None, and templates test for the key's presence.
-    return [{key: item for key, item in message.items() if item is not None} for message in value]
-
-
-def _shared_prefix(first: Text, second: Text) -> int:
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
-
-
-def check_answers(answers: tuple[Text, ...]) -> None:
-    """Raise BadRow for answers that cannot be trained on: empty, identical, or not one message of the assistant."""
-    for side, answer in zip(("chosen", "rejected") if len(answers) == 2 else ("completion",), answers, strict=True):
-        if isinstance(answer, list) and len(answer) > 1:
-            raise BadRow(f"{side} answer is more than one message")
-        if isinstance(answer, list) and answer and answer[0]["role"] != "assistant":
-            raise BadRow(f"{side} answer is not the assistant's")
-        if not content(answer).strip():
-            raise BadRow(f"empty {side} answer")
-    if len(answers) == 2 and content(answers[0]) == content(answers[1]):
-        raise BadRow("identical answers")
-
-
-def content(text: Text) -> str:
-    """A string as it is; of messages, the contents one after the other."""
-    return text if isinstance(text, str) else "".join(message["content"] for message in text)

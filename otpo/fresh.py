@@ -23,7 +23,7 @@ from transformers import (
 
 from otpo.data import convert, read_rows
 from otpo.errors import UserError
-from otpo.formats import content
+from otpo.rows import content
 
 MAX_LENGTH = 2048
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"

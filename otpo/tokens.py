@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from otpo.data import DataReport, check_usable, convert
 from otpo.errors import UserError
-from otpo.formats import BadRow, Example, Messages, Row, Text
 from otpo.records import TokenCompletion, TokenPair
+from otpo.rows import BadRow, Example, Messages, Row, Text
 
 CHUNK = 2048  # examples handed to the tokenizer at a time: enough for its threads, little enough for memory
 
@@ -58,7 +58,8 @@ def tokenize_pairs(
     where a template has none, EOS is added and noted.
 
     *Strings* are literal, TRL's convention: BOS if the tokenizer adds one, prompt, answer, EOS. With `template="chat"`
-    they are wrapped as a user's message and an assistant's answer instead.
+    they are wrapped as a user's message and an assistant's answer instead, or, of a transcript whose turns the format
+    knows, each turn as a message.
 
     Prompt and prompt + answer are tokenised, and the answer is what follows the prompt's ids. Where the prompt's ids
     are no prefix (tokens merge across the boundary), the answer is tokenised alone: the prompt is always what the model
@@ -79,7 +80,7 @@ def tokenize_pairs(
     Raises:
         UserError: not pairs, no usable row, a setting that cannot be, or a tokenizer that lacks what is needed.
     """
-    examples, report = convert(rows, source, pairs=True)
+    examples, report = convert(rows, source, pairs=True, template=template)
     encoded = _tokenize(examples, report, tokenizer, template, max_length, max_prompt_length, truncation)
     return [TokenPair(e.row, prompt, answers[0], answers[1]) for e, prompt, answers in encoded], report
 
@@ -98,7 +99,7 @@ def tokenize_completions(
 
     Everything else is as in `tokenize_pairs`.
     """
-    examples, report = convert(rows, source, pairs=False)
+    examples, report = convert(rows, source, pairs=False, template=template)
     encoded = _tokenize(examples, report, tokenizer, template, max_length, max_prompt_length, truncation)
     return [TokenCompletion(e.row, prompt, answers[0], e.label) for e, prompt, answers in encoded], report
 

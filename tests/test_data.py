@@ -124,7 +124,9 @@ def test_formats_are_known_by_their_columns(row, name):
 
 
 def test_unknown_columns_are_listed_with_the_known_formats():
-    with pytest.raises(UserError, match=r"columns answer, question\. Known formats: preference: prompt, chosen"):
+    with pytest.raises(
+        UserError, match=r"columns answer, question\. Known formats: .*; preference: prompt, chosen, rejected; "
+    ):
         recognise([{"question": "a", "answer": "b"}])
 
 
