@@ -1,13 +1,11 @@
 """Causal language models that answer one question: the log-probability of each completion token.
 
-Shape legend: S sequences, L padded length, T padded completion length, N completion tokens of the batch, D hidden size,
-V vocabulary.
+Shape legend: S sequences, T padded completion length, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from otpo.attention import share_prompts
 from otpo.batches import padded
 from otpo.errors import UserError
+from otpo.logprobs import Predictions
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
-
-CHUNK_ELEMENTS = 2**22  # logits held at a time; 16 MiB in float32
 
 
 def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> PreTrainedModel:
@@ -40,133 +37,6 @@ def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> Pr
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # type: ignore[assignment]
     return lm
-
-
-class _FusedLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again.
-
-    Beside it, in the same pass, log sum_v p_v^2 (no gradient) and, with a reference, KL(p_reference | p) of each row.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, scale, softcap, squares, reference):
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-        logps = hidden.new_empty(len(targets), dtype=torch.float32)
-        normalizers = torch.empty_like(logps)
-        log_sum_squares = torch.empty_like(logps) if squares else None
-        kl = torch.empty_like(logps) if reference is not None else None
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            logits = _logits(hidden[part], weight, bias, scale, softcap)
-            normalizers[part] = logits.logsumexp(-1)
-            logps[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
-            if log_sum_squares is not None:
-                log_sum_squares[part] = (2 * logits).logsumexp(-1) - 2 * normalizers[part]
-            if kl is not None:
-                expected = reference.log_softmax(part)
-                kl[part] = (expected.exp() * (expected - logits + normalizers[part, None])).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
-        ctx.scale, ctx.softcap, ctx.rows, ctx.reference = scale, softcap, rows, reference
-        ctx.set_materialize_grads(False)
-        if log_sum_squares is not None:
-            ctx.mark_non_differentiable(log_sum_squares)
-        return logps, log_sum_squares, kl
-
-    @staticmethod
-    def backward(ctx, grad, _, grad_kl):
-        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad = normalizers.new_zeros(len(targets)) if grad is None else grad
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # float32 so that many chunks of bf16 products do not lose their small terms
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
-        for start in range(0, len(targets), ctx.rows):
-            part = slice(start, start + ctx.rows)
-            logits = _logits(hidden[part], weight, bias, ctx.scale, ctx.softcap)
-            pull = -grad[part, None] if grad_kl is None else (grad_kl - grad)[part, None]
-            delta = (logits - normalizers[part, None]).exp_().mul_(pull)
-            if grad_kl is not None:
-                delta -= grad_kl[part, None] * ctx.reference.log_softmax(part).exp_()
-            delta.scatter_add_(-1, targets[part, None], grad[part, None].float())
-            if ctx.softcap:
-                delta *= 1 - (logits / ctx.softcap) ** 2
-            delta = (delta * ctx.scale if ctx.scale != 1 else delta).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = delta @ weight
-            if grad_weight is not None:
-                grad_weight += delta.T @ hidden[part]
-            if grad_bias is not None:
-                grad_bias += delta.sum(0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *[None] * 5,
-        )
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    if scale != 1:
-        logits *= scale
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
-
-
-def fused_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-) -> Tensor:
-    """Log-probability of each target without ever holding (N, V) logits.
-
-    Args:
-        hidden: (N, D) states after the final norm.
-        weight: (V, D) of the head.
-        targets: (N,) token ids.
-        bias: (V,) or None.
-        scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
-
-    Returns:
-        (N,) float32, equal to `log_softmax(logits.float(), -1).gather(targets)`.
-    """
-    return _FusedLogProbs.apply(hidden, weight, bias, targets, scale, softcap, False, None)[0]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of N positions, before the vocabulary is met: states (N, D) and the head that reads them."""
-
-    states: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def log_softmax(self, part: slice) -> Tensor:
-        """(n, V) float32 log-probabilities of some of the positions."""
-        return _logits(self.states[part], self.weight, self.bias, self.scale, self.softcap).log_softmax(-1)
-
-    def logprobs(
-        self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`fused_logprobs` of (N,) targets and, from the same pass, what else is asked of the vocabulary.
-
-        Args:
-            targets: token ids.
-            squares: whether to give log sum_v p_v^2.
-            reference: another model at the same positions, without gradient; its logits are recomputed in backward.
-
-        Returns:
-            (N,) log-probabilities; (N,) log sum_v p_v^2 without gradient, or None; (N,) KL(reference | self), or None.
-        """
-        return _FusedLogProbs.apply(
-            self.states, self.weight, self.bias, targets, self.scale, self.softcap, squares, reference
-        )
 
 
 class PolicyModel(nn.Module):

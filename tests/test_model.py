@@ -10,10 +10,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from small_lm import PAIRS, small_lm
 
-import otpo.model
+import otpo.logprobs
 from otpo.batches import collate_completions, collate_pairs
 from otpo.errors import UserError
-from otpo.model import PolicyModel, fused_logprobs, load_causal_lm, pair_logprobs
+from otpo.logprobs import Predictions
+from otpo.model import PolicyModel, load_causal_lm, pair_logprobs
 from otpo.records import TokenCompletion
 
 
@@ -22,6 +23,15 @@ def head(n, size, vocabulary, dtype=torch.float64, seed=0):
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     targets = torch.randint(vocabulary, (n,), generator=generator)
     return draw(n, size), draw(vocabulary, size), draw(vocabulary), targets, draw(n).abs() + 0.1
+
+
+def fused_logprobs(hidden, weight, targets, **head):
+    return Predictions(hidden, weight, **head).logprobs(targets)[0]
+
+
+def small_chunks(patch, rows, vocabulary):
+    patch.setattr(otpo.logprobs, "CHUNK_LOGITS", rows * vocabulary)
+    patch.setattr(otpo.logprobs, "TILE_LOGITS", max(1, rows // 2) * vocabulary)
 
 
 def from_full_logits(hidden, weight, targets, bias, scale, softcap):
@@ -44,7 +54,7 @@ def values_and_gradients(function, tensors, coefficients):
 @pytest.mark.parametrize(("bias", "scale", "softcap"), list(itertools.product([False, True], [1.0, 0.25], [None, 4.0])))
 def test_values_and_gradients_equal_full_logits_in_float64(monkeypatch, chunk, bias, scale, softcap):
     hidden, weight, b, targets, coefficients = head(11, 8, 37)
-    monkeypatch.setattr(otpo.model, "CHUNK_ELEMENTS", chunk * 37)
+    small_chunks(monkeypatch, chunk, 37)
     expected, wanted = values_and_gradients(
         lambda h, w, c=None: from_full_logits(h, w, targets, c, scale, softcap),
         [hidden, weight] + [b] * bias,
@@ -68,7 +78,7 @@ def test_chunking_changes_nothing(n, vocabulary, rows, seed):
         lambda h, w, b: fused_logprobs(h, w, targets, bias=b), [hidden, weight, bias], coefficients
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(otpo.model, "CHUNK_ELEMENTS", rows * vocabulary)
+        small_chunks(patch, rows, vocabulary)
         parts = values_and_gradients(
             lambda h, w, b: fused_logprobs(h, w, targets, bias=b), [hidden, weight, bias], coefficients
         )
@@ -80,7 +90,7 @@ def test_chunking_changes_nothing(n, vocabulary, rows, seed):
 def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(monkeypatch, chunk, bias, scale, softcap):
     hidden, weight, b, targets, coefficients = head(11, 8, 37)
     frozen_hidden, frozen_weight, frozen_bias, _, of_kl = head(11, 8, 37, seed=1)
-    monkeypatch.setattr(otpo.model, "CHUNK_ELEMENTS", chunk * 37)
+    small_chunks(monkeypatch, chunk, 37)
 
     def distribution(h, w, c):
         logits = torch.nn.functional.linear(h, w, c) * scale
@@ -93,10 +103,10 @@ def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(monkeypat
         return torch.stack([log_p.gather(-1, targets[:, None])[:, 0], kl, log_p.exp().square().sum(-1).log().detach()])
 
     def ours(h, w, c=None):
-        reference = otpo.model.Predictions(
+        reference = Predictions(
             frozen_hidden.float(), frozen_weight.float(), frozen_bias.float() if bias else None, scale, softcap
         )
-        predictions = otpo.model.Predictions(h, w, c, scale, softcap)
+        predictions = Predictions(h, w, c, scale, softcap)
         logps, squares, kl = predictions.logprobs(targets, squares=True, reference=reference)
         assert not squares.requires_grad
         return torch.stack([logps, kl, squares])
@@ -149,16 +159,19 @@ def test_gradient_only_where_it_is_asked_for():
     assert hidden.grad is not None and weight.grad is None
 
 
-def test_a_step_of_a_chunk_holds_few_logits(monkeypatch):
-    """The peak of one forward and backward is the weight's gradient and a few chunks, not (N, V)."""
-    seen = []
-    original = otpo.model._logits
-    monkeypatch.setattr(otpo.model, "CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr(otpo.model, "_logits", lambda *a: seen.append((out := original(*a)).numel()) or out)
+def test_a_chunk_holds_few_logits_at_a_time(monkeypatch):
+    """Products of a chunk, and of these a tile in float32: never (N, V)."""
+    products, tiles = [], []
+    of_products, of_logits = Predictions.products, Predictions.logits
+    monkeypatch.setattr(otpo.logprobs, "CHUNK_LOGITS", 1000)
+    monkeypatch.setattr(otpo.logprobs, "TILE_LOGITS", 300)
+    monkeypatch.setattr(Predictions, "products", lambda *a: products.append((o := of_products(*a)).numel()) or o)
+    monkeypatch.setattr(Predictions, "logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
     hidden, weight, _, targets, _ = head(300, 4, 100, torch.float32)
     hidden.requires_grad_()
     fused_logprobs(hidden, weight, targets).sum().backward()
-    assert max(seen) <= 1000 and sum(seen) == 2 * 300 * 100
+    assert max(products) <= 1000 and max(tiles) <= 300
+    assert sum(products) == sum(tiles) == 2 * 300 * 100
 
 
 def by_transformers(lm, ids, answer):

@@ -1,0 +1,161 @@
+"""Log-probabilities of tokens without ever holding the logits of all of them.
+
+Shape legend: N completion tokens of a batch, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_LOGITS = 2**25  # of one matrix product, in the model's precision: 64 MiB in bfloat16
+TILE_LOGITS = 2**21  # of them in float32 at a time on a CPU: 8 MiB stay in its cache, through all that is done to them
+
+
+class _FusedLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again.
+
+    Beside it, in the same pass, log sum_v p_v^2 (no gradient) and, with a reference, KL(p_reference | p) of each row.
+    """
+
+    @staticmethod
+    def forward(ctx, predictions, hidden, weight, bias, targets, squares, reference):
+        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        normalizers = torch.empty_like(logps)
+        log_sum_squares = torch.empty_like(logps) if squares else None
+        kl = torch.empty_like(logps) if reference is not None else None
+        for chunk in _slices(len(targets), CHUNK_LOGITS // len(weight)):
+            products = predictions.products(chunk)
+            for rows, tile in _tiles(chunk, products):
+                logits = predictions.logits(products[tile])
+                at_target = logits.gather(-1, targets[rows, None])[:, 0]
+                if kl is not None:
+                    normalizers[rows] = logits.logsumexp(-1)
+                    expected = reference.log_softmax(rows)
+                    kl[rows] = (expected.exp() * (expected - logits + normalizers[rows, None])).sum(-1)
+                largest = logits.amax(-1)
+                exponentials = logits.sub_(largest[:, None]).exp_()
+                total = exponentials.sum(-1)
+                normalizers[rows] = total.log() + largest
+                logps[rows] = at_target - normalizers[rows]
+                if log_sum_squares is not None:
+                    log_sum_squares[rows] = exponentials.square_().sum(-1).log() - 2 * total.log()
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+        ctx.predictions, ctx.reference = predictions, reference
+        ctx.set_materialize_grads(False)
+        if log_sum_squares is not None:
+            ctx.mark_non_differentiable(log_sum_squares)
+        return logps, log_sum_squares, kl
+
+    @staticmethod
+    def backward(ctx, grad, _, grad_kl):
+        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+        predictions = ctx.predictions
+        _, need_hidden, need_weight, need_bias = ctx.needs_input_grad[:4]
+        grad = normalizers.new_zeros(len(targets)) if grad is None else grad
+        pull = -grad if grad_kl is None else grad_kl - grad
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = _Sum() if need_weight else None
+        grad_bias = _Sum() if need_bias and bias is not None else None
+        for chunk in _slices(len(targets), CHUNK_LOGITS // len(weight)):
+            products = predictions.products(chunk)
+            for rows, tile in _tiles(chunk, products):
+                logits = predictions.logits(products[tile])
+                slope = 1 - (logits / predictions.softcap) ** 2 if predictions.softcap else None
+                delta = logits.sub_(normalizers[rows, None]).exp_().mul_(pull[rows, None])
+                if grad_kl is not None:
+                    delta -= grad_kl[rows, None] * ctx.reference.log_softmax(rows).exp_()
+                delta.scatter_add_(-1, targets[rows, None], grad[rows, None].float())
+                if slope is not None:
+                    delta *= slope
+                if predictions.scale != 1:
+                    delta *= predictions.scale
+                products[tile] = delta  # in the place of the logits it came from
+            if grad_hidden is not None:
+                grad_hidden[chunk] = products @ weight
+            if grad_weight is not None:
+                grad_weight.add(products.T @ hidden[chunk])
+            if grad_bias is not None:
+                grad_bias.add(products.sum(0))
+        return (
+            None,
+            grad_hidden,
+            None if grad_weight is None else grad_weight.total(weight),
+            None if grad_bias is None else grad_bias.total(bias),
+            *[None] * 3,
+        )
+
+
+class _Sum:
+    """A sum of products; in float32 once there are two, so that small terms are not lost in bfloat16."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        self.value = part if self.value is None else self.value.float().add_(part)
+
+    def total(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if self.value is None else self.value.to(like.dtype)
+
+
+def _slices(n: int, rows: int) -> Iterator[slice]:
+    rows = max(1, rows)
+    return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
+
+
+def _tiles(chunk: slice, products: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows of the batch, and where they stand in the chunk. A GPU takes the chunk whole."""
+    rows = len(products) if products.is_cuda else TILE_LOGITS // products.shape[1]
+    for tile in _slices(len(products), rows):
+        yield slice(chunk.start + tile.start, chunk.start + tile.stop), tile
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N positions, before the vocabulary is met.
+
+    Attributes:
+        states: (N, D) after the final norm. weight: (V, D) of the head. bias: (V,) or None.
+        scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def products(self, rows: slice) -> Tensor:
+        """(n, V) what the head gives for some of the positions, in the model's precision."""
+        return nn.functional.linear(self.states[rows], self.weight, self.bias)
+
+    def logits(self, products: Tensor) -> Tensor:
+        """(n, V) float32 logits, in memory of their own."""
+        logits = products.to(torch.float32, copy=True)
+        if self.scale != 1:
+            logits *= self.scale
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else logits
+
+    def log_softmax(self, rows: slice) -> Tensor:
+        """(n, V) float32 log-probabilities of some of the positions."""
+        return self.logits(self.products(rows)).log_softmax(-1)
+
+    def logprobs(
+        self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities of targets and, from the same pass, what else is asked of the vocabulary.
+
+        Args:
+            targets: (N,) token ids.
+            squares: whether to give log sum_v p_v^2.
+            reference: another model at the same positions, without gradient; its logits are recomputed in backward.
+
+        Returns:
+            (N,) float32 log-probabilities, equal to `log_softmax(logits.float(), -1).gather(targets)`; (N,)
+            log sum_v p_v^2 without gradient, or None; (N,) KL(reference | self), or None.
+        """
+        return _FusedLogProbs.apply(self, self.states, self.weight, self.bias, targets, squares, reference)
