@@ -22,7 +22,7 @@ class Method:
             those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states),
             "log_sum_squares" and "reference_kl" (figures over the whole vocabulary; the latter keeps the reference in
             memory beside the policy).
-        defaults: every hyperparameter of the loss and the weight rule, with the official code's value.
+        defaults: every hyperparameter of the loss and the weight rule, with the official code's value, else TRL's.
         paper: address. note: what a reader should know before comparing it.
     """
 
@@ -146,7 +146,8 @@ _ROWS = [
     Method(
         "r-dpo", "R-DPO", loss="length_regularized", weights="uniform", needs=_REFERENCE,
         defaults={"beta": 0.1, "length_alpha": 0.01}, paper="https://arxiv.org/abs/2403.19159",
-        note="`length_alpha` counts per token of difference in length; 0 is DPO.",
+        note="`length_alpha` counts per token of difference in length; 0 is DPO. No official code: the default is "
+        "that of the SamPO repository's script.",
     ),
     Method(
         "dpop", "DPOP (Smaug)", loss="dpop", weights="uniform", needs=_REFERENCE,
@@ -155,7 +156,7 @@ _ROWS = [
     ),
     Method(
         "wpo", "WPO", loss="wpo", weights="uniform", needs=_REFERENCE | {"log_sum_squares"},
-        defaults={"beta": 0.1, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2406.11827",
+        defaults={"beta": 0.01, "label_smoothing": 0.0}, paper="https://arxiv.org/abs/2406.11827",
         note="DPO whose pairs count as much as the policy would say them itself; TRL's `use_weighting`.",
     ),
     Method(
@@ -204,7 +205,7 @@ _ROWS = [
     ),
     Method(
         "nca", "NCA", loss="nca", weights="uniform", needs=_REFERENCE,
-        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2402.05369", note="TRL's `nca_pair`.",
+        defaults={"beta": 0.01}, paper="https://arxiv.org/abs/2402.05369", note="TRL's `nca_pair`.",
     ),
     Method(
         "bco-pair", "BCO (pairs)", loss="bco_pair", weights="uniform", needs=_REFERENCE,
@@ -213,17 +214,19 @@ _ROWS = [
     ),
     Method(
         "sppo-hard", "SPPO (hard)", loss="sppo_hard", weights="uniform", needs=_REFERENCE,
-        defaults={"beta": 0.1}, paper="https://arxiv.org/abs/2405.00675",
-        note="TRL's `sppo_hard`: the chosen answer wins with probability 1. The official code uses beta 0.001.",
+        defaults={"beta": 0.001}, paper="https://arxiv.org/abs/2405.00675",
+        note="TRL's `sppo_hard`: the chosen answer wins with probability 1, where the official code asks a ranker and "
+        "takes half of the loss. `beta` sets the wanted log-ratio, 1 / (2 beta): 500 by default, 5 at DPO's 0.1.",
     ),
     Method(
         "exo", "EXO", loss="exo", weights="uniform", needs=_REFERENCE,
         defaults={"beta": 0.1, "exo_epsilon": 1e-3}, paper="https://arxiv.org/abs/2402.00856",
-        note="TRL's `exo_pair`; `exo_epsilon` is its `label_smoothing`.",
+        note="TRL's `exo_pair`; `exo_epsilon` is its `label_smoothing`. The official scripts use beta 0.5, and 0.1 for "
+        "IMDB.",
     ),
     Method(
         "discopop", "DiscoPOP", loss="discopop", weights="uniform", needs=_REFERENCE,
-        defaults={"beta": 0.1, "discopop_tau": 0.05}, paper="https://arxiv.org/abs/2406.08414",
+        defaults={"beta": 0.05, "discopop_tau": 0.05}, paper="https://arxiv.org/abs/2406.08414",
         note="A loss that a language model found; not convex.",
     ),
     Method(

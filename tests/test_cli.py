@@ -18,8 +18,11 @@ import yaml
 from servers import Reply, ScriptedJudge
 from training import losses, settings, write_pairs
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from otpo.errors import UserError
+from otpo.methods import METHODS, SHARED
 from pipeline.config import apply_overrides, make_recipe
 from pipeline.manifest import Manifest
 from pipeline.prepare import prepare_tokens
@@ -328,3 +331,11 @@ def test_more_workers_than_the_cluster_has(tmp_path, recipe):
     assert done.code == 2 and done.started_ray and "Traceback" not in done.err, done.err
     assert "train.workers is 999" in done.err and "Set train.workers=" in done.err
     assert not list(tmp_path.glob("runs/*/models"))
+
+
+def test_methods_ends_with_what_every_method_takes():
+    done = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-1] == "Every method also takes: sft_weight=0.0, swap_answers=False"
+    assert set(SHARED) == {"sft_weight", "swap_answers"}
+    assert all(f" {name} " in done.output for name in METHODS)
