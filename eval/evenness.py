@@ -17,7 +17,7 @@ import pandas as pd
 
 from eval.words import count
 
-NEARLY_UNIFORM = 0.98  # share of effective tokens; the weights' standard deviation is 14 % of their mean
+NEARLY_UNIFORM = 0.98  # share of effective tokens: the weights' standard deviation is a seventh of their mean
 MASS = "weights/transport_mass"  # only transport logs it
 
 
