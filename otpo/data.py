@@ -172,6 +172,11 @@ class DataReport:
     labels: dict[str, int] = field(default_factory=dict)
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> str:
+        """What `n_groups` and `n_usable` count."""
+        return "rows" if self.n_groups == self.n_rows else "pairs of rows"
+
     def measure(self, unit: str, lengths: Sequence[Sequence[int]]) -> None:
         """Fill in `lengths` and `longer` from a sequence (prompt, answer, ...) of lengths for each example."""
         table = np.array(lengths, dtype=np.int64)
@@ -208,8 +213,8 @@ class DataReport:
         lines = [
             f"source    {self.source}",
             f"format    {self.format}: {self.why}",
-            f"rows      {self.n_rows:,}{f' joined to {self.n_groups:,}' if joined else ''}, usable {self.n_usable:,} "
-            f"(numbered from 0{', by the first of those joined' if joined else ''})",
+            f"rows      {self.n_rows:,}, {f'{self.n_groups:,} {self.counted}, ' * joined}usable {self.n_usable:,} "
+            f"(numbered from 0{', a pair by its first row' * joined})",
         ]
         if self.template:
             lines.append(f"template  {self.template}")

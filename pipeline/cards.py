@@ -31,7 +31,7 @@ def model_card(
 Trained by the OTPO pipeline with {method}.
 
 - Start, and reference: `{start}`
-- Data: `{report.source}`, {report.n_usable} of {report.n_rows} rows used ({report.format})
+- Data: `{report.source}`, {report.n_usable} of {report.n_groups} {report.counted} used ({report.format})
 
 ## Settings
 

@@ -126,8 +126,8 @@ class Context:
             )
             report = self._tokens[supervised].report
             left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
-            what = f"rows of {Path(source).name}"
-            self.show(what, report.n_usable, report.n_rows, f"usable; left out: {left_out}" if left_out else "usable")
+            what = f"{report.counted} of {Path(source).name}"
+            self.show(what, report.n_usable, report.n_groups, f"usable; left out: {left_out}" if left_out else "usable")
         return self._tokens[supervised]
 
     # ---- what is done ----

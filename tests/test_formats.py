@@ -246,7 +246,7 @@ def test_helpsteer_ratings_become_pairs_by_helpfulness():
         (2, "c#", "C# is a language.", "C# is a note."),
     ]
     assert (report.n_rows, report.n_groups, report.n_usable) == (4, 2, 2)
-    assert "rows      4 joined to 2, usable 2 (numbered from 0, by the first of those joined)" in report.lines()
+    assert "rows      4, 2 pairs of rows, usable 2 (numbered from 0, a pair by its first row)" in report.lines()
 
 
 def test_helpsteer_rows_that_make_no_pair_are_counted_by_reason():
