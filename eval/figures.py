@@ -230,7 +230,7 @@ def plan_heatmap(
     """
     mass = np.asarray(plan, dtype=float)
     m, n = mass.shape
-    cell = (24 if max(m, n) <= 30 else 16) if named else 600 / max(m, n)
+    cell = (24 if max(m, n) <= 30 else 15) if named else 600 / max(m, n)
     width = round((240 if named else 170) + cell * n)
     figure, axes = _figure(width, (130 if named else 70) + max(70, cell * m))
     mesh = axes.imshow(
