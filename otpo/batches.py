@@ -175,8 +175,8 @@ def tokens_hash(items: Sequence[Item]) -> str:
 def save_tokens(path: str | Path, items: Sequence[Item]) -> None:
     """Write items as safetensors: `ids` int32, `offsets` int64, `rows` int64, of completions also `labels` int8.
 
-    A pair is three consecutive spans of `ids` (prompt, chosen, rejected), a completion two. The file appears whole or
-    not at all.
+    A pair is three consecutive spans of `ids` (prompt, chosen, rejected), a completion two, or three where it has
+    `mismatched_ids`. The file appears whole or not at all.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,21 +219,24 @@ class TokenFile(Sequence[Item]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         index = int(index) % len(self)
-        row, parts = int(self.rows[index]), 3 if self.labels is None else 2
+        row, parts = int(self.rows[index]), (len(self.offsets) - 1) // len(self)
         bounds = self.offsets[index * parts : (index + 1) * parts + 1]
         spans = [self.ids[start:end].tolist() for start, end in itertools.pairwise(bounds)]
         if self.labels is None:
             return TokenPair(row, *spans)
         label = int(self.labels[index])
-        return TokenCompletion(row, spans[0], spans[1], None if label < 0 else bool(label))
+        return TokenCompletion(row, spans[0], spans[1], None if label < 0 else bool(label), *spans[2:])
 
 
 def _flatten(items: Sequence[Item]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     spans: list[list[int]] = []
     for item in items:
-        last = [item.chosen_ids, item.rejected_ids] if isinstance(item, TokenPair) else [item.completion_ids]
-        spans += [item.prompt_ids, *last]
+        if isinstance(item, TokenPair):
+            spans += [item.prompt_ids, item.chosen_ids, item.rejected_ids]
+        else:
+            spans += [item.prompt_ids, item.completion_ids]
+            spans += [item.mismatched_ids] if item.mismatched_ids is not None else []
     if items and isinstance(items[0], TokenCompletion):
         labels = [item.label for item in items if isinstance(item, TokenCompletion)]
         arrays["labels"] = np.array([-1 if label is None else int(label) for label in labels], dtype=np.int8)

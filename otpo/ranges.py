@@ -45,6 +45,8 @@ RANGES: dict[str, Range | tuple[str, ...]] = {
     "beta": _POSITIVE,
     "label_smoothing": Range(low=0, high=0.5, low_included=True),
     "sft_weight": _NOT_NEGATIVE,
+    "desirable_weight": _NOT_NEGATIVE,
+    "undesirable_weight": _NOT_NEGATIVE,
     "gamma_beta_ratio": _NOT_NEGATIVE,
     "cpo_alpha": _NOT_NEGATIVE,
     "orpo_lambda": _NOT_NEGATIVE,

@@ -34,12 +34,18 @@ class TokenPair:
 
 @dataclass(frozen=True)
 class TokenCompletion:
-    """One `{prompt, completion}` row as token ids; `label` is only given for unpaired preference data (KTO)."""
+    """One `{prompt, completion}` row as token ids.
+
+    Attributes:
+        label: whether the completion is desirable; only of unpaired preference data (KTO).
+        mismatched_ids: a completion that belongs to another prompt, for methods that compare with it.
+    """
 
     row: int
     prompt_ids: list[int]
     completion_ids: list[int]
     label: bool | None = None
+    mismatched_ids: list[int] | None = None
 
     @property
     def length(self) -> int:

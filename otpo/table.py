@@ -21,7 +21,7 @@ class Method:
         needs: what the record of log-probabilities must hold: "reference" (the frozen start's log-probabilities),
             those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states),
             "log_sum_squares" and "reference_kl" (figures over the whole vocabulary; the latter keeps the reference in
-            memory beside the policy).
+            memory beside the policy). "unpaired": single labelled completions instead of pairs; of pairs, each answer.
         defaults: every hyperparameter of the loss and the weight rule, with the official code's value, else TRL's.
         paper: address. note: what a reader should know before comparing it.
     """
@@ -270,6 +270,14 @@ _ROWS = [
         defaults={"orpo_lambda": 0.1}, paper="https://arxiv.org/abs/2403.07691",
         note="The released models' lambda (the official code's default is 1; TRL calls it beta). The likelihood is of "
         "the chosen answer as in LLaMA-Factory; the official code and TRL count the prompt's tokens too.",
+    ),
+    Method(
+        "kto", "KTO", loss="kto", weights="uniform", needs=_REFERENCE | {"unpaired"},
+        defaults={"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+        paper="https://arxiv.org/abs/2402.01306",
+        note="Takes `{prompt, completion, label}` rows, or splits pairs into two completions each as TRL does; batches "
+        "and epochs count completions. Keep desirable_weight n_D / (undesirable_weight n_U) between 1 and 4/3. The KL "
+        "term is of the global batch; its mismatched completions take a second forward pass.",
     ),
 ]
 # fmt: on

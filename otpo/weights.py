@@ -10,7 +10,7 @@ Shape legend: B pairs, M and N padded lengths of the chosen and rejected complet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -192,18 +192,23 @@ def shared_prefix_gradient(weights: TokenWeights, batch: SequenceBatch) -> Tenso
 
 def check_finite(pair: PairLogProbs) -> None:
     """Raises `WorkError` naming the data rows and sides whose numbers are NaN or infinite. One device sync per call."""
+    check_sides({"chosen answer": pair.chosen, "rejected answer": pair.rejected})
+
+
+def check_sides(sides: Mapping[str, LogProbs]) -> None:
+    """As `check_finite`, of completions under the names that the message gives them, all of the same data rows."""
     flags: dict[str, Tensor] = {}
-    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    for side, answer in sides.items():
         values = {"log-probabilities of the policy": answer.policy}
         values |= {f"log-probabilities of '{name}'": scores for name, scores in answer.scorers.items()}
         values |= {f"'{name}'": figures for name, figures in answer.vocabulary.items()}
         if answer.hidden is not None and answer.hidden.shape[1]:
             values["hidden states"] = answer.hidden.abs().amax(-1)
         for what, tensor in values.items():
-            flags[f"{what}, {side} answer"] = (~torch.isfinite(tensor.detach()) & answer.mask).any(-1)
+            flags[f"{what}, {side}"] = (~torch.isfinite(tensor.detach()) & answer.mask).any(-1)
     bad = torch.stack(list(flags.values())).cpu()
     if bad.any():
-        rows = pair.chosen.rows.tolist()
+        rows = next(iter(sides.values())).rows.tolist()
         found = [
             f"data row {rows[index]}: {what}"
             for what, per_pair in zip(flags, bad.tolist(), strict=True)

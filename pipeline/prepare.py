@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from otpo.batches import save_tokens, split_validation, tokens_hash
+from otpo.batches import Item, save_tokens, split_validation, tokens_hash
 from otpo.data import DataReport, read_rows
+from otpo.errors import UserError
+from otpo.formats import FORMATS, recognise
+from otpo.methods import MethodSpec
+from otpo.rows import Row
 from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
+from otpo.unpaired import mismatched, split_pairs
 from pipeline.config import Recipe
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A data file as the workers read it."""
+    """A data file as the workers read it.
+
+    Attributes:
+        unpaired: of pairs, the same as labelled completions, if a method of the recipe needs these.
+    """
 
     train: str
     validation: str | None
@@ -23,19 +33,41 @@ class Tokens:
     pad_id: int
     hash: str
     report: DataReport
+    unpaired: Tokens | None = None
+
+    def of(self, spec: MethodSpec) -> Tokens:
+        """The rows as a method needs them.
+
+        Raises:
+            UserError: they were not made for such a method.
+        """
+        needed, labelled = "unpaired" in spec.method.needs, bool(self.report.labels)
+        if needed and not labelled and self.unpaired is not None:
+            return self.unpaired
+        if needed != labelled:
+            raise UserError(
+                f"methods.{spec.label}: {spec.method.title} needs {'labelled completions' if needed else 'pairs'}, and"
+                f" {self.report.source} was prepared as {'labelled completions' if labelled else 'pairs'}: give such a"
+                " method a label of its own in `methods`."
+            )
+        return self
 
 
 def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, supervised: bool) -> Tokens:
     """Read, check and tokenise a data file; write it where all workers can map it.
 
+    Pairs and the completions that they are split into have the same prompts held out.
+
     Raises:
-        UserError: the file, the tokenizer or the rows cannot be used.
+        UserError: the file, the tokenizer or the rows cannot be used, or not by the recipe's methods.
     """
     tokenizer = load_tokenizer(model)
     rows = read_rows(source, recipe.data.split)
     if recipe.data.limit and not supervised:
         rows = rows[: recipe.data.limit]
-    tokenize = tokenize_completions if supervised else tokenize_pairs
+    unpaired = not supervised and _check_methods(recipe, rows, source)
+    paired = not supervised and (not unpaired or FORMATS[recognise(rows)].pairs)
+    tokenize = tokenize_pairs if paired else tokenize_completions
     made, report = tokenize(
         rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
         max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
@@ -47,16 +79,55 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     if wanted and not supervised:
         fraction, count = (wanted, None) if wanted < 1 else (None, int(wanted))
         items, validation = split_validation(list(items), fraction=fraction, count=count, seed=recipe.train.seed)
-    target = folder / "data" / f"{key}-{recipe.train.seed}-{wanted}"
-    save_tokens(target / "train.safetensors", items)
-    if validation:
-        save_tokens(target / "validation.safetensors", validation)
-    (target / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
-    return Tokens(
-        train=str(target / "train.safetensors"),
-        validation=str(target / "validation.safetensors") if validation else None,
-        n_train=len(items),
-        pad_id=pad_id(tokenizer),
-        hash=key,
-        report=report,
+
+    def save(key: str, train: Sequence[Item], held: Sequence[Item]) -> Tokens:
+        target = folder / "data" / f"{key}-{recipe.train.seed}-{wanted}"
+        save_tokens(target / "train.safetensors", train)
+        if held:
+            save_tokens(target / "validation.safetensors", held)
+        (target / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
+        return Tokens(
+            train=str(target / "train.safetensors"),
+            validation=str(target / "validation.safetensors") if held else None,
+            n_train=len(train),
+            pad_id=pad_id(tokenizer),
+            hash=key,
+            report=report,
+        )
+
+    if not unpaired:
+        return save(key, items, validation)
+    sides = [split_pairs(side) if paired else side for side in (items, validation)]
+    train, held = (
+        mismatched(side, seed=recipe.train.seed, max_length=recipe.data.max_length) if side else [] for side in sides
     )
+    completions = save(tokens_hash([*train, *held])[:16], train, held)
+    return replace(save(key, items, validation), unpaired=completions) if paired else completions
+
+
+def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
+    """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take these rows."""
+    names = {label: recipe.method(label).method for label in recipe.methods}
+    unpaired = [label for label, method in names.items() if "unpaired" in method.needs]
+    known = recognise(rows)
+    if known == "unpaired" and len(unpaired) < len(names):
+        label = next(label for label in names if label not in unpaired)
+        raise UserError(
+            f"methods.{label}: {names[label].title} needs preference pairs (columns prompt, chosen, rejected), but"
+            f" {source} holds single labelled completions (columns {', '.join(FORMATS[known].columns)}). Train on them"
+            " with `method: kto`, or give pairs."
+        )
+    for label in unpaired:
+        title = names[label].title
+        if known != "unpaired" and not FORMATS[known].pairs:
+            raise UserError(
+                f"methods.{label}: {title} needs completions with a label (columns prompt, completion, label) or"
+                f" preference pairs, but {source} has the columns {', '.join(FORMATS[known].columns)}. Add `label`,"
+                " true for good completions and false for bad ones."
+            )
+        if recipe.train_of(label).best_metric == "eval_rewards/accuracies":
+            raise UserError(
+                f"methods.{label}: {title} has no reward accuracy, which is a figure of pairs: set"
+                f" methods.{label}.best_metric to eval_loss (with best_mode: min) or eval_rewards/margins."
+            )
+    return bool(unpaired)

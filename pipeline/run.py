@@ -161,7 +161,7 @@ class Run(Context):
         for label in todo:
             with self.doing(f"train/{label}", [self.model_of(label)]) as figures:
                 share = seconds * steps[label] / max(sum(steps.values()), 1e-9)
-                figures |= {"tokens": tokens, "trained_together": todo, "seconds": round(share, 2)}
+                figures |= {"tokens": tokens[label], "trained_together": todo, "seconds": round(share, 2)}
 
     def generate(self) -> None:
         """Answers of every model to every task."""
@@ -309,8 +309,8 @@ class Run(Context):
 
         return progress
 
-    def _fit(self, labels: list[str], model: ModelConfig) -> str:
-        """Train the labels in one worker group; gives the file of token ids that they were trained on."""
+    def _fit(self, labels: list[str], model: ModelConfig) -> dict[str, str]:
+        """Train the labels in one worker group; gives the file of token ids that each was trained on."""
         supervised = labels == ["base"]
         tokens = self.tokens(supervised=supervised)
         from pipeline.cluster import connect
@@ -323,7 +323,7 @@ class Run(Context):
         ]
         group = self.recipe.train_of("base") if supervised else self.recipe.train
         fit(jobs, self.folder, name="base" if supervised else "methods", train=group, show=self.show)
-        return tokens.train
+        return {job.label: job.tokens for job in jobs}
 
     def _reference(self, task: Task) -> tuple[str | None, str | None]:
         """(label, None): a model of the run is the reference; (None, file); (None, None): the task's own answers."""

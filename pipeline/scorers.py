@@ -48,13 +48,21 @@ class ScorerTable:
 
     def batch(self, batch: SequenceBatch) -> Tensor:
         """(2B, T) log-probabilities beside a batch of pairs; 0 where padded and for filler rows."""
-        half, width = len(batch.rows) // 2, batch.mask.shape[1]
-        values = np.zeros((2 * half, width), dtype=np.float32)
-        for index, row in enumerate(batch.rows[:half].tolist()):
+        rows = batch.rows[: len(batch.rows) // 2].tolist()
+        return torch.cat([self.side(rows, side, batch.mask) for side in (0, 1)])
+
+    def side(self, rows: Sequence[int], side: int, mask: Tensor) -> Tensor:
+        """(B, T) log-probabilities of the first (0) or second (1) answers of some rows; 0 where padded and for -1.
+
+        Args:
+            mask: (any, T); only its width and device are used.
+        """
+        values = np.zeros((len(rows), mask.shape[1]), dtype=np.float32)
+        for index, row in enumerate(rows):
             if row >= 0:
-                for side, logps in enumerate(self.rows[row]):
-                    values[index + side * half, : len(logps)] = logps
-        return torch.from_numpy(values).to(batch.mask.device)
+                logps = self.rows[row][side]
+                values[index, : len(logps)] = logps
+        return torch.from_numpy(values).to(mask.device)
 
 
 def cache_folder(root: Path, *, model: str, dtype: str, tokens: str) -> Path:

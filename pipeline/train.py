@@ -35,6 +35,7 @@ def make_job(
     supervised = label == "base"
     fingerprint = model_fingerprint(model.path)
     spec = None if supervised else recipe.method(label)
+    tokens = tokens if spec is None else tokens.of(spec)
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
     for name, scorer in (spec.scorers if spec else {}).items():
         models[name] = str(folder / "models" / scorer / "model") if scorer in recipe.methods else scorer

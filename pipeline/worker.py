@@ -20,6 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from otpo.batches import Item, collate_completions, collate_pairs, load_tokens, take
@@ -36,7 +37,7 @@ from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
-from otpo.records import SequenceBatch, TokenCompletion
+from otpo.records import SequenceBatch, TokenCompletion, TokenPair
 from otpo.step import (
     CoupledLosses,
     LossFunction,
@@ -47,6 +48,7 @@ from otpo.step import (
     preference_losses,
     supervised_losses,
 )
+from otpo.unpaired import UnpairedBatch, as_pairs, collate_unpaired, unpaired_losses
 from pipeline.config import TrainConfig
 from pipeline.scorers import ScorerTable, agree_missing, cache_folder, fill_cache
 
@@ -61,7 +63,8 @@ class TrainJob:
     Attributes:
         label: names the model and its folder. model: folder or hub name of the start, which is also the reference.
         model_fingerprint: identity of that start, kept in every checkpoint: resuming must not move the reference.
-        tokens, validation_tokens: files of token ids (pairs, or completions for supervised training).
+        tokens, validation_tokens: files of token ids: pairs, or completions (labelled ones for methods that need
+            "unpaired").
         out: `models/<label>`. train: a `TrainConfig`. method: None for supervised training, else settings of the label.
         scorers: name of a frozen model -> its folder or hub name. caches: where their log-probabilities are kept.
         tokens_hash: of the token ids of all rows. total_steps: of the whole job.
@@ -120,6 +123,7 @@ class _Trainer:
     def __init__(self, job: TrainJob, mesh: torch.distributed.DeviceMesh):
         self.job, self.mesh = job, mesh
         self.train = TrainConfig(**job.train)
+        self.spec = None if job.method is None else resolve(job.label, job.method)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = ray.train.torch.get_device()
         self.items = load_tokens(job.tokens)
@@ -150,10 +154,17 @@ class _Trainer:
         self._finish(step)
 
     def _losses(self) -> LossFunction | CoupledLosses:
-        if self.job.method is None:
+        spec = self.spec
+        if spec is None:
             return supervised_losses(self.model)
         tables = {name: self._scores(model) for name, model in self.job.scorers.items()}
-        spec = resolve(self.job.label, self.job.method)
+        if "unpaired" in spec.method.needs:
+
+            def reference(batch: UnpairedBatch) -> tuple[Tensor, Tensor]:
+                keys, table = batch.keys, tables["reference"]
+                return table.side(keys, 0, batch.mask), table.side(keys, 1, batch.mismatched.mask)
+
+            return unpaired_losses(self.model, spec, reference)
         return preference_losses(
             self.model,
             spec,
@@ -173,7 +184,9 @@ class _Trainer:
         folder = cache_folder(
             Path(self.job.caches), model=fingerprint[0], dtype=self.train.dtype, tokens=self.job.tokens_hash
         )
-        pairs = [*self.items, *self.validation]
+        items = [*self.items, *self.validation]
+        unpaired = as_pairs([item for item in items if isinstance(item, TokenCompletion)])
+        pairs = unpaired or [item for item in items if isinstance(item, TokenPair)]
         if ours or agree_missing(ScorerTable(folder).missing(pairs), pairs):
             fill_cache(
                 folder, self.model if ours else self._frozen(model), pairs, pad_id=self.job.pad_id,
@@ -243,7 +256,7 @@ class _Trainer:
         return step
 
     def _batch_size(self, step: int) -> int:
-        """Pairs in this step; the last one of an `epochs` run holds what is left: each pair is seen equally often."""
+        """Rows in this step; the last one of an `epochs` run holds what is left: each row is seen equally often."""
         size = self.train.global_batch_size
         if self.train.max_steps is not None:
             return size
@@ -251,7 +264,9 @@ class _Trainer:
 
     def _batches(self, members: Sequence[Item], size: int | None = None) -> Iterator[SequenceBatch]:
         lengths = [item.length for item in members]
-        collate: Callable[..., SequenceBatch] = collate_completions if self.job.method is None else collate_pairs
+        collate: Callable[..., SequenceBatch] = collate_pairs
+        if isinstance(members[0], TokenCompletion):
+            collate = collate_completions if self.spec is None else collate_unpaired
         for indices in micro_batches(
             lengths, size=size or self.train.micro_batch_size, rank=self.rank, world=self.world
         ):
@@ -259,8 +274,10 @@ class _Trainer:
             yield collate(items).to(self.device)
 
     def _denominator(self, members: Sequence[Item]) -> float:
-        """Tokens for supervised training, else pairs."""
-        return float(sum(len(m.completion_ids) if isinstance(m, TokenCompletion) else 1 for m in members))
+        """Tokens for supervised training, else pairs or labelled completions."""
+        if self.spec is not None:
+            return float(len(members))
+        return float(sum(len(m.completion_ids) for m in members if isinstance(m, TokenCompletion)))
 
     def _evaluate(self, step: int, losses: LossFunction | CoupledLosses) -> None:
         members = list(self.validation)

@@ -6,6 +6,9 @@ from otpo.methods import METHODS, SCORERS, MethodSpec, resolve
 from otpo.records import LogProbs, PairLogProbs
 
 
+PAIR_METHODS = [name for name, method in METHODS.items() if "unpaired" not in method.needs]
+
+
 def spec_of(name, **settings) -> MethodSpec:
     """A method; the frozen models that it needs are called by their names."""
     needed = METHODS[settings.get("method", name)].needs

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from random_pairs import random_pair, spec_of
+from random_pairs import PAIR_METHODS, random_pair, spec_of
 
 from otpo.losses import COLLECTED, LOSSES, coupled, pair_loss, pairwise
 from otpo.methods import METHODS, resolve
@@ -496,7 +496,7 @@ def test_identical_answers_give_log_two_and_no_gradient():
 
 
 # AOT (unpaired) shares its terms' values between pairs, not their gradients: those are TRL's, see above
-@pytest.mark.parametrize("label", [label for label in METHODS if label != "aot-unpaired"])
+@pytest.mark.parametrize("label", [label for label in PAIR_METHODS if label != "aot-unpaired"])
 def test_gradients_in_float64(label):
     spec = spec_of(label)
     pair = random_pair([4, 2, 1], [3, 5, 0], hidden=6, dtype=torch.float64)
@@ -527,7 +527,7 @@ def test_gradient_of_each_token_is_proportional_to_its_weight():
     torch.testing.assert_close(pair.rejected.policy.grad, slope * weights.rejected)
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", PAIR_METHODS)
 def test_metrics_are_per_pair_detached_and_carry_the_weights(label):
     pair = random_pair(*LENGTHS, hidden=8)
     pair.chosen.policy.requires_grad_()
@@ -537,7 +537,7 @@ def test_metrics_are_per_pair_detached_and_carry_the_weights(label):
     assert all(values.shape == (5,) and not values.requires_grad for values in output.metrics.values())
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", PAIR_METHODS)
 def test_empty_answers_and_extreme_log_probabilities_stay_finite(label):
     pair = random_pair([3, 0, 2, 0], [0, 4, 2, 0], hidden=4)
     pair.chosen.policy[2] *= 1e4

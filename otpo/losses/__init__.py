@@ -1,19 +1,20 @@
 """Losses: pure functions of per-token log-probabilities and token weights.
 
 `pairwise` holds the losses against a reference, `reference_free` those without, `coupled` those that compare the pairs
-of the global batch; losses of single labelled completions
-(KTO) belong in `unpaired`. A new loss is a function there and a line here.
+of the global batch, `unpaired` those of single labelled completions (KTO). A new loss is a function there and a line
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from otpo.losses import coupled, pairwise, reference_free
+from otpo.losses import coupled, pairwise, reference_free, unpaired
 from otpo.methods import MethodSpec
-from otpo.records import LossOutput, PairLogProbs, TokenWeights
+from otpo.records import LogProbs, LossOutput, PairLogProbs, TokenWeights
 
 LOSSES: dict[str, Callable[..., LossOutput]] = {
     "sigmoid": pairwise.sigmoid,
@@ -45,6 +46,7 @@ LOSSES: dict[str, Callable[..., LossOutput]] = {
     "alphapo": reference_free.alphapo,
     "cpo": reference_free.cpo,
     "orpo": reference_free.orpo,
+    "kto": unpaired.kto,
 }
 
 
@@ -74,4 +76,24 @@ def pair_loss(
     if sft_weight := float(spec.hyperparameters["sft_weight"]):
         likelihood = reference_free.chosen_nll(pair)
         losses, metrics = losses + sft_weight * likelihood, metrics | {"nll_loss": likelihood.detach()}
+    return LossOutput(losses, metrics)
+
+
+def completion_loss(spec: MethodSpec, answers: LogProbs, labels: Tensor, everyone: Tensor) -> LossOutput:
+    """The losses of a method of labelled completions. With `sft_weight`, desirable ones add their mean negative
+    log-likelihood.
+
+    Args:
+        answers: B completions. labels: (B,) bool, True for desirable ones.
+        everyone: values of the global batch, see the loss.
+    """
+    loss = LOSSES[spec.method.loss]
+    output = loss(answers, labels, everyone, **spec.arguments(loss))
+    losses, metrics = output.losses, output.metrics
+    if sft_weight := float(spec.hyperparameters["sft_weight"]):
+        likelihood = torch.where(labels, -answers.policy.sum(-1) / answers.lengths.clamp(min=1), 0.0)
+        losses = losses + sft_weight * likelihood
+        found = unpaired.by_label("nll_loss", likelihood.detach(), labels, everyone[:, 1])
+        if "nll_loss/chosen" in found:
+            metrics = metrics | {"nll_loss": found["nll_loss/chosen"]}
     return LossOutput(losses, metrics)
