@@ -28,6 +28,7 @@ PAIRS = st.lists(st.builds(TokenPair, st.integers(0, 10**6), IDS, IDS, IDS), min
 COMPLETIONS = st.lists(
     st.builds(TokenCompletion, st.integers(0, 10**6), IDS, IDS, st.sampled_from([None, True, False])), min_size=1
 )
+MATCHED = st.lists(st.builds(TokenCompletion, st.integers(0, 10**6), IDS, IDS, st.booleans(), IDS), min_size=1)
 
 
 @given(PAIRS)
@@ -150,7 +151,7 @@ def test_the_split_takes_a_fraction_by_seed():
         split_validation(items, seed=0)
 
 
-@given(PAIRS | COMPLETIONS)
+@given(PAIRS | COMPLETIONS | MATCHED)
 def test_a_token_file_gives_back_what_was_saved(tmp_path_factory, items):
     path = tmp_path_factory.mktemp("tokens") / "new" / "tokens.safetensors"
     save_tokens(path, items)
@@ -174,6 +175,7 @@ def test_the_hash_sees_every_change():
     ]
     lists = [[pair], [pair, pair], *([dataclasses.replace(pair, **change)] for change in changes)]
     lists += [[TokenCompletion(0, [1, 2], [3], label)] for label in (None, True, False)]
+    lists += [[TokenCompletion(0, [1, 2], [3], True, ids)] for ids in ([4], [5])]
     hashes = [tokens_hash(items) for items in lists]
     assert all(a != b for a, b in itertools.combinations(hashes, 2))
     assert hashes == [tokens_hash(items) for items in lists]
