@@ -24,6 +24,8 @@ ARCHITECTURES = frozenset(
 )  # fmt: skip
 """Values of `config.model_type` whose tokens meet in attention alone, through transformers' attention interface."""
 
+SHORT = 256  # tokens up to which a CPU's attention is slower in bfloat16 than in float32, mostly backward
+
 
 def shared_prompts_attention(
     module: nn.Module,
@@ -56,6 +58,8 @@ def shared_prompts_attention(
     for prompt, completion in sequences:
         q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
         length = q.shape[2]
+        if length <= SHORT and not q.is_cuda:
+            q, k, v = q.float(), k.float(), v.float()
         window = sliding_window if sliding_window is not None and sliding_window < length else None
         if softcap is not None:
             mixed = _softcapped(q, k, v, scaling, _causal(length, window, q.device), softcap)
@@ -64,7 +68,7 @@ def shared_prompts_attention(
             mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
         else:
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-        head, tail = mixed.transpose(1, 2).split([segments[prompt], segments[completion]], dim=1)
+        head, tail = mixed.to(query.dtype).transpose(1, 2).split([segments[prompt], segments[completion]], dim=1)
         if outputs[prompt] is None:
             outputs[prompt] = head
         outputs[completion] = tail

@@ -157,18 +157,21 @@ def optimisation_step(
         # FSDP averages gradients over ranks; the loss is already divided by a global count
         (total * (world / denominator)).backward()
     figures = totals.reduce(denominator)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if not math.isfinite(figures["loss"]) or not torch.isfinite(norm):
+    trained = [p for p in model.parameters() if p.grad is not None]
+    total_norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = (total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm).item()
+    if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
         raise WorkError(
-            f"The loss is {figures['loss']} and the gradient norm {norm.item()}: not finite. Data rows with such a loss"
-            f" on this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at them with `otpo data`."
+            f"The loss is {figures['loss']} and the gradient norm {norm}: not finite. Data rows with such a loss on"
+            f" this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at them with `otpo data`."
         )
+    if norm > max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, total_norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return figures | {"grad_norm": norm.item(), "learning_rate": lr}
+    return figures | {"grad_norm": norm, "learning_rate": lr}
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ class _Trainer:
         # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode
         self.model.train(self.train.activation_checkpointing)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
+            self.model.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay, fused=True
         )
         losses = self._losses()
         step = self._resume()
