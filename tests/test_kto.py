@@ -211,9 +211,12 @@ def test_pairs_are_split_as_trl_does():
 
 
 def test_what_is_scored_has_a_key_of_its_own():
-    keys = [pair.row for pair in as_pairs(split_pairs(PAIRS))]
+    items = mismatched(split_pairs(PAIRS), seed=0)
+    keys = [pair.row for pair in as_pairs(items)]
     assert len(set(keys)) == 6
-    batch = collate_unpaired(mismatched(split_pairs(PAIRS), seed=0))
+    first = TokenPair(keys[0], items[0].prompt_ids, items[0].completion_ids, items[0].mismatched_ids or [])
+    assert as_pairs(items)[0] == first
+    batch = collate_unpaired(items)
     assert batch.keys == keys
     batch.rows[2] = -1
     assert batch.keys == [*keys[:2], -1, *keys[3:]]
@@ -327,7 +330,6 @@ def test_a_number_that_is_not_finite_names_the_row_and_the_completion(others):
 # ---- TRL's whole trainer ----
 
 
-@pytest.mark.slow
 def test_twenty_steps_are_those_of_trls_trainer(tmp_path, tiny_llama):
     """Same tokens, same order, TRL's own pairing: with a batch in one piece its KL term is that of the batch."""
     from conftest import SENTENCES
@@ -380,8 +382,3 @@ def test_twenty_steps_are_those_of_trls_trainer(tmp_path, tiny_llama):
     ]  # fmt: skip
     assert len(found) == 20 and ours == pytest.approx(found, rel=1e-4)
     assert max(ours) - min(ours) > 0.05, "the losses move"
-
-
-def test_a_pair_is_scored_with_the_prompt_once():
-    item = ITEMS[0]
-    assert as_pairs([item]) == [TokenPair(1, item.prompt_ids, item.completion_ids, item.mismatched_ids)]
