@@ -42,27 +42,41 @@ def connect(address: str | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def pool(name: str) -> dict[str, float]:
+    """What a worker asks of the nodes set apart for its kind, "train" or "generate" (cluster.yaml); nothing where no
+    node is.
+    """
+    return {name: 1.0} if ray.cluster_resources().get(name) else {}
+
+
 def check_workers(workers: int, *, use_gpu: bool | str) -> bool:
-    """Whether the workers take GPUs; they must fit into the cluster as it is now.
+    """Whether the training workers take GPUs; they must fit into the cluster as it is now.
 
     Args:
         use_gpu: True, False, or "auto" (GPUs if there are enough of them).
 
     Raises:
-        UserError: more workers than the cluster has CPUs or GPUs.
+        UserError: more workers than the cluster has CPUs or GPUs for training.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    nodes = training_nodes()
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
     on_gpu = gpus >= workers if use_gpu == "auto" else bool(use_gpu)
     kind, available = ("GPU", gpus) if on_gpu else ("CPU", cpus)
     if workers > available:
         raise UserError(
-            f"train.workers is {workers}, but the cluster has {available} {kind}{'s' if available != 1 else ''}."
-            f" Set train.workers={max(1, available)}, or add nodes."
+            f"train.workers is {workers}, but the cluster has {available} {kind}{'s' if available != 1 else ''}"
+            f"{' for training' if pool('train') else ''}. Set train.workers={max(1, available)}, or add nodes."
         )
     return on_gpu
 
 
-def cpus_per_worker(workers: int) -> int:
-    """CPUs that each of `workers` can take when they have the cluster to themselves."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+def training_nodes() -> list[dict[str, float]]:
+    """Resources of the nodes that training workers may be placed on."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in nodes if node.get("train")] if pool("train") else nodes
+
+
+def cpus_per_worker(workers: int, cpus: list[int]) -> int:
+    """CPUs that each of `workers` can take, given the nodes' CPUs: a worker's stand on one node."""
+    shares = range(max(cpus, default=1), 0, -1)
+    return next((share for share in shares if sum(n // share for n in cpus) >= workers), 1)

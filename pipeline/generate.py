@@ -182,6 +182,8 @@ class EnginePool:
     def _start(self, folder: ModelFolder) -> None:
         import ray
 
+        from pipeline.cluster import pool
+
         gpus = self.config.tensor_parallel_size if self.config.device == "gpu" else 0
         there = ray.cluster_resources().get("GPU", 0)
         if gpus * self.config.workers > there:
@@ -195,6 +197,7 @@ class EnginePool:
         options: dict[str, Any] = {
             "num_cpus": 0,
             "num_gpus": gpus,
+            "resources": pool("generate"),
             "max_restarts": 1,
             "max_task_retries": 1,
             "runtime_env": {"env_vars": environment(self.config, self._threads())},

@@ -33,15 +33,14 @@ def share(recipe: Recipe, search: Search) -> Share:
     Raises:
         UserError: it does not hold even one.
     """
-    import ray
-
-    from pipeline.cluster import check_workers, connect
+    from pipeline.cluster import check_workers, connect, training_nodes
 
     connect(recipe.cluster.address)
     train = recipe.train_of(search.label)
     on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return divide(recipe, search, gpus=int(ray.cluster_resources().get("GPU", 0)), cpus=cpus, on_gpu=on_gpu)
+    nodes = training_nodes()
+    gpus, cpus = int(sum(node.get("GPU", 0) for node in nodes)), [int(node.get("CPU", 0)) for node in nodes]
+    return divide(recipe, search, gpus=gpus, cpus=cpus, on_gpu=on_gpu)
 
 
 def divide(recipe: Recipe, search: Search, *, gpus: int, cpus: list[int], on_gpu: bool) -> Share:
@@ -52,14 +51,15 @@ def divide(recipe: Recipe, search: Search, *, gpus: int, cpus: list[int], on_gpu
         cpus: of each of its nodes.
         on_gpu: whether training takes GPUs, one a worker.
     """
+    from pipeline.cluster import cpus_per_worker
+
     workers, generate = recipe.train_of(search.label).workers, recipe.generate
     engine = generate.workers * generate.tensor_parallel_size if search.task and gpus else 0
     # where training and the engine do not fit side by side, they take turns
     keep_engine = not on_gpu or gpus - engine >= workers
     room = sum(cpus) // workers if not on_gpu else (gpus - engine) // workers if keep_engine else 1
     concurrent = max(1, min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials, room))
-    fitting = (share for share in range(max(cpus), 0, -1) if sum(n // share for n in cpus) >= concurrent * workers)
-    return Share(concurrent, next(fitting, 1), keep_engine)
+    return Share(concurrent, cpus_per_worker(concurrent * workers, cpus), keep_engine)
 
 
 def run_trials(setting: Setting, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
