@@ -86,10 +86,15 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
             shutil.rmtree(path)
 
 
-def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: torch.dtype) -> None:
+def export(
+    model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: torch.dtype, pad_id: int | None = None
+) -> None:
     """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
 
     The folder appears under its name only when it is whole.
+
+    Args:
+        pad_id: of the folder's tokenizer, where that is not the tokenizer's own.
     """
     state: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -103,7 +108,10 @@ def export(model: PolicyModel, out: Path, *, tokenizer: str, card: str, dtype: t
         model.lm.save_pretrained(partial, state_dict=weights)
         model.lm.config.dtype = dtype  # transformers writes that of the master weights
         model.lm.config.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(partial)
+        words = AutoTokenizer.from_pretrained(tokenizer)
+        if pad_id is not None:
+            words.pad_token = words.convert_ids_to_tokens(pad_id)
+        words.save_pretrained(partial)
         (partial / "README.md").write_text(card)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)

@@ -77,4 +77,6 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
                 f"It takes: {', '.join([*scorers, *defaults])}."
             )
         hyperparameters[key] = checked(f"methods.{label}.{key}", value, defaults[key], RANGES.get(key))
+    if "reward_head" in method.needs and hyperparameters["sft_weight"]:
+        raise UserError(f"methods.{label}.sft_weight: {method.title} has no likelihood to add: leave it out.")
     return MethodSpec(label, method, hyperparameters, scorers)

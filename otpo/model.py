@@ -5,6 +5,7 @@ Shape legend: S sequences, T padded completion length, D hidden size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> Pr
         lm = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation=attn_implementation)
     except (OSError, ValueError) as error:
         raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    return without_dropout(lm)
+
+
+def without_dropout(lm: PreTrainedModel) -> PreTrainedModel:
+    """The same model; none of its dropout ever acts."""
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -89,6 +95,12 @@ class PolicyModel(nn.Module):
         return self._predict(batch)[1]
 
     def _predict(self, batch: SequenceBatch) -> tuple[Tensor, Predictions]:
+        predicting = self.states(batch)
+        head = self.lm.get_output_embeddings()
+        return predicting, Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
+
+    def states(self, batch: SequenceBatch, *, last: bool = False) -> Tensor:
+        """Hidden states after the final norm: (S, T, D) at the predicting positions, or (S, D) of the last tokens."""
         decoder = self.lm.get_decoder()
         if self.shares_prompts:
             states = decoder(
@@ -98,13 +110,13 @@ class PolicyModel(nn.Module):
                 segments=batch.segments,
                 sequences=batch.sequences,
             ).last_hidden_state[0]
-            predicting = states[batch.positions]
-        else:
-            ids, attention_mask, positions = padded(batch)
-            states = decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-            predicting = states[torch.arange(len(states), device=states.device)[:, None], positions]
-        head = self.lm.get_output_embeddings()
-        return predicting, Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
+            ends = list(itertools.accumulate(batch.segments))
+            return states[[ends[answer] - 1 for _, answer in batch.sequences] if last else batch.positions]
+        ids, attention_mask, positions = padded(batch)
+        states = decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        if last:
+            return states[torch.arange(len(states), device=states.device), attention_mask.sum(-1) - 1]
+        return states[torch.arange(len(states), device=states.device)[:, None], positions]
 
 
 def shard(
@@ -134,7 +146,9 @@ def shard(
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
     # a checkpoint made then would hold the whole copies, which are never updated.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head)
-    register_fsdp_forward_method(model, "predictions")
+    for name in ("predictions", "scores"):
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
     return model.float()
 
 

@@ -50,6 +50,7 @@ RANGES: dict[str, Range | tuple[str, ...]] = {
     "gamma_beta_ratio": _NOT_NEGATIVE,
     "cpo_alpha": _NOT_NEGATIVE,
     "orpo_lambda": _NOT_NEGATIVE,
+    "center_rewards_coefficient": _NOT_NEGATIVE,
     "alphapo_alpha": Range(),
     "length_alpha": _NOT_NEGATIVE,
     "ld_alpha": Range(low=0, high=1, low_included=True, high_included=True),

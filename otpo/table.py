@@ -22,6 +22,7 @@ class Method:
             those of further frozen models (`SCORERS`, which a recipe names), "hidden" (the policy's hidden states),
             "log_sum_squares" and "reference_kl" (figures over the whole vocabulary; the latter keeps the reference in
             memory beside the policy). "unpaired": single labelled completions instead of pairs; of pairs, each answer.
+            "reward_head": a scalar head instead of the vocabulary's; what is trained scores answers and writes none.
         defaults: every hyperparameter of the loss and the weight rule, with the official code's value, else TRL's.
         paper: address. note: what a reader should know before comparing it.
     """
@@ -278,6 +279,12 @@ _ROWS = [
         note="Takes `{prompt, completion, label}` rows, or splits pairs into two completions each as TRL does; batches "
         "and epochs count completions. Keep desirable_weight n_D / (undesirable_weight n_U) between 1 and 4/3. The KL "
         "term is of the global batch; its mismatched completions take a second forward pass.",
+    ),
+    Method(
+        "reward-model", "Reward model", loss="bradley_terry", weights="uniform", needs=frozenset({"reward_head"}),
+        defaults={"center_rewards_coefficient": 0.0}, paper="https://arxiv.org/abs/2203.02155",
+        note="Scores answers (`judge.reward_model`, `pairs.scorer.reward_model`) and writes none. Rows with a `margin` "
+        "say by how much the chosen answer is better. TRL's learning rate is 1e-4; 0.01 is the usual coefficient.",
     ),
 ]
 # fmt: on

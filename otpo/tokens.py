@@ -104,6 +104,31 @@ def tokenize_completions(
     return [TokenCompletion(e.row, prompt, answers[0], e.label) for e, prompt, answers in encoded], report
 
 
+def tokenize_answers(
+    prompts: Sequence[Text], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, template: str = "auto"
+) -> list[TokenCompletion]:
+    """Token ids of answers as `tokenize_pairs` reads them, to be scored: none is cut, and empty ones stay.
+
+    Returns:
+        An item an answer, in order; `row` is its number.
+
+    Raises:
+        UserError: a prompt that cannot be rendered.
+    """
+    report = DataReport("answers", "answers", "", n_rows=len(answers), n_groups=len(answers))
+    encoder = _Encoder(tokenizer, template, report)
+    examples = [
+        Example(prompt, (answer,), row=i) for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    items: list[TokenCompletion] = []
+    for start in range(0, len(examples), CHUNK):
+        found = encoder.encode(examples[start : start + CHUNK])
+        items += [TokenCompletion(example.row, prompt, ids[0]) for example, prompt, ids in found]
+    for reason, rows in report.problems.items():
+        raise UserError(f"expected prompts and answers that can be tokenised, found {reason} (answer {rows[0]})")
+    return items
+
+
 # ---- how ----
 
 Encoded = tuple[Example, list[int], list[list[int]]]  # the example, its prompt's ids, each answer's ids

@@ -5,7 +5,7 @@ import torch
 from otpo.methods import METHODS, SCORERS, MethodSpec, resolve
 from otpo.records import LogProbs, PairLogProbs
 
-PAIR_METHODS = [name for name, method in METHODS.items() if "unpaired" not in method.needs]
+PAIR_METHODS = [name for name, method in METHODS.items() if not {"unpaired", "reward_head"} & method.needs]
 
 
 def spec_of(name, **settings) -> MethodSpec:

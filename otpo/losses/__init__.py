@@ -1,8 +1,8 @@
 """Losses: pure functions of per-token log-probabilities and token weights.
 
 `pairwise` holds the losses against a reference, `reference_free` those without, `coupled` those that compare the pairs
-of the global batch, `unpaired` those of single labelled completions (KTO). A new loss is a function there and a line
-here.
+of the global batch, `unpaired` those of single labelled completions (KTO), `reward` those of a reward model's scores. A
+new loss is a function there and a line here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otpo.losses import coupled, pairwise, reference_free, unpaired
+from otpo.losses import coupled, pairwise, reference_free, reward, unpaired
 from otpo.methods import MethodSpec
 from otpo.records import LogProbs, LossOutput, PairLogProbs, TokenWeights
 
@@ -47,6 +47,7 @@ LOSSES: dict[str, Callable[..., LossOutput]] = {
     "cpo": reference_free.cpo,
     "orpo": reference_free.orpo,
     "kto": unpaired.kto,
+    "bradley_terry": reward.bradley_terry,
 }
 
 
