@@ -64,7 +64,7 @@ def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
 def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
     """Ray Tune over any methods.* or train.* key: best trial, table, plot."""
     from jobs.worlds import world_of
-    from pipeline.config import load_recipe
+    from pipeline.recipes import load_recipe
     from pipeline.sweep import sweep as sweep_recipe
     from pipeline.sweep_results import render
 
@@ -121,7 +121,7 @@ def submit(
 
 def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
     from jobs.worlds import world_of
-    from pipeline.config import load_recipe
+    from pipeline.recipes import load_recipe
     from pipeline.run import run as run_recipe
 
     recipe = load_recipe(source, overrides or [])
@@ -362,7 +362,7 @@ def weights(
 ) -> None:
     """What each token weighs, and the transport plan."""
     from otpo.methods import resolve
-    from pipeline.config import apply_overrides
+    from pipeline.recipes import apply_overrides
 
     spec = resolve(method, apply_overrides({}, hyperparameters or []))
     if out.suffix not in (".html", ".json"):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.config import JudgeConfig
 from otpo.errors import UserError
-from pipeline.config import WORLD_PREFIX, ModelConfig, Recipe, identity
+from pipeline.config import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.manifest import open_run
+from pipeline.recipes import identity
 
 if TYPE_CHECKING:
     from eval.tasks import Task

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError, WorkError
 from pipeline.backends import backend_of, device_of, environment, resolve, start
-from pipeline.config import digest
 from pipeline.engine import Completion, EngineConfig, Request, Sampling, Template, answer
 from pipeline.model_folder import ModelFolder, check_servable, open_model
 from pipeline.outputs import Files, GenerationResult, Partial, finished, row, versions, write_json
+from pipeline.recipes import digest
 
 if TYPE_CHECKING:
     from eval.tasks import Prompt

@@ -14,7 +14,8 @@ from typing import Any
 
 from otpo.errors import UserError
 from otpo.files import write_atomically
-from pipeline.config import Recipe, digest, dump_yaml, identity, load_recipe
+from pipeline.config import Recipe
+from pipeline.recipes import digest, dump_yaml, identity, load_recipe
 
 PACKAGES = (
     "otpo-pipeline",

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError
 from otpo.identity import source_identity
-from pipeline.config import EXECUTION_KEYS_OF_TRAINING, ModelConfig, Recipe
+from pipeline.config import ModelConfig, Recipe
 from pipeline.context import Context, Show, World
+from pipeline.recipes import EXECUTION_KEYS_OF_TRAINING
 
 if TYPE_CHECKING:
     from eval.tasks import Task

@@ -24,7 +24,7 @@ from otpo.batches import collate_pairs
 from otpo.model import PolicyModel
 from otpo.records import SequenceBatch, TokenPair
 from otpo.step import micro_batches
-from pipeline.config import digest
+from pipeline.recipes import digest
 
 PART_BATCHES = 64  # micro-batches between two writes
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
-from pipeline.config import Recipe, SweepRange, make_recipe, set_key
+from pipeline.config import Recipe, SweepRange, make_recipe
+from pipeline.recipes import set_key
 
 Params = dict[str, Any]
 """Dotted key of a recipe -> value: what one trial changes."""

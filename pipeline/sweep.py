@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from eval.config import JudgeConfig
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
-from pipeline.config import Recipe, digest
+from pipeline.config import Recipe
 from pipeline.context import Show, World
+from pipeline.recipes import digest
 from pipeline.run import Run
 from pipeline.search import Search, plan, scorer_labels
 from pipeline.sweep_results import Outcome, read_outcome, write_results

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.config import Recipe, dump_yaml
+from pipeline.config import Recipe
+from pipeline.recipes import dump_yaml
 from pipeline.search import Search, best_recipe, short_keys
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from otpo.errors import UserError
 from otpo.methods import METHODS, SHARED
-from pipeline.config import apply_overrides, make_recipe
+from pipeline.config import make_recipe
 from pipeline.manifest import Manifest
 from pipeline.prepare import prepare_tokens
+from pipeline.recipes import apply_overrides
 from pipeline.run import run
 
 WATCH = """

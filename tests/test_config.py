@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpo.errors import UserError
-from pipeline.config import (
+from pipeline.config import TrainConfig, make_recipe
+from pipeline.recipes import (
     EXECUTION_KEYS_OF_TRAINING,
-    TrainConfig,
     apply_overrides,
     dump_yaml,
     find_recipe,
     identity,
     load_recipe,
-    make_recipe,
     parse_value,
 )
 

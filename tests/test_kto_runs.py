@@ -19,8 +19,9 @@ from otpo.model import PolicyModel
 from otpo.records import TokenCompletion
 from otpo.step import evaluate
 from otpo.unpaired import collate_unpaired, split_pairs, unpaired_losses
-from pipeline.config import dump_yaml, make_recipe
+from pipeline.config import make_recipe
 from pipeline.prepare import Tokens, prepare_tokens
+from pipeline.recipes import dump_yaml
 from pipeline.run import Run, run
 from pipeline.scorers import ScorerTable
 from pipeline.train import make_job

@@ -22,6 +22,7 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "scipy
 LIGHT = (
     "jobs.cli",
     "pipeline.config",
+    "pipeline.recipes",
     "pipeline.manifest",
     "otpo.methods",
     "otpo.errors",

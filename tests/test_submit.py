@@ -19,7 +19,8 @@ import yaml
 
 from jobs.submit import connect, prepare, stage
 from otpo.errors import UserError
-from pipeline.config import load_recipe, make_recipe
+from pipeline.config import make_recipe
+from pipeline.recipes import load_recipe
 
 TOKEN = "a-token-of-the-test-" + "x" * 24
 ROOT = Path(__file__).resolve().parents[1]

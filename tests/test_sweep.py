@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from otpo.errors import UserError, WorkError
-from pipeline.config import Recipe, load_recipe, make_recipe
+from pipeline.config import Recipe, make_recipe
+from pipeline.recipes import load_recipe
 from pipeline.search import best_recipe, combinations, plan, scorer_labels, trial_name, trial_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
