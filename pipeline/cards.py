@@ -11,6 +11,10 @@ from otpo.data import DataReport
 from otpo.methods import MethodSpec
 from pipeline.config import Recipe, TrainConfig
 
+_HOW_IT_SCORES = """- Scores an answer at its last token (EOS, or what ends the turn; {template} template): load it with
+  `AutoModelForSequenceClassification`; its one logit is the score. Scores mean something beside others of the prompt.
+"""
+
 
 def model_card(
     recipe: Recipe, label: str, *, start: str, train: TrainConfig, spec: MethodSpec | None, report: DataReport
@@ -18,9 +22,12 @@ def model_card(
     """README.md of `models/<label>/model`: what it was made from, how, and with which versions."""
     method = "supervised training" if spec is None else f"{spec.method.title} ({spec.method.paper})"
     settings = {"method": method, **({} if spec is None else spec.hyperparameters), **train.model_dump()}
+    scores = spec is not None and "reward_head" in spec.method.needs
     versions = {name: version(name) for name in ("torch", "transformers", "ray")}
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["otpo", "preference-optimization"]
+        library_name="transformers",
+        pipeline_tag="text-classification" if scores else "text-generation",
+        tags=["otpo", "reward-model" if scores else "preference-optimization"],
     )
     return f"""---
 {data.to_yaml()}
@@ -32,7 +39,7 @@ Trained by the OTPO pipeline with {method}.
 
 - Start, and reference: `{start}`
 - Data: `{report.source}`, {report.n_usable} of {report.n_groups} {report.counted} used ({report.format})
-
+{_HOW_IT_SCORES.format(template=report.template) if scores else ""}
 ## Settings
 
 ```json

@@ -13,6 +13,7 @@ from otpo.data import DataReport, read_rows
 from otpo.errors import UserError
 from otpo.formats import FORMATS, recognise
 from otpo.methods import MethodSpec
+from otpo.reward import margins_of, pad_token, save_margins
 from otpo.rows import Row
 from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
 from otpo.unpaired import mismatched, split_pairs
@@ -24,16 +25,20 @@ class Tokens:
     """A data file as the workers read it.
 
     Attributes:
+        score_pad: what answers are padded with that a reward model scores.
         unpaired: of pairs, the same as labelled completions, if a method of the recipe needs these.
+        margins: of pairs, the file of their margins, if a method of the recipe is a reward model and rows have one.
     """
 
     train: str
     validation: str | None
     n_train: int
     pad_id: int
+    score_pad: int | None
     hash: str
     report: DataReport
     unpaired: Tokens | None = None
+    margins: str | None = None
 
     def of(self, spec: MethodSpec) -> Tokens:
         """The rows as a method needs them.
@@ -91,18 +96,29 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
             validation=str(target / "validation.safetensors") if held else None,
             n_train=len(train),
             pad_id=pad_id(tokenizer),
+            score_pad=pad_token(tokenizer),
             hash=key,
             report=report,
         )
 
+    def save_pairs() -> Tokens:
+        saved = save(key, items, validation)
+        scored = any("reward_head" in recipe.method(label).method.needs for label in recipe.methods)
+        margins = margins_of(rows, [*items, *validation], source) if scored and paired else None
+        if margins is None:
+            return saved
+        file = Path(saved.train).with_name("margins.safetensors")
+        save_margins(file, margins)
+        return replace(saved, margins=str(file))
+
     if not unpaired:
-        return save(key, items, validation)
+        return save_pairs()
     sides = [split_pairs(side) if paired else side for side in (items, validation)]
     train, held = (
         mismatched(side, seed=recipe.train.seed, max_length=recipe.data.max_length) if side else [] for side in sides
     )
     completions = save(tokens_hash([*train, *held])[:16], train, held)
-    return replace(save(key, items, validation), unpaired=completions) if paired else completions
+    return replace(save_pairs(), unpaired=completions) if paired else completions
 
 
 def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:

@@ -45,6 +45,7 @@ def make_job(
     supervised = label == "base"
     fingerprint = model_fingerprint(model.path)
     spec = None if supervised else recipe.method(label)
+    scores = spec is not None and "reward_head" in spec.method.needs
     tokens = tokens if spec is None else tokens.of(spec)
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
     for name, scorer in (spec.scorers if spec else {}).items():
@@ -65,6 +66,8 @@ def make_job(
         caches=str(scorers),
         tokens_hash=tokens.hash,
         card=cards.model_card(recipe, label, start=model.path, train=train, spec=spec, report=tokens.report),
+        margins=tokens.margins if scores else None,
+        score_pad=tokens.score_pad if scores else None,
     )
 
 

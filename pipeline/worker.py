@@ -1,4 +1,4 @@
-"""The training loop inside a Ray Train worker: supervised base training and every preference method.
+"""The training loop inside a Ray Train worker: supervised base training, every preference method, reward models.
 
 One worker group serves a list of jobs one after the other, because starting the group costs more than a small job. A
 job that is finished (its `model/` exists) is skipped, one that was interrupted goes on from its newest complete
@@ -38,6 +38,7 @@ from otpo.identity import model_fingerprint
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
 from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+from otpo.reward import RewardModel, load_margins, load_reward_lm, reward_losses
 from otpo.step import (
     CoupledLosses,
     LossFunction,
@@ -68,6 +69,8 @@ class TrainJob:
         out: `models/<label>`. train: a `TrainConfig`. method: None for supervised training, else settings of the label.
         scorers: name of a frozen model -> its folder or hub name. caches: where their log-probabilities are kept.
         tokens_hash: of the token ids of all rows. total_steps: of the whole job.
+        margins: for a reward model, the file of its pairs' margins if they have any.
+        score_pad: for a reward model, what its answers are padded with (`otpo.reward.pad_token`).
     """
 
     label: str
@@ -85,6 +88,8 @@ class TrainJob:
     caches: str
     tokens_hash: str
     card: str
+    margins: str | None = None
+    score_pad: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -134,10 +139,10 @@ class _Trainer:
 
     def run(self) -> None:
         """Load or resume, train, export."""
-        lm = load_causal_lm(self.job.model, attn_implementation=self.job.attn_implementation)
-        self.saved_dtype = lm.dtype
+        model = self._start()
+        self.saved_dtype = model.lm.dtype
         self.model = shard(
-            PolicyModel(lm),
+            model,
             self.mesh,
             dtype=DTYPES[self.train.dtype],
             activation_checkpointing=self.train.activation_checkpointing,
@@ -153,10 +158,19 @@ class _Trainer:
             step = self._step(step, losses)
         self._finish(step)
 
+    def _start(self) -> PolicyModel:
+        path, attention = self.job.model, self.job.attn_implementation
+        if self.spec is None or "reward_head" not in self.spec.method.needs:
+            return PolicyModel(load_causal_lm(path, attn_implementation=attention))
+        pad = self.job.score_pad
+        return RewardModel(load_reward_lm(path, new_head=True, pad_id=pad, attn_implementation=attention))
+
     def _losses(self) -> LossFunction | CoupledLosses:
         spec = self.spec
         if spec is None:
             return supervised_losses(self.model)
+        if isinstance(self.model, RewardModel):
+            return reward_losses(self.model, spec, load_margins(self.job.margins) if self.job.margins else None)
         tables = {name: self._scores(model) for name, model in self.job.scorers.items()}
         if "unpaired" in spec.method.needs:
 
@@ -334,8 +348,9 @@ class _Trainer:
         if best is not None and best != step:
             load_checkpoint(self.job.folder / "checkpoints" / f"step-{best:06d}", self.model, self.optimizer)
         export(
-            self.model, self.job.folder / "model", tokenizer=self.job.model, card=self.job.card, dtype=self.saved_dtype
-        )
+            self.model, self.job.folder / "model", tokenizer=self.job.model, card=self.job.card,
+            dtype=self.saved_dtype, pad_id=self.job.score_pad,
+        )  # fmt: skip
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank == 0:
