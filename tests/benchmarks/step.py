@@ -1,14 +1,17 @@
-"""Throughput and peak memory of one preference step: ours (DPO and OTPO) beside TRL's DPO on the same pairs.
+"""Throughput and peak memory of one preference step: ours beside TRL's DPO and the official OTPO step, on equal pairs.
 
-    python -m tests.benchmarks step 30m-short
+    make bench ARGS="step 30m-short"
 
-Every side runs in a process of its own with the same allocator settings, bf16 compute on fp32 weights, and a reference
-computed beforehand (TRL's best configuration). Tokens are counted as TRL does, the prompt twice.
+Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
+can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
+TRL with its live reference and without the allocator settings. Tokens are counted as TRL does, the prompt twice. Memory
+is the peak above the loaded model.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -20,13 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-# glibc told to keep memory: page faults cost large short-lived tensors more than their arithmetic
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**30),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
+from pipeline.train import CPU_ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -53,31 +50,46 @@ SHAPES = {
 PAIRS = 4
 
 
+SIDES = ("trl", "dpo", "otpo", "official-otpo", "trl-as-installed")
+
+
 def main(arguments: list[str]) -> None:
     """Run every side in its own process and print the comparison."""
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--side", choices=["dpo", "otpo", "trl"], help="one side alone, in this process")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
     options = parser.parse_args(arguments)
     if options.side:
-        side = _trl if options.side == "trl" else _ours
-        print(json.dumps(side(options.shape, options.steps, options.side)))
+        run = {"dpo": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
+        print(json.dumps(run(options.shape, options.steps, options.side)))
         return
-    sides = {name: _measure(options.shape, options.steps, name) for name in ("trl", "dpo", "otpo")}
-    for name, figures in sides.items():
-        print(f"{name:>5}  {figures['tokens_per_second']:10,.0f} tokens/s   peak {figures['peak_gib']:.2f} GiB")
+    sides = {}
+    for name in options.sides:
+        figures = sides[name] = _measure(options.shape, options.steps, name)
+        print(
+            f"{name:>16}  {figures['tokens_per_second']:8,.0f} tokens/s  step {figures['step_seconds']:7.3f} s"
+            f"  {figures['above_model_gib']:6.2f} GiB above the model",
+            flush=True,
+        )
     ratios = {
-        "dpo_over_trl": sides["dpo"]["tokens_per_second"] / sides["trl"]["tokens_per_second"],
-        "otpo_step_over_dpo_step": sides["otpo"]["step_seconds"] / sides["dpo"]["step_seconds"],
-        "memory_over_trl": sides["dpo"]["above_model_gib"] / sides["trl"]["above_model_gib"],
+        "dpo_over_trl": _ratio(sides, "dpo", "trl", "tokens_per_second"),
+        "otpo_step_over_dpo_step": _ratio(sides, "otpo", "dpo", "step_seconds"),
+        "official_otpo_step_over_ours": _ratio(sides, "official-otpo", "otpo", "step_seconds"),
+        "memory_over_trl": _ratio(sides, "dpo", "trl", "above_model_gib"),
     }
-    print(json.dumps({"benchmark": "step", "shape": options.shape, **ratios, "sides": sides}))
+    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **ratios, "sides": sides}))
+
+
+def _ratio(sides: dict[str, dict[str, float]], one: str, other: str, figure: str) -> float | None:
+    return sides[one][figure] / sides[other][figure] if one in sides and other in sides else None
 
 
 def _measure(shape: str, steps: int, side: str) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks", "step", shape, "--steps", str(steps), "--side", side]
-    done = subprocess.run(command, env=os.environ | ALLOCATOR, stdout=subprocess.PIPE, text=True, check=True)
+    environment = os.environ | ({} if side == "trl-as-installed" else CPU_ENVIRONMENT)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -111,13 +123,33 @@ def _config(shape: Shape):  # transformers is imported by the sides alone
 
 def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, float]:
     tokens = sum(2 * len(p) + len(c) + len(r) + 2 for p, c, r in pairs) / (len(pairs) / PAIRS)
-    step, peak = statistics.median(seconds[1:]), _peak()
-    return {
-        "tokens_per_second": tokens / step,
-        "step_seconds": step,
-        "peak_gib": peak,
-        "above_model_gib": peak - before,
-    }
+    step = statistics.median(seconds[len(seconds) // 4 :])
+    return {"tokens_per_second": tokens / step, "step_seconds": step, "above_model_gib": _peak() - before}
+
+
+def _floor(shape: Shape, pairs: list) -> dict[str, float]:
+    """Seconds that a step's matrix products alone take at the best rate this machine reaches on one of them.
+
+    Products of the layers for every token of a prompt and its two answers, once forward and twice backward, of the head
+    for the answers alone, and of attention (half a square, for both answers). Nothing is computed twice.
+    """
+    import torch
+
+    width = shape.hidden // shape.heads * shape.kv_heads
+    layer = 2 * shape.hidden**2 + 2 * shape.hidden * width + 3 * shape.hidden * shape.mlp
+    flops = 0.0
+    for p, c, r in pairs:
+        answers = len(c) + len(r) + 2
+        flops += 6 * (len(p) + answers) * layer * shape.layers
+        flops += 6 * answers * shape.hidden * shape.vocab
+        flops += 6 * shape.layers * shape.hidden * ((len(p) + len(c) + 1) ** 2 + (len(p) + len(r) + 1) ** 2)
+    rate = 0.0
+    x, w = (torch.randn(n, 1024, dtype=torch.bfloat16) for n in (2048, 4096))
+    for _ in range(12):
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        rate = max(rate, 2 * 2048 * 4096 * 1024 / (time.perf_counter() - began))
+    return {"matmul_floor_seconds": flops / (len(pairs) / PAIRS) / rate, "matmul_tflops": rate / 1e12}
 
 
 def _peak() -> float:
@@ -157,10 +189,67 @@ def _ours(name: str, steps: int, method: str) -> dict[str, float]:
             optimisation_step(model, optimizer, [batch], losses, denominator=PAIRS, max_grad_norm=1.0, lr=1e-5)
             seconds.append(time.perf_counter() - began)
         dist.destroy_process_group()
+    return _figures(pairs, seconds, before) | _floor(shape, pairs)
+
+
+def _official(name: str, steps: int, _: str) -> dict[str, float]:
+    """What the official trainer does in a step: all logits and all layers' states of policy and reference over padded
+    sequences, POT pair after pair over the whole padded matrix.
+    """
+    import ot
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from otpo.batches import collate_pairs, padded
+    from otpo.records import TokenPair
+
+    shape = SHAPES[name]
+    pairs = _pairs(shape, steps)
+    items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(pairs)]
+    torch.manual_seed(0)
+    policy, reference = LlamaForCausalLM(_config(shape)), LlamaForCausalLM(_config(shape)).eval()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
+    before, seconds = _peak(), []
+
+    def forward(model, ids, attention):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model(ids, attention_mask=attention, output_hidden_states=True, use_cache=False)
+        return out.logits[:, :-1].float().log_softmax(-1), out.hidden_states[-1][:, :-1].detach().float()
+
+    def plan(p, q, mask_p, mask_q):
+        cost = torch.cdist(p * mask_p[:, None], q * mask_q[:, None]) + 1e-6
+        cost = cost / cost.max() if cost.max() > 1 else cost
+        return ot.unbalanced.sinkhorn_unbalanced(
+            mask_p.float(), mask_q.float(), cost, 0.1, 0.2, reg_type="entropy", method="sinkhorn_stabilized"
+        )
+
+    for start in range(0, len(items), PAIRS):
+        batch = collate_pairs(items[start : start + PAIRS])
+        ids, attention, positions = padded(batch)
+        mask = torch.zeros(ids.shape[0], ids.shape[1] - 1, dtype=torch.bool)
+        for sequence in range(len(ids)):
+            mask[sequence, positions[sequence][batch.mask[sequence]]] = True
+        began = time.perf_counter()
+        logits, states = forward(policy, ids, attention)
+        with torch.no_grad():
+            frozen, _ = forward(reference, ids, attention)
+        weights = torch.zeros(mask.shape)
+        for pair in range(PAIRS):
+            other = pair + PAIRS
+            transported = plan(states[pair], states[other], mask[pair], mask[other])
+            scale = transported.sum() / min(mask[pair].sum(), mask[other].sum())
+            weights[pair], weights[other] = transported.sum(1) / scale, transported.sum(0) / scale
+        ratio = ((logits - frozen).gather(-1, ids[:, 1:, None])[..., 0] * weights).sum(-1)
+        loss = -torch.nn.functional.logsigmoid(0.1 * (ratio[:PAIRS] - ratio[PAIRS:])).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
     return _figures(pairs, seconds, before)
 
 
-def _trl(name: str, steps: int, _: str) -> dict[str, float]:
+def _trl(name: str, steps: int, side: str) -> dict[str, float]:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -180,6 +269,7 @@ def _trl(name: str, steps: int, _: str) -> dict[str, float]:
     rows = [{"prompt": text(p), "chosen": " " + text(c), "rejected": " " + text(r)} for p, c, r in pairs]
     torch.manual_seed(0)
     model = LlamaForCausalLM(_config(shape))
+    before = _peak()
     ticks: list[float] = []
 
     class Clock(TrainerCallback):
@@ -201,16 +291,16 @@ def _trl(name: str, steps: int, _: str) -> dict[str, float]:
             gradient_checkpointing=False,
             bf16=True,
             use_cpu=True,
-            precompute_ref_log_probs=True,
+            precompute_ref_log_probs=side == "trl",
             disable_tqdm=True,
         )
         trainer = DPOTrainer(
             model=model,
+            ref_model=None if side == "trl" else copy.deepcopy(model),
             args=options,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             callbacks=[Clock()],
         )
-        before = _peak()
         trainer.train()
     return _figures(pairs, [end - begin for begin, end in zip(ticks[::2], ticks[1::2], strict=True)], before)
