@@ -1,7 +1,8 @@
 """Sharded checkpoints to resume from, and export as a Hugging Face folder.
 
     models/<label>/checkpoints/step-000100/   every rank's shards (torch DCP), then `complete.json`, written last
-    models/<label>/model/                     config, safetensors, tokenizer, model card
+    models/<label>/model/                     config, safetensors, tokenizer, model card; adapters merged
+    models/<label>/adapter/                   the adapters alone, if the model has any, in peft's format
 
 A checkpoint without its completion mark does not exist for anybody.
 """
@@ -23,16 +24,19 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from otpo.files import write_atomically
-from otpo.model import PolicyModel
+from otpo.lora import ADAPTER, gather_adapters, has_adapters, merge_adapters
+from otpo.model import PolicyModel, load_causal_lm
 
 MARK = "complete.json"
 
 
 def save_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
     """Write this rank's shards under `folder/step-N`; rank 0 marks the checkpoint complete when all are written.
+
+    Weights that are not trained are left out: whoever resumes has loaded them already.
 
     Args:
         state: JSON values to come back from `load_checkpoint`; must hold "step".
@@ -42,8 +46,7 @@ def save_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Opt
         shutil.rmtree(path, ignore_errors=True)  # an unfinished one of an earlier attempt
         path.mkdir(parents=True)
     _barrier()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=path)
+    dcp.save(_state(model, optimizer), checkpoint_id=path)
     _barrier()
     if _rank() == 0:
         write_atomically(path / MARK, json.dumps(state, indent=1))
@@ -71,11 +74,21 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def load_checkpoint(path: Path, model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load shards into the model and the optimizer, whatever the number of ranks that wrote them."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    tree: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    tree = _state(model, optimizer)
     dcp.load(tree, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+    options = StateDictOptions(strict=not has_adapters(model.lm))
+    set_state_dict(
+        model, optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"], options=options
+    )
     return read_state(path)
+
+
+def _state(model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            del weights[name]
+    return {"model": weights, "optimizer": moments}
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
@@ -91,23 +104,26 @@ def export(
 ) -> None:
     """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
 
-    The folder appears under its name only when it is whole.
+    The folder appears under its name only when it is whole. Adapters are added to the weights that they were trained
+    beside, as those were saved (also where training read them in 4 bits), and are written to `adapter` beside `out`.
 
     Args:
+        dtype: what to save in; adapted weights keep the precision of their start.
         pad_id: of the folder's tokenizer, where that is not the tokenizer's own.
     """
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    adapted = has_adapters(model.lm)
+    state: dict[str, Any] = (
+        gather_adapters(model.lm)
+        if adapted
+        else get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     )
     if _rank() == 0:
-        weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
-        if model.lm.config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.lm.save_pretrained(partial, state_dict=weights)
-        model.lm.config.dtype = dtype  # transformers writes that of the master weights
-        model.lm.config.save_pretrained(partial)
+        if adapted:
+            _save_merged(model.lm, state, partial, out.with_name("adapter"))
+        else:
+            _save_whole(model.lm, state, partial, dtype)
         words = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
             words.pad_token = words.convert_ids_to_tokens(pad_id)
@@ -116,6 +132,24 @@ def export(
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)
     _barrier()
+
+
+def _save_whole(lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
+    if lm.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    lm.save_pretrained(folder, state_dict=weights)
+    lm.config.dtype = dtype  # transformers writes that of the master weights
+    lm.config.save_pretrained(folder)
+
+
+def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, adapter: Path) -> None:
+    partial = adapter.with_name(adapter.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    start = load_causal_lm(str(lm.name_or_path))
+    merge_adapters(start, lm.peft_config[ADAPTER], adapters, partial).save_pretrained(folder)
+    shutil.rmtree(adapter, ignore_errors=True)
+    os.replace(partial, adapter)
 
 
 def _rank() -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from otpo.attention import share_prompts
 from otpo.batches import padded
@@ -22,14 +23,30 @@ from otpo.logprobs import Predictions
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
 
 
-def load_causal_lm(path: str | Path, *, attn_implementation: str = "sdpa") -> PreTrainedModel:
+def load_causal_lm(
+    path: str | Path, *, attn_implementation: str = "sdpa", four_bit: torch.dtype | None = None
+) -> PreTrainedModel:
     """A causal LM in the precision it was saved in, dropout off. No code from the model's folder is run.
+
+    Args:
+        four_bit: the precision to compute in from weights of 4 bits (NF4 with doubly quantised scales, as in QLoRA,
+            https://arxiv.org/abs/2305.14314), by bitsandbytes on this process's GPU; None leaves the weights alone.
 
     Raises:
         UserError: there is no such model, or it needs code of its own.
     """
+    options: dict[str, Any] = {"dtype": "auto"}
+    if four_bit is not None:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=four_bit,
+        )
+        device = torch.device("cuda", torch.cuda.current_device())
+        options = {"dtype": four_bit, "quantization_config": quantization, "device_map": {"": device}}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation=attn_implementation)
+        lm = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn_implementation, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
     return without_dropout(lm)
@@ -132,24 +149,31 @@ def shard(
     Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
     the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.
 
+    Beside adapters (`otpo.lora`) the frozen weights keep the precision they were saved in, and are sharded like the
+    rest; those of 4 bits, which cannot be cut, lie whole on every rank.
+
     Args:
         keep_head: keep the root's weights whole after a forward pass. For a frozen model whose head the policy's
             backward pass reads (`Predictions`).
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    model.to(mesh.device_type)
+    parameters = set(model.parameters())
+    trained_in_part = not all(p.requires_grad for p in parameters)
+    whole = {p for p in parameters if not p.is_floating_point()}
+    if not whole:
+        model.to(mesh.device_type)  # else loading has put it there
     if activation_checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layer_types = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
     for layer in [module for module in model.lm.modules() if type(module).__name__ in layer_types]:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
     # a checkpoint made then would hold the whole copies, which are never updated.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head, ignored_params=whole)
     for name in ("predictions", "scores"):
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
-    return model.float()
+    return model if trained_in_part else model.float()
 
 
 def pair_logprobs(

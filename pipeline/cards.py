@@ -22,6 +22,8 @@ def model_card(
     """README.md of `models/<label>/model`: what it was made from, how, and with which versions."""
     method = "supervised training" if spec is None else f"{spec.method.title} ({spec.method.paper})"
     settings = {"method": method, **({} if spec is None else spec.hyperparameters), **train.model_dump()}
+    if recipe.model.lora:
+        settings |= {"lora": recipe.model.lora.model_dump(), "quantization": recipe.model.quantization}
     scores = spec is not None and "reward_head" in spec.method.needs
     versions = {name: version(name) for name in ("torch", "transformers", "ray")}
     data = ModelCardData(

@@ -23,11 +23,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LoraConfig(Section):
+    """Adapters beside frozen weights (https://arxiv.org/abs/2106.09685); names and meaning are those of peft."""
+
+    r: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = Field("all-linear", description="ends of names of modules, or a regex")
+
+    @model_validator(mode="after")
+    def _some_modules(self) -> LoraConfig:
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: name modules, for example [q_proj, v_proj], or set all-linear")
+        return self
+
+
 class ModelConfig(Section):
     """The policy before training; it is also the reference of every preference method."""
 
     path: str
     attn_implementation: str = "sdpa"
+    lora: LoraConfig | None = Field(None, description="train adapters alone; `{}` takes every default")
+    quantization: Literal["none", "4bit"] = Field("none", description="of the frozen weights beside adapters (QLoRA)")
+
+    @model_validator(mode="after")
+    def _only_adapters_train_in_4_bits(self) -> ModelConfig:
+        if self.quantization != "none" and self.lora is None:
+            raise ValueError(
+                f"quantization is {self.quantization}, and such weights cannot be trained: set model.lora={{}} to train"
+                " adapters beside them"
+            )
+        return self
 
 
 class PairsConfig(Section):
@@ -219,6 +245,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.model.quantization != "none" and self.train.use_gpu is False:
+            raise ValueError(
+                f"model.quantization is {self.model.quantization}, which needs a CUDA GPU for every training worker,"
+                " but train.use_gpu is false: set model.quantization to none, or train.use_gpu to true"
+            )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
         for label in self.methods:
@@ -226,7 +257,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
                 )
-            self.method(label)
+            needs = self.method(label).method.needs
+            if self.model.lora and "reward_head" in needs:
+                raise ValueError(
+                    f"methods.{label}: a reward model is trained whole, its new head could not learn beside adapters:"
+                    " train it in a recipe without model.lora"
+                )
             self._check_train_of(label, f"methods.{label}")
             shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
             if shared:

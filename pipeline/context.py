@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -64,6 +65,7 @@ class Context:
                 )
             world.prepare(self.world_folder, recipe.world)
         self._check_sources()
+        self._check_adapters()
         self._check_data()
         if recipe.pairs and "pairs" not in self.manifest.tree["stages"]:
             self.check_judge("pairs.scorer", recipe.pairs.scorer)
@@ -241,6 +243,18 @@ class Context:
         model = Path(self.resolve(recipe.model.path))
         if model.is_dir() and not (model / "config.json").is_file():
             raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
+
+    def _check_adapters(self) -> None:
+        model, stages = self.recipe.model, self.manifest.tree["stages"]
+        if model.lora is None or all(f"train/{label}" in stages for label in self.recipe.methods):
+            return
+        import torch
+
+        from otpo.lora import check_adapters, check_quantization
+
+        elsewhere = self.recipe.cluster.address or os.environ.get("RAY_ADDRESS")  # whose GPUs are counted later
+        check_quantization(model.quantization, gpu=bool(elsewhere) or torch.cuda.is_available())
+        check_adapters(self.resolve(model.path), model.lora.model_dump())
 
     def _check_data(self) -> None:
         stages = self.manifest.tree["stages"]

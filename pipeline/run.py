@@ -302,7 +302,9 @@ class Run(Context):
 
     def _training(self, label: str) -> dict[str, Any]:
         train = self.recipe.train_of(label).model_dump(mode="json")
-        return {key: value for key, value in train.items() if key not in EXECUTION_KEYS_OF_TRAINING}
+        kept = {key: value for key, value in train.items() if key not in EXECUTION_KEYS_OF_TRAINING}
+        names = ("lora", "quantization") if self.recipe.model.lora else ()
+        return kept | {name: self.tree["model"][name] for name in names}
 
     def _counting(self, what: str) -> Callable[[int, int, int], None]:
         def progress(done: int, total: int, failed: int) -> None:

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from otpo.errors import UserError, WorkError
 from otpo.identity import model_fingerprint
+from otpo.lora import check_quantization
 from pipeline import cards
 from pipeline.cluster import check_workers, cpus_per_worker, pool, training_nodes
 from pipeline.config import ModelConfig, Recipe, TrainConfig
@@ -67,6 +68,8 @@ def make_job(
         tokens_hash=tokens.hash,
         card=cards.model_card(recipe, label, start=model.path, train=train, spec=spec, report=tokens.report),
         margins=tokens.margins if scores else None,
+        lora=model.lora.model_dump() if model.lora else None,
+        quantization=model.quantization,
         score_pad=tokens.score_pad if scores else None,
     )
 
@@ -84,6 +87,8 @@ def fit(
         UserError: the cluster is too small. WorkError: training failed; checkpoints are kept.
     """
     on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
+    for job in jobs:
+        check_quantization(job.quantization, gpu=on_gpu)
     share = cpus or cpus_per_worker(train.workers, [int(node.get("CPU", 0)) for node in training_nodes()])
     failure = folder / "ray" / name / FAILURE
     failure.unlink(missing_ok=True)

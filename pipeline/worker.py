@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
@@ -35,6 +35,7 @@ from otpo.checkpoint import (
 from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
+from otpo.lora import AdaptersOff, add_adapters
 from otpo.methods import resolve
 from otpo.model import PolicyModel, load_causal_lm, shard
 from otpo.records import SequenceBatch, TokenCompletion, TokenPair
@@ -69,6 +70,7 @@ class TrainJob:
         out: `models/<label>`. train: a `TrainConfig`. method: None for supervised training, else settings of the label.
         scorers: name of a frozen model -> its folder or hub name. caches: where their log-probabilities are kept.
         tokens_hash: of the token ids of all rows. total_steps: of the whole job.
+        lora: settings of adapters (`otpo.lora`), which alone are trained then. quantization: of the other weights.
         margins: for a reward model, the file of its pairs' margins if they have any.
         score_pad: for a reward model, what its answers are padded with (`otpo.reward.pad_token`).
     """
@@ -88,6 +90,8 @@ class TrainJob:
     caches: str
     tokens_hash: str
     card: str
+    lora: dict[str, Any] | None = None
+    quantization: str = "none"
     margins: str | None = None
     score_pad: int | None = None
 
@@ -147,11 +151,14 @@ class _Trainer:
             dtype=DTYPES[self.train.dtype],
             activation_checkpointing=self.train.activation_checkpointing,
         )
-        # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode
-        self.model.train(self.train.activation_checkpointing)
+        # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode, and so
+        # does the dropout of adapters, which at step 0 add nothing
+        dropout = (self.job.lora or {}).get("lora_dropout", 0)
+        self.model.train(self.train.activation_checkpointing or dropout > 0)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay, fused=True
-        )
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=self.train.learning_rate, weight_decay=self.train.weight_decay, fused=True,
+        )  # fmt: skip
         losses = self._losses()
         step = self._resume()
         while step < self.job.total_steps and not self._stalled():
@@ -161,7 +168,9 @@ class _Trainer:
     def _start(self) -> PolicyModel:
         path, attention = self.job.model, self.job.attn_implementation
         if self.spec is None or "reward_head" not in self.spec.method.needs:
-            return PolicyModel(load_causal_lm(path, attn_implementation=attention))
+            four_bit = DTYPES[self.train.dtype] if self.job.quantization == "4bit" else None
+            lm = load_causal_lm(path, attn_implementation=attention, four_bit=four_bit)
+            return PolicyModel(lm if self.job.lora is None else add_adapters(lm, self.job.lora, seed=self.train.seed))
         pad = self.job.score_pad
         return RewardModel(load_reward_lm(path, new_head=True, pad_id=pad, attn_implementation=attention))
 
@@ -184,9 +193,14 @@ class _Trainer:
             spec,
             lambda batch: {name: table.batch(batch) for name, table in tables.items()},
             seed=self.train.seed,
-            # its whole distribution over the vocabulary is too large to keep
-            reference=self._frozen(self.job.model, keep_head=True) if "reference_kl" in spec.method.needs else None,
+            reference=self._live_reference() if "reference_kl" in spec.method.needs else None,
         )
+
+    def _live_reference(self) -> PolicyModel:
+        """The start beside the policy: its whole distribution over the vocabulary is too large to keep."""
+        if self.job.lora is not None:
+            return cast(PolicyModel, AdaptersOff(self.model))
+        return self._frozen(self.job.model, keep_head=True)
 
     def _scores(self, model: str) -> ScorerTable:
         """The log-probabilities of a frozen model, computed where they are not in its cache yet."""
@@ -195,6 +209,8 @@ class _Trainer:
         if not ours:  # a label that an earlier job of this list trained has no fingerprint before
             fingerprint = [model_fingerprint(model) if self.rank == 0 else None]
             dist.broadcast_object_list(fingerprint)
+        elif self.job.quantization != "none":
+            fingerprint[0] += f"-{self.job.quantization}"
         folder = cache_folder(
             Path(self.job.caches), model=fingerprint[0], dtype=self.train.dtype, tokens=self.job.tokens_hash
         )
@@ -295,9 +311,12 @@ class _Trainer:
 
     def _evaluate(self, step: int, losses: LossFunction | CoupledLosses) -> None:
         members = list(self.validation)
+        training = self.model.training
+        self.model.eval()  # no dropout
         figures = evaluate(
             self._batches(members, 2 * self.train.micro_batch_size), losses, denominator=self._denominator(members)
         )
+        self.model.train(training)
         self._log({"step": step} | figures)
         name = self.train.best_metric
         if name is None:
