@@ -25,7 +25,7 @@ BREVITY = (
     0.25  # the judge: for each doubling of the words beyond ENOUGH_WORDS; two right answers of 8 and 32 words: .62
 )
 ENOUGH_WORDS = 8
-LENGTH_LIKING = 0.6  # the annotator: at LONG_WORDS words or more, less in proportion below
+LENGTH_LIKING = 0.3  # the annotator: at LONG_WORDS words or more, less in proportion below
 LONG_WORDS = 40
 NOISE = 0.6  # the annotator: standard deviation, fixed for each (instruction, answer)
 
