@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class JudgeConfig(BaseModel):
-    """An OpenAI-compatible chat-completions endpoint and how it is asked.
+    """An OpenAI-compatible chat-completions endpoint and how it is asked; or a reward model, whose scores are compared.
 
-    The API key is read from the environment variable named by `api_key_env` and is written nowhere.
+    The API key is read from the environment variable named by `api_key_env` and is written nowhere. With
+    `reward_model`, `model` is that model's name and `protocol` is "reward".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -18,6 +20,9 @@ class JudgeConfig(BaseModel):
     url: str | None = None
     model: str | None = None
     protocol: str = "preference"
+    reward_model: str | None = Field(
+        None, description="in place of url and model: a folder, a hub name, or a label of the run"
+    )
     api_key_env: str = "OPENAI_API_KEY"
     both_orders: bool = False
     each_other: bool = Field(False, description="also judge every two models of a run against each other")
@@ -37,3 +42,16 @@ class JudgeConfig(BaseModel):
     max_requests_per_minute: int | None = Field(None, ge=1)
     calibration: str | None = Field(None, description="folder with instruction_difficulty.csv and df_gamed*.csv")
     reference: str | None = Field(None, description="model_outputs.json or the label of a model of the run; 'base'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reward_model(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value.get("reward_model"):
+            return value
+        path = PurePath(str(value["reward_model"]))
+        name = path.parent.name if path.name == "model" and path.parent.name else path.name
+        if value.get("url") or value.get("model") not in (None, name):
+            raise ValueError(
+                "reward_model stands in place of a judge's url and model: keep one, and set the other null"
+            )
+        return {**value, "model": name, "protocol": "reward"}

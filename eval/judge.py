@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,10 @@ def judge(
     rows, paid = [], set()
     for pair, model_is_first in asked:
         answer = next(answers) if pair.output != pair.reference else Answer(key="", value=1.5)
-        rows.append(_row(pair, model_is_first, answer, config, task, pays=answer.key not in paid))
+        if model_is_first and not math.isnan(answer.value):
+            answer = replace(answer, value=3.0 - answer.value)
+        order = "model_first" if model_is_first else "reference_first"
+        rows.append(verdict_row(pair, order, answer, config, task, pays=answer.key not in paid))
         paid.add(answer.key)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
@@ -260,7 +264,8 @@ def _shown(pair: Pair, model_is_first: bool) -> tuple[str, str]:
     return (pair.output, pair.reference) if model_is_first else (pair.reference, pair.output)
 
 
-def _row(pair: Pair, model_is_first: bool, answer: Answer, config: JudgeConfig, task: str, pays: bool) -> Row:
+def verdict_row(pair: Pair, order: str, answer: Answer, config: JudgeConfig, task: str, pays: bool) -> Row:
+    """One row of the table; the answer's value is the preference, whatever the order in which it was asked for."""
     tokens = (answer.prompt_tokens, answer.completion_tokens) if pays else (0, 0)
     return {
         "task": task,
@@ -271,8 +276,8 @@ def _row(pair: Pair, model_is_first: bool, answer: Answer, config: JudgeConfig, 
         "instruction_hash": _sha256(pair.instruction),
         "output_hash": _sha256(pair.output),
         "reference_hash": _sha256(pair.reference),
-        "order": "model_first" if model_is_first else "reference_first",
-        "preference": 3.0 - answer.value if model_is_first and not math.isnan(answer.value) else answer.value,
+        "order": order,
+        "preference": answer.value,
         "raw": answer.raw,
         "error": answer.error,
         "attempts": answer.attempts if pays else 0,

@@ -239,6 +239,8 @@ def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
     official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol.startswith("alpaca_eval")
     if official and task.startswith("alpaca_eval"):
         return "AlpacaEval 2"
+    if protocol == "reward":
+        return f"{task}, scored by the reward model {judge} against {reference}"
     return f"{task}, judged by {judge} with the {protocol} prompt against {reference}"
 
 

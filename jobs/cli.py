@@ -42,10 +42,10 @@ Redo = Annotated[
     bool, typer.Option("--redo", help="accept a changed recipe under an old name: the changed stages are done again")
 ]
 JudgeUrl = Annotated[
-    str,
+    str | None,
     typer.Option("--judge-url", help="base URL of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1"),
 ]
-JudgeModel = Annotated[str, typer.Option("--judge-model", help="the judge's model as its server knows it")]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="the judge's model as its server knows it")]
 
 
 @app.command()
@@ -200,10 +200,12 @@ def pairs(
     model: Annotated[str, typer.Argument(help="model folder or hub name")],
     prompts: Annotated[str, typer.Option("--prompts", help="a prompts file or a task's name")],
     out: Out,
-    judge_url: JudgeUrl,
-    judge_model: JudgeModel,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
     n: Annotated[int, typer.Option("--n", help="answers a prompt")] = 8,
-    scorer: Annotated[str, typer.Option("--scorer", help="who scores the answers: judge")] = "judge",
+    scorer: Annotated[
+        str, typer.Option("--scorer", help="who scores the answers: judge (at --judge-url), or a reward model's folder")
+    ] = "judge",
     per_prompt: Annotated[int, typer.Option("--per-prompt", help="pairs a prompt")] = 1,
     temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
@@ -220,15 +222,18 @@ def pairs(
     from pipeline.engine import EngineConfig, Sampling
     from pipeline.generate import EnginePool, preflight
     from pipeline.pairs import sample_pairs
+    from pipeline.rewards import check_reward_model
 
-    if scorer != "judge":
-        raise otpo.errors.UserError(
-            f"--scorer {scorer}: known are: judge (a model behind --judge-url that rates each answer)."
-        )
+    reward_model = None if scorer == "judge" else scorer
+    _one_judge("--scorer", reward_model, judge_url, judge_model)
     task = load_task(prompts, limit=limit)
-    config, engine = JudgeConfig(url=judge_url, model=judge_model, protocol="rating"), EngineConfig(workers=workers)
+    config = JudgeConfig(url=judge_url, model=judge_model, protocol="rating", reward_model=reward_model)
+    engine = EngineConfig(workers=workers)
+    if reward_model:
+        check_reward_model("--scorer", reward_model)
     preflight(model, engine)
-    check(config)
+    if not reward_model:
+        check(config)
     connect()
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, seed=seed)
     with Bars(stderr) as bars, EnginePool(engine, model) as pool:
@@ -288,9 +293,15 @@ def generate(
 def judge(
     outputs: Annotated[list[Path], typer.Argument(help="model_outputs.json files (also .gz)")],
     reference: Annotated[Path, typer.Option("--reference", help="model_outputs.json of the baseline")],
-    judge_url: JudgeUrl,
-    judge_model: JudgeModel,
     out: Out,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
+    ] = None,
+    template: Annotated[
+        str, typer.Option("--template", help="how the reward model sees prompts: auto, chat or literal")
+    ] = "auto",
     task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
     protocol: Annotated[
         str, typer.Option("--protocol", help="preference, summary, or alpaca_eval (the official prompt)")
@@ -313,9 +324,11 @@ def judge(
     from eval.config import JudgeConfig
     from jobs.judging import judge_files
 
+    _one_judge("--reward-model", reward_model, judge_url, judge_model)
     config = JudgeConfig(
         url=judge_url,
         model=judge_model,
+        reward_model=reward_model,
         protocol=protocol,
         both_orders=both_orders,
         concurrency=concurrency,
@@ -328,7 +341,8 @@ def judge(
     )
     _writable(out)
     with Bars(stderr) as bars:
-        board = judge_files(outputs, reference, config, out, task, show=bars.show, subset=subset)
+        shape = _one_of("--template", template, "auto", "chat", "literal")
+        board = judge_files(outputs, reference, config, out, task, show=bars.show, subset=subset, template=shape)
     from eval.leaderboard import render
 
     console.print(render(board))
@@ -425,6 +439,17 @@ def doctor() -> None:
             console.print(f"         {finding.mend}", markup=False, highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise otpo.errors.WorkError("Something is missing; the lines above say how to mend it.")
+
+
+def _one_judge(option: str, reward_model: str | None, url: str | None, model: str | None) -> None:
+    if reward_model and (url or model):
+        raise otpo.errors.UserError(
+            f"{option} {reward_model} stands in place of --judge-url and --judge-model: keep one."
+        )
+    if not reward_model and not (url and model):
+        raise otpo.errors.UserError(
+            f"Who judges? Give --judge-url and --judge-model (an OpenAI-compatible server), or {option} FOLDER."
+        )
 
 
 def _one_of(option: str, value: str, *known: str) -> Any:

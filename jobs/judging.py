@@ -14,7 +14,9 @@ from eval.judge import check, judge, ledger, write_verdicts
 from eval.leaderboard import leaderboard, write_leaderboard
 from eval.report import build
 from eval.run_files import write_answers
+from eval.scored import judge_by_scores
 from eval.tasks import load_outputs, match_outputs
+from pipeline.rewards import RewardJudge, check_reward_model
 
 
 def judge_files(
@@ -26,8 +28,12 @@ def judge_files(
     *,
     show: Callable[[str, int, int, str], None],
     subset: bool = False,
+    template: str = "auto",
 ) -> pd.DataFrame:
     """Judge files, then write verdicts.parquet, leaderboard.csv and report.html to `out`.
+
+    Args:
+        template: how a reward model (`config.reward_model`) sees the instructions: auto, chat or literal.
 
     Returns:
         The leaderboard.
@@ -46,16 +52,26 @@ def judge_files(
         if name in outputs:
             raise UserError(f"Two files hold answers of '{name}'. Give each file's rows a `generator` of its own.")
         outputs[name] = [{**row, "generator": name} for row in rows]
-    check(config)
+    rewards = None
+    if config.reward_model:
+        check_reward_model("--reward-model", config.reward_model)
+        rewards = RewardJudge(
+            config.reward_model, template=template, progress=lambda done, total: show("score answers", done, total, "")
+        )
+    else:
+        check(config)
     frames, spent = [], 0.0
     for name, rows in outputs.items():
 
         def progress(done: int, total: int, failed: int, what: str = f"judge {name}") -> None:
             show(what, done, total, f"{failed} failed" if failed else "")
 
-        frame = judge(
-            rows, reference_rows, config, out / "store.sqlite", task, progress, subset=subset, spent_usd=spent
-        )
+        if rewards is not None:
+            frame = judge_by_scores(rows, reference_rows, rewards, task, subset=subset)
+        else:
+            frame = judge(
+                rows, reference_rows, config, out / "store.sqlite", task, progress, subset=subset, spent_usd=spent
+            )
         spent += ledger(frame)["spent_usd"]
         frames.append(frame)
     verdicts = pd.concat(frames, ignore_index=True)

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -167,49 +166,65 @@ def load_margins(path: str | Path) -> dict[int, float]:
 # ---- use ----
 
 
-@torch.no_grad()
-def score(
-    folder: str | Path,
-    prompts: Sequence[Text],
-    answers: Sequence[str],
-    *,
-    template: str = "auto",
-    batch_size: int = 16,
-    device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[float]:
-    """The score of each answer to its prompt, higher is better; a score means something beside another one only.
+class Scorer:
+    """A reward model in this process: one trained here, or any decoder with one label that transformers classifies by.
 
     Args:
-        folder: a reward model: one trained here, or any decoder of `AutoModelForSequenceClassification` with one label.
-        prompts: strings, or lists of messages, one an answer.
-        answers: strings; empty ones are scored too.
+        folder: of the model and its tokenizer.
         template: "chat" puts strings into the tokenizer's chat template, "literal" takes them as they are; "auto" is
             "chat" where the tokenizer has a template. It must be what the model was trained with.
         batch_size: answers at a time. device: by default the GPU where there is one.
-        progress: called with (done, total).
 
     Raises:
-        UserError: no reward model there, or a prompt that cannot be rendered.
+        UserError: no reward model there.
     """
-    tokenizer = load_tokenizer(folder)
-    if template == "auto":
-        template = "chat" if tokenizer.chat_template else "literal"
-    model = RewardModel(load_reward_lm(folder)).eval()
-    pad = model.lm.config.pad_token_id
-    items = tokenize_answers(prompts, answers, tokenizer, template="chat" if template == "chat" else "auto")
-    items = [_as_transformers_reads(item, pad) for item in items]
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    scores: list[Any] = [None] * len(items)
-    done = 0
-    for indices in micro_batches([item.length for item in items], size=batch_size, rank=0, world=1):
-        if indices:
-            batch = collate_completions([items[i] for i in indices]).to(next(model.parameters()).device)
-            for index, value in zip(indices, model.scores(batch).tolist(), strict=True):
+
+    def __init__(
+        self, folder: str | Path, *, template: str = "auto", batch_size: int = 16, device: str | None = None
+    ) -> None:
+        self.folder, self.batch_size = folder, batch_size
+        self.tokenizer = load_tokenizer(folder)
+        chat = template == "chat" or (template == "auto" and self.tokenizer.chat_template)
+        self.template = "chat" if chat else "auto"
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = RewardModel(load_reward_lm(folder)).eval().to(self.device)
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[Text], answers: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> list[float]:
+        """The score of each answer to its prompt, higher is better; it means something beside others of the prompt.
+
+        Args:
+            prompts: strings, or lists of messages, one an answer. answers: strings; empty ones are scored too.
+            progress: called with (done, total).
+
+        Raises:
+            UserError: a prompt that cannot be rendered. WorkError: a score that is not finite.
+        """
+        pad = self.model.lm.config.pad_token_id
+        items = tokenize_answers(prompts, answers, self.tokenizer, template=self.template)
+        items = [_as_transformers_reads(item, pad) for item in items]
+        scores = [math.nan] * len(items)
+        done = 0
+        for indices in micro_batches([item.length for item in items], size=self.batch_size, rank=0, world=1):
+            batch = collate_completions([items[i] for i in indices]).to(self.device)
+            for index, value in zip(indices, self.model.scores(batch).tolist(), strict=True):
                 scores[index] = value
             done += len(indices)
             if progress:
                 progress(done, len(items))
+        return _all_finite(scores, self.folder)
+
+
+def score(
+    folder: str | Path, prompts: Sequence[Text], answers: Sequence[str], *, template: str = "auto"
+) -> list[float]:
+    """The score of each answer to its prompt by the reward model in a folder; see `Scorer`."""
+    return Scorer(folder, template=template)(prompts, answers)
+
+
+def _all_finite(scores: list[float], folder: str | Path) -> list[float]:
     bad = [index for index, value in enumerate(scores) if not math.isfinite(value)]
     if bad:
         raise WorkError(

@@ -2,7 +2,7 @@
 
 `sample_pairs(..., out="pairs.jsonl")` writes the pairs and, beside them, `pairs.report.json` (what became of every
 prompt), `pairs.samples/` (the answers) and `pairs.ratings.sqlite` (the judge's replies): the same call after a kill
-asks nothing twice.
+asks nothing twice. A reward model scores in this process, again in each call.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 from pipeline.engine import Sampling, Template
 from pipeline.outputs import write_json
+from pipeline.rewards import RewardJudge
 
 if TYPE_CHECKING:
     from eval.config import JudgeConfig
@@ -110,7 +111,7 @@ def sample_pairs(
         task: the prompts.
         sampling: with n of at least 2.
         pool: the engines.
-        scorer: the judge that rates answers from 1 to 10 (`eval.judge.rate`).
+        scorer: the judge that rates answers from 1 to 10 (`eval.judge.rate`), or a reward model, which scores them.
         out: the pairs' file; the other files lie beside it.
         per_prompt: most pairs of a prompt.
         template: how prompts reach the model; None is the pool's.
@@ -142,17 +143,24 @@ def sample_pairs(
     n = sampling.n
     answers = [generated.outputs[i * n : (i + 1) * n] for i in range(len(task.prompts))]
     asked = {
-        (prompt.instruction, answer["output"]): None
+        (prompt.instruction, answer["output"]): prompt.messages or prompt.instruction
         for prompt, given in zip(task.prompts, answers, strict=True)
         for answer in given
         if answer["output"].strip()
     }
-    ratings = rate(
-        [{"instruction": instruction, "output": output} for instruction, output in asked],
-        scorer,
-        out.with_name(f"{out.stem}.ratings.sqlite"),
-        lambda done, total, failures: tell("rate answers", done, total, f"{failures} failed" if failures else ""),
-    )
+    ratings: Sequence[float | None]
+    if scorer.reward_model:
+        rewards = RewardJudge(
+            scorer.reward_model, template=template, progress=lambda done, total: tell("score answers", done, total, "")
+        )
+        ratings = rewards(list(asked), list(asked.values()))
+    else:
+        ratings = rate(
+            [{"instruction": instruction, "output": output} for instruction, output in asked],
+            scorer,
+            out.with_name(f"{out.stem}.ratings.sqlite"),
+            lambda done, total, failures: tell("rate answers", done, total, f"{failures} failed" if failures else ""),
+        )
     rating = dict(zip(asked, ratings, strict=True))
     scores = [
         [rating.get((prompt.instruction, answer["output"])) for answer in given]
@@ -162,7 +170,9 @@ def sample_pairs(
     report |= {
         "sampling": generated.report["sampling"],
         "generation": {key: generated.report[key] for key in ("model", "model_sha256", "tokens", "seconds")},
-        "scorer": {"url": scorer.url, "model": scorer.model},
+        "scorer": {"reward_model": scorer.reward_model}
+        if scorer.reward_model
+        else {"url": scorer.url, "model": scorer.model},
     }
     write_json(out.with_name(f"{out.stem}.report.json"), report)
     if not rows:

@@ -8,14 +8,19 @@ import random
 from collections import defaultdict
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 from random_pairs import spec_of
 from small_lm import PAIRS, small_lm
+from test_cli import otpo, refused
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from eval.config import JudgeConfig
+from eval.judge import COLUMNS, ledger, pair_preferences
+from eval.scored import judge_by_scores
 from otpo.batches import collate_completions, collate_pairs
 from otpo.checkpoint import export
 from otpo.errors import UserError, WorkError
@@ -25,6 +30,7 @@ from otpo.model import shard
 from otpo.records import TokenCompletion, TokenPair
 from otpo.reward import (
     RewardModel,
+    Scorer,
     load_margins,
     load_reward_lm,
     margins_of,
@@ -34,6 +40,7 @@ from otpo.reward import (
     score,
 )
 from otpo.step import evaluate, optimisation_step
+from pipeline.rewards import RewardJudge
 
 # ---- the loss ----
 
@@ -284,7 +291,7 @@ def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
 def test_messages_and_strings_in_the_template_score_alike_and_batches_change_nothing(exported):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     seen = []
-    found = score(exported, PROMPTS, ANSWERS, batch_size=1, progress=lambda *counts: seen.append(counts))
+    found = Scorer(exported, batch_size=1)(PROMPTS, ANSWERS, lambda *counts: seen.append(counts))
     assert score(exported, messages, ANSWERS, template="literal") == pytest.approx(found, abs=1e-5)
     assert found != pytest.approx(score(exported, PROMPTS, ANSWERS, template="literal"), abs=1e-3)
     assert seen == [(1, 3), (2, 3), (3, 3)] and score(exported, [], []) == []
@@ -309,3 +316,95 @@ def test_a_padding_token_is_found_that_ends_no_answer(tiny_llama):
     assert own != tokenizer.eos_token_id and pad_token(tokenizer) == own
     tokenizer.pad_token = tokenizer.eos_token
     assert pad_token(tokenizer) not in (None, tokenizer.eos_token_id)
+
+
+# ---- as a judge ----
+
+
+def outputs(name: str, texts: list[str]) -> list[dict]:
+    return [{"instruction": p, "output": text, "generator": name} for p, text in zip(PROMPTS, texts, strict=True)]
+
+
+OTHERS = [ANSWERS[0], "No.", "In the shed, behind the newer one."]
+
+
+def test_two_scores_are_a_preference_in_alpaca_evals_convention(exported):
+    asked = []
+
+    def scores(pairs):
+        asked.append(list(pairs))
+        return score(exported, *zip(*pairs, strict=True))
+
+    frame = judge_by_scores(outputs("ours", OTHERS), outputs("base", ANSWERS), scores, "small")
+    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, ANSWERS)
+    expected = [1.5] + [2 - 1 / (1 + math.exp(a - b)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
+    assert frame["preference"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert list(frame.columns) == list(COLUMNS) and set(frame["order"]) == {"none"} and frame["error"].isna().all()
+    assert json.loads(frame["raw"][1]) == pytest.approx({"score": ours[1], "reference_score": theirs[1]}, abs=1e-5)
+    assert len(asked) == 1 and (PROMPTS[0], ANSWERS[0]) not in asked[0], "identical answers are a draw without a score"
+    assert ledger(frame) | {"spent_usd": 0} == ledger(frame) and ledger(frame)["identical"] == 1
+    pairs = pair_preferences(frame)
+    assert pairs["preference"].tolist() == frame["preference"].tolist() and pairs["reference_first"].isna().all()
+
+
+@pytest.mark.parametrize("difference", [-900.0, 0.0, 900.0])
+def test_far_scores_do_not_overflow(difference):
+    frame = judge_by_scores(
+        outputs("ours", ["a", "b", "c"]), outputs("base", ["x", "y", "z"]),
+        lambda pairs: [difference if text in "abc" else 0.0 for _, text in pairs], "small",
+    )  # fmt: skip
+    assert frame["preference"].tolist() == [1.0 if difference < 0 else 1.5 if difference == 0 else 2.0] * 3
+
+
+def test_each_answer_is_scored_once_and_messages_stand_for_instructions(exported):
+    counts = []
+    judge = RewardJudge(exported, progress=lambda done, total: counts.append(total))
+    first = judge([(PROMPTS[0], "a"), (PROMPTS[0], "b"), (PROMPTS[0], "a")])
+    assert first[0] == first[2] != first[1] and judge([(PROMPTS[0], "b")]) == first[1:2] and counts == [2]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[1]}]
+    found = judge([(PROMPTS[1], "a")], [messages])
+    assert found == pytest.approx(score(exported, [messages], ["a"]), abs=1e-5)
+    assert found != pytest.approx(score(exported, PROMPTS[1:2], ["a"]), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_judges_with_a_reward_model(exported, tmp_path):
+    for name, texts in (("ours", OTHERS), ("base", ANSWERS)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
+    files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
+    done = otpo(tmp_path, "judge", *files, "--reward-model", exported, "--task", "small")
+    assert done.code == 0, done.err
+    verdicts = pd.read_parquet(tmp_path / "board" / "verdicts.parquet")
+    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, ANSWERS)
+    wins = [0.5] + [1 / (1 + math.exp(b - a)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
+    assert (verdicts["preference"] - 1).tolist() == pytest.approx(wins, abs=1e-5)
+    row = pd.read_csv(tmp_path / "board" / "leaderboard.csv").iloc[0]
+    assert row["win_rate"] == pytest.approx(100 * sum(wins) / 3, abs=1e-3)
+    assert row["protocol"] == "reward" and row["judge"] == exported.parent.name
+    assert f"scored by the reward model {exported.parent.name}" in (tmp_path / "board" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reward-model", "MODEL", "--judge-url", "http://127.0.0.1:9/v1"], ["in place of --judge-url", "keep one"]),
+        ([], ["Who judges?", "--reward-model FOLDER"]),
+        (["--reward-model", "LM"], ["expected a reward model", "LlamaForCausalLM", "method: reward-model"]),
+        (["--reward-model", "./none"], ["there is no folder './none'"]),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(exported, tiny_llama, tmp_path, options, words):
+    for name, texts in (("ours", OTHERS), ("base", ANSWERS)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
+    named = {"MODEL": exported, "LM": tiny_llama}
+    files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
+    refused(otpo(tmp_path, "judge", *files, *[named.get(word, word) for word in options]), *words)
+
+
+def test_a_reward_model_in_a_recipe_names_the_judge():
+    config = JudgeConfig(reward_model="runs/x/models/rm/model", protocol="summary")
+    assert (config.model, config.protocol) == ("rm", "reward") and JudgeConfig(**config.model_dump()) == config
+    assert JudgeConfig(reward_model="owner/name-rm").model == "name-rm" and JudgeConfig().reward_model is None
+    for other in ({"url": "http://127.0.0.1:9/v1"}, {"model": "gpt"}):
+        with pytest.raises(ValueError, match="in place of a judge's url and model"):
+            JudgeConfig(reward_model="rm", **other)
