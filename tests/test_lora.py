@@ -402,5 +402,6 @@ def test_adapters_train_through_ray_on_two_workers_as_on_one(tmp_path, tiny_llam
             name for name in base if "_proj" in name
         }
         shards = (folders[1] / label / "checkpoints" / "step-000002").rglob("*.distcp")
-        assert sum(file.stat().st_size for file in shards) < 0.9 * sum(4 * w.numel() for w in base.values())
+        whole = 3 * 4 * sum(weight.numel() for weight in base.values())  # with both moments
+        assert sum(file.stat().st_size for file in shards) < whole / 2
         assert '"lora_alpha": 16' in (folders[1] / label / "model" / "README.md").read_text()
