@@ -12,7 +12,7 @@ class JudgeConfig(BaseModel):
     """An OpenAI-compatible chat-completions endpoint and how it is asked; or a reward model, whose scores are compared.
 
     The API key is read from the environment variable named by `api_key_env` and is written nowhere. With
-    `reward_model`, `model` is that model's name and `protocol` is "reward".
+    `reward_model`, `model` is its name on the board (by default the folder's) and `protocol` is "reward".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,8 +50,6 @@ class JudgeConfig(BaseModel):
             return value
         path = PurePath(str(value["reward_model"]))
         name = path.parent.name if path.name == "model" and path.parent.name else path.name
-        if value.get("url") or value.get("model") not in (None, name):
-            raise ValueError(
-                "reward_model stands in place of a judge's url and model: keep one, and set the other null"
-            )
-        return {**value, "model": name, "protocol": "reward"}
+        if value.get("url"):
+            raise ValueError("reward_model stands in place of a judge's url: keep one, and set the other to null")
+        return {**value, "model": value.get("model") or name, "protocol": "reward"}

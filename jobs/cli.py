@@ -135,7 +135,7 @@ def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until
         from eval.leaderboard import read_leaderboard, render
 
         console.print(render(read_leaderboard(board)))
-    for label in recipe.labels() if until == "train" else []:
+    for label in ["base", *recipe.methods] if until == "train" else []:
         if (path := done.model_of(label)).is_relative_to(done.folder):
             console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
     for note in done.notes:

@@ -207,6 +207,7 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         ("data", "path"),
         ("pairs", "prompts"),
         ("judge", "reference"),
+        ("judge", "reward_model"),
         ("judge", "calibration"),
         *(("generate", "tasks", name) for name in tree["generate"]["tasks"]),
     ):
@@ -214,7 +215,7 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         for key in keys[:-1]:
             section = (section or {}).get(key)
         source = (section or {}).get(keys[-1])
-        if not source or source.startswith(WORLD_PREFIX) or source in recipe.labels():
+        if not source or source.startswith(WORLD_PREFIX) or source in {"base", *recipe.methods}:
             continue
         path = Path(source).expanduser().absolute()
         if not path.exists():

@@ -293,6 +293,10 @@ class Recipe(Section):
         """The method behind a label, with its hyperparameters."""
         return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
 
+    def trains_rewards(self, label: str) -> bool:
+        """Whether a label of `methods` is a reward model: it scores answers and writes none."""
+        return label in self.methods and "reward_head" in self.method(label).method.needs
+
     def scorer_labels(self, label: str) -> dict[str, str]:
         """Frozen models of a label that are labels of this recipe themselves: name -> label."""
         return {name: scorer for name, scorer in self.method(label).scorers.items() if scorer in self.methods}
@@ -316,6 +320,11 @@ class Recipe(Section):
 
         for label in self.methods:
             for name, scorer in self.method(label).scorers.items():
+                if self.trains_rewards(scorer):
+                    raise ValueError(
+                        f"methods.{label}.{name}: '{scorer}' is a reward model, which has no log-probabilities: name a"
+                        " label that trains a language model"
+                    )
                 if scorer not in self.methods and "/" not in scorer and not Path(scorer).exists():
                     raise ValueError(
                         f"methods.{label}.{name}: '{scorer}' is no label of `methods` ({', '.join(self.methods)})"
@@ -346,8 +355,8 @@ class Recipe(Section):
         return TrainConfig(**{**inherited, **settings})
 
     def labels(self) -> list[str]:
-        """Every model of the run, the base first."""
-        return ["base", *self.methods]
+        """Every model of the run that writes answers, the base first."""
+        return ["base", *(label for label in self.methods if not self.trains_rewards(label))]
 
 
 def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.config import JudgeConfig
 from otpo.errors import UserError
+from otpo.identity import source_identity
 from pipeline.config import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.manifest import open_run
 from pipeline.recipes import identity
+from pipeline.rewards import check_reward_model
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -66,6 +68,7 @@ class Context:
             world.prepare(self.world_folder, recipe.world)
         self._check_sources()
         self._check_adapters()
+        self._check_layers()
         self._check_data()
         if recipe.pairs and "pairs" not in self.manifest.tree["stages"]:
             self.check_judge("pairs.scorer", recipe.pairs.scorer)
@@ -213,9 +216,24 @@ class Context:
     @contextmanager
     def serving(self, config: JudgeConfig) -> Iterator[JudgeConfig]:
         """The judge's settings with an address that answers: a world's judge is started for the time of the body."""
+        rewards = self.reward_model(config)
         ours = self.world if (config.url or "").startswith(WORLD_PREFIX) else None
         with ours.serve(self.world_folder) if ours else nullcontext(config.url) as url:
-            yield config.model_copy(update={"url": url})
+            yield config.model_copy(update={"url": url, "reward_model": rewards})
+
+    def reward_model(self, config: JudgeConfig) -> str | None:
+        """Folder or hub name of the reward model that judges, if one does."""
+        name = config.reward_model
+        if name is None:
+            return None
+        return str(self.model_of(name)) if name in self.recipe.methods else self.resolve(name)
+
+    def inputs_of_judge(self, config: JudgeConfig) -> dict[str, Any]:
+        """What a reward model that judges was made from; nothing of a judge behind an address."""
+        path = self.reward_model(config)
+        if path is None:
+            return {}
+        return {"reward_model": self.inputs_of.get(f"train/{config.reward_model}") or source_identity(path)}
 
     # ---- before anything starts ----
 
@@ -256,6 +274,16 @@ class Context:
         check_quantization(model.quantization, gpu=bool(elsewhere) or torch.cuda.is_available())
         check_adapters(self.resolve(model.path), model.lora.model_dump())
 
+    def _check_layers(self) -> None:
+        stages, methods = self.manifest.tree["stages"], self.recipe.methods
+        chosen = {label: self.recipe.method(label).layer for label in methods if f"train/{label}" not in stages}
+        if all(layer == -1 for layer in chosen.values()):
+            return
+        from otpo.model import check_layer
+
+        for label, layer in chosen.items():
+            check_layer(f"methods.{label}.layer", self.resolve(self.recipe.model.path), layer)
+
     def _check_data(self) -> None:
         stages = self.manifest.tree["stages"]
         if self.recipe.base and "base" not in stages:
@@ -265,6 +293,15 @@ class Context:
 
     def check_judge(self, key: str, config: JudgeConfig) -> None:
         """Raises UserError where a judge cannot be asked; `key` is its section of the recipe."""
+        if config.reward_model in self.recipe.methods:
+            if key == "judge" and self.recipe.trains_rewards(config.reward_model):
+                return
+            raise UserError(
+                f"{key}.reward_model: expected a reward model that is there by then, found the label"
+                f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
+            )
+        if config.reward_model:
+            return check_reward_model(f"{key}.reward_model", self.resolve(config.reward_model))
         if not config.url or not config.model:
             raise UserError(
                 f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it."

@@ -20,7 +20,9 @@ from pipeline.context import Context, Show, World
 from pipeline.recipes import EXECUTION_KEYS_OF_TRAINING
 
 if TYPE_CHECKING:
+    from eval.config import JudgeConfig
     from eval.tasks import Task
+    from pipeline.rewards import RewardJudge
 
 Rows = list[dict[str, Any]]
 
@@ -76,10 +78,12 @@ class Run(Context):
             if self._reference(task)[1]:
                 answers = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
                 match_outputs(answers, self._reference_rows(task), subset=recipe.generate.limit is not None)
-        if recipe.judge.url:
+        if recipe.judge.url or recipe.judge.reward_model:
             self.check_judge("judge", recipe.judge)
         elif recipe.methods:
-            raise UserError("judge.url is needed to judge the answers of generate.tasks; or use `otpo train`.")
+            raise UserError(
+                "judge.url or judge.reward_model is needed to judge the answers of generate.tasks; or use `otpo train`."
+            )
 
     def base(self) -> None:
         """Supervised training of the base, if the recipe has one."""
@@ -108,6 +112,7 @@ class Run(Context):
             "prompts": source_identity(prompts),
             "base": self.inputs_of["base"],
             "engine": self._engine,
+            **self.inputs_of_judge(settings.scorer),
         }
         if not self.needs("pairs", inputs):
             return
@@ -203,18 +208,20 @@ class Run(Context):
         for name, task in self.tasks.items():
             reference, file = self._reference(task)
             labels = [label for label in self.recipe.labels() if label != reference]
+            config = self.judge_config(task)
             inputs = {
-                "judge": self.tree["judge"] | {"protocol": self.judge_config(task).protocol},
+                "judge": self.tree["judge"] | {"protocol": config.protocol} | self.inputs_of_judge(config),
                 "reference": reference or source_identity(file or task.source),
                 "answers": {label: self.inputs_of[f"generate/{label}/{name}"] for label in self.recipe.labels()},
             }
-            if labels and self.recipe.judge.url and self.needs(f"judge/{name}", inputs):
+            if labels and (config.url or config.reward_model) and self.needs(f"judge/{name}", inputs):
                 self._judge(task, labels)
 
     def _judge(self, task: Task, labels: list[str]) -> None:
         import pandas as pd
 
         from eval.judge import judge, ledger, write_verdicts
+        from eval.scored import judge_by_scores
 
         folder = self.folder / "judge" / task.name
         reference = self._reference_rows(task)
@@ -225,15 +232,21 @@ class Run(Context):
         ):
             store = self.folder / "judge" / "store.sqlite"
             store.parent.mkdir(exist_ok=True)
+            subset = self.recipe.generate.limit is not None
+            rewards = self._rewards(config, task)
             for label, against, rows in self._matches(task, labels, reference):
+                outputs = self._outputs(label, task.name)
+                if rewards:
+                    frames.append(judge_by_scores(outputs, rows, rewards, task.name, subset=subset))
+                    continue
                 frame = judge(
-                    self._outputs(label, task.name),
+                    outputs,
                     rows,
                     config,
                     store,
                     task.name,
                     self._counting(f"judge {label} against {against}, {task.name}"),
-                    subset=self.recipe.generate.limit is not None,
+                    subset=subset,
                     spent_usd=self.spent_usd,
                 )
                 self.spent_usd += ledger(frame)["spent_usd"]
@@ -249,6 +262,17 @@ class Run(Context):
                 f"{task.name}: {figures['failed']} of {len(verdicts)} verdicts failed ({counts}). The board counts"
                 " them, and the same command asks for them again."
             )
+
+    def _rewards(self, config: JudgeConfig, task: Task) -> RewardJudge | None:
+        if config.reward_model is None:
+            return None
+        from pipeline.rewards import RewardJudge
+
+        def progress(done: int, total: int) -> None:
+            self.show(f"score answers, {task.name}", done, total, "")
+
+        self.close_engines()  # scoring wants their memory
+        return RewardJudge(config.reward_model, template=self.recipe.generate.template, progress=progress)
 
     def _matches(self, task: Task, labels: list[str], reference: Rows) -> Iterator[tuple[str, str, Rows]]:
         """Who is judged against whom: every model against the reference, and against each other if asked for."""
@@ -267,7 +291,7 @@ class Run(Context):
         if self.needs("truth", inputs):
             with self.doing("truth", [self.folder / "world.json"]):
                 self.show("known truth", 0, 1, "")
-                methods = {label: self.recipe.method(label) for label in self.recipe.methods}
+                methods = {label: self.recipe.method(label) for label in self.recipe.labels()[1:]}
                 self.world.measure(self.folder, self.world_folder, self.recipe.labels(), methods)
                 self.show("known truth", 1, 1, "")
 

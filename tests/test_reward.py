@@ -405,6 +405,6 @@ def test_a_reward_model_in_a_recipe_names_the_judge():
     config = JudgeConfig(reward_model="runs/x/models/rm/model", protocol="summary")
     assert (config.model, config.protocol) == ("rm", "reward") and JudgeConfig(**config.model_dump()) == config
     assert JudgeConfig(reward_model="owner/name-rm").model == "name-rm" and JudgeConfig().reward_model is None
-    for other in ({"url": "http://127.0.0.1:9/v1"}, {"model": "gpt"}):
-        with pytest.raises(ValueError, match="in place of a judge's url and model"):
-            JudgeConfig(reward_model="rm", **other)
+    assert JudgeConfig(reward_model="inputs/17/model", model="rm").model == "rm"
+    with pytest.raises(ValueError, match="in place of a judge's url"):
+        JudgeConfig(reward_model="rm", url="http://127.0.0.1:9/v1")
