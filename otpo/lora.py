@@ -32,11 +32,12 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
 
     Args:
         settings: `r`, `lora_alpha`, `lora_dropout` and `target_modules` of peft's `LoraConfig`. "all-linear" is every
-            linear layer but the head; the experts of mixture models are no linear layers in transformers.
+            linear layer but the head, the experts of mixture models included.
         seed: of the first matrices, which must be the same on every rank.
 
     Raises:
-        UserError: the model has no such modules, or they include the head or the embeddings.
+        UserError: the model has no such modules, they include the head or the embeddings, or peft cannot adapt them so
+            (dropout on experts).
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -47,7 +48,7 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
         try:
             inject_adapter_in_model(config, lm, ADAPTER)
         except ValueError as error:
-            raise UserError(f"model.lora: peft finds nothing to adapt in {lm.name_or_path}: {error}") from error
+            raise UserError(f"model.lora: peft cannot adapt {lm.name_or_path}: {error}") from error
     if any(isinstance(end, BaseTunerLayer) for end in (lm.get_output_embeddings(), lm.get_input_embeddings())):
         raise UserError(
             f"model.lora.target_modules: {settings['target_modules']!r} includes the head or the embeddings of"
@@ -162,7 +163,7 @@ def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tens
     with torch.no_grad():
         for layer in adapted.modules():
             if isinstance(layer, LoraLayer):
-                weight = layer.get_base_layer().weight
+                weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))  # or of experts
                 delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined]  # of every kind of layer
                 weight.data = (weight.float() + delta).to(weight.dtype)
     return adapted.unload()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import load_file
 from small_lm import PAIRS, small_lm
+from test_architectures import make
 from test_checkpoint import go, weights
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -203,6 +204,28 @@ def test_the_merged_export_is_the_adapted_policy(mesh, tmp_path, tiny_llama, tie
     assert {name: written[name] for name in ("r", "lora_alpha", "lora_dropout")} == {
         name: LORA[name] for name in ("r", "lora_alpha", "lora_dropout")
     }
+
+
+@pytest.mark.parametrize("family", ["gemma2-window", "phi3", "mixtral", "qwen3_moe", "gpt_neox"])
+def test_other_architectures_are_adapted_sharded_and_merged(mesh, tmp_path, tiny_llama, family):
+    """Soft caps and windows, fused projections, experts that are one parameter, biases in the padded layout."""
+    make(family, "sdpa").save_pretrained(tmp_path / "start")
+    check_adapters(tmp_path / "start", LORA)
+    model, optimizer = adapted(mesh, tmp_path / "start")
+    reference = base_logps(tmp_path / "start")
+    torch.testing.assert_close(logps(model), reference, rtol=0, atol=0)
+    found = go(model, optimizer, 3, lr=0.02)
+    assert found[-1] < found[0]
+    with adapters_off(model):
+        torch.testing.assert_close(logps(model), reference, rtol=0, atol=0)
+    export(model, tmp_path / "model", tokenizer=str(tiny_llama), card="", dtype=torch.float32)
+    torch.testing.assert_close(base_logps(tmp_path / "model"), logps(model), rtol=2e-5, atol=2e-5)
+    first, last = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "model"))
+    assert first.keys() == last.keys()
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved and not [name for name in moved if "norm" in name or "embed" in name or "lm_head" in name]
+    if family in ("mixtral", "qwen3_moe"):
+        assert any("experts" in name for name in moved)
 
 
 def test_a_bf16_start_is_merged_in_float32_and_rounded_once(mesh, tmp_path, tiny_llama):
