@@ -35,6 +35,11 @@ class MethodSpec:
         """What `resolve` makes this again of, under any label."""
         return {"method": self.method.name, **self.hyperparameters, **self.scorers}
 
+    @property
+    def layer(self) -> int:
+        """Whose hidden states the weight rule reads, as an index into transformers' `hidden_states`."""
+        return int(self.hyperparameters.get("layer", -1))
+
     def arguments(self, function: Callable) -> dict[str, Any]:
         """Those hyperparameters that `function` (the method's loss or its weight rule) takes."""
         taken = inspect.signature(function).parameters

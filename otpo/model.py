@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from otpo.attention import share_prompts
 from otpo.batches import padded
@@ -79,19 +79,21 @@ class PolicyModel(nn.Module):
         self.shares_prompts = share_prompts(lm)
 
     def forward(
-        self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Predictions | None = None
+        self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Predictions | None = None, layer: int = -1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log-probabilities of the completions and, of each token, what else is wanted; 0 where padded.
 
         Args:
-            wanted: "hidden": states after the final norm at the predicting positions, detached (what transformers calls
-                `hidden_states[-1]`); "log_sum_squares": log sum_v p_v^2; "reference_kl": KL(reference | self).
+            wanted: "hidden": states at the predicting positions, detached; "log_sum_squares": log sum_v p_v^2;
+                "reference_kl": KL(reference | self).
             reference: what the reference predicts for this batch, for "reference_kl".
+            layer: whose states are wanted, as an index into transformers' `hidden_states`; -1 are those after the final
+                norm. No other layer's are kept.
 
         Returns:
             logps (S, T) float32; those of the other things that were wanted: hidden (S, T, D) float32, the rest (S, T).
         """
-        hidden, predictions = self._predict(batch)
+        hidden, predictions = self._predict(batch, layer if "hidden" in wanted else -1)
         values = predictions.logprobs(
             batch.targets[batch.mask],
             squares="log_sum_squares" in wanted,
@@ -111,29 +113,55 @@ class PolicyModel(nn.Module):
         """What this model predicts at the completions' positions, for another model's KL to it."""
         return self._predict(batch)[1]
 
-    def _predict(self, batch: SequenceBatch) -> tuple[Tensor, Predictions]:
-        predicting = self.states(batch)
+    def _predict(self, batch: SequenceBatch, layer: int = -1) -> tuple[Tensor, Predictions]:
+        """States (S, T, D) of a layer at the predicting positions, and what the last one's predict."""
+        layers, kept = self.lm.config.num_hidden_layers, []
+        number = layer if layer > 0 else layers + 1 + layer  # from 1; transformers' last are those after the norm
+        inner = number < layers
+        if inner:
+            hook = self.lm.get_decoder().layers[number - 1].register_forward_hook(lambda _, __, out: kept.append(out))
+        states = self._decode(batch)
+        predicting = self._pick(states, batch)
+        if inner:
+            hook.remove()
+            states = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
         head = self.lm.get_output_embeddings()
-        return predicting, Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
+        predictions = Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
+        return (self._pick(states.detach(), batch) if inner else predicting), predictions
 
     def states(self, batch: SequenceBatch, *, last: bool = False) -> Tensor:
         """Hidden states after the final norm: (S, T, D) at the predicting positions, or (S, D) of the last tokens."""
-        decoder = self.lm.get_decoder()
+        return self._pick(self._decode(batch), batch, last=last)
+
+    def _decode(self, batch: SequenceBatch) -> Tensor:
+        """States after the final norm as the decoder lays them out: (1, N, D) flat, or (S, L, D) padded."""
+        layout: dict[str, Any]
         if self.shares_prompts:
-            states = decoder(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                use_cache=False,
-                segments=batch.segments,
-                sequences=batch.sequences,
-            ).last_hidden_state[0]
+            layout = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
+            layout |= {"segments": batch.segments, "sequences": batch.sequences}
+        else:
+            ids, attention_mask, _ = padded(batch)
+            layout = {"input_ids": ids, "attention_mask": attention_mask}
+        return self.lm.get_decoder()(use_cache=False, **layout).last_hidden_state
+
+    def _pick(self, states: Tensor, batch: SequenceBatch, *, last: bool = False) -> Tensor:
+        if self.shares_prompts:
             ends = list(itertools.accumulate(batch.segments))
-            return states[[ends[answer] - 1 for _, answer in batch.sequences] if last else batch.positions]
-        ids, attention_mask, positions = padded(batch)
-        states = decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            return states[0][[ends[answer] - 1 for _, answer in batch.sequences] if last else batch.positions]
+        sequences = torch.arange(len(states), device=states.device)
         if last:
-            return states[torch.arange(len(states), device=states.device), attention_mask.sum(-1) - 1]
-        return states[torch.arange(len(states), device=states.device)[:, None], positions]
+            return states[sequences, torch.tensor(batch.lengths, device=states.device) - 1]
+        return states[sequences[:, None], padded(batch)[2]]
+
+
+def check_layer(where: str, path: str | Path, layer: int) -> None:
+    """Raise a `UserError` if a model (its folder or hub name) has no such layer of hidden states."""
+    layers = AutoConfig.from_pretrained(path).num_hidden_layers
+    if not 1 <= (layer if layer > 0 else layers + 1 + layer) <= layers:
+        raise UserError(
+            f"{where}: {path} has {layers} decoder layers: expected 1 to {layers}, or -1 (the last) to -{layers},"
+            f" found {layer}."
+        )
 
 
 def shard(

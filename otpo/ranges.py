@@ -71,6 +71,7 @@ RANGES: dict[str, Range | tuple[str, ...]] = {
     "total": ("shorter", "one"),
     "tolerance": Range(low=0, high=1),
     "iterations": _NOT_NEGATIVE,
+    "layer": Range(),
 }
 
 

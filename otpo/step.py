@@ -86,7 +86,7 @@ def preference_losses(
             assert reference is not None, f"{spec.method.name} needs the reference model beside the policy"
             with torch.no_grad():
                 predictions = reference.predictions(batch)
-        logps, extras = model(batch, spec.method.needs, predictions)
+        logps, extras = model(batch, spec.method.needs, predictions, spec.layer)
         pairs = pair_logprobs(logps, extras, batch, scorers(batch))
         check_finite(pairs)
         if spec.hyperparameters["swap_answers"]:

@@ -49,7 +49,7 @@ _NOTHING: frozenset[str] = frozenset()
 _REFERENCE = frozenset({"reference"})
 _TRANSPORT: dict[str, Value] = {
     "reg": 0.1, "reg_m": 0.2, "cost": "l2", "normalizer": "official", "solver": "batched",
-    "iterations": 0, "tolerance": 1e-9,
+    "iterations": 0, "tolerance": 1e-9, "layer": -1,
 }  # fmt: skip
 _GPO = "https://arxiv.org/abs/2402.05749"
 
@@ -73,7 +73,7 @@ _ROWS = [
         note="Defaults are the paper's Llama-3.2-3B setting (beta 0.1, reg 0.1, reg_m 0.2). The 8B setting is beta "
         "0.01, reg 1, where the weights are almost even: close to `sampo` with `expected: true`. Weights sum to "
         "min(m, n), so margins are smaller than DPO's at equal beta: tune beta and the learning rate for each. "
-        "`iterations: 0` takes as many as `tolerance` needs.",
+        "`iterations: 0` takes as many as `tolerance` needs; `layer` is an index into `hidden_states`.",
     ),
     Method(
         "otpo-simpo", "OTPO-SimPO", loss="simpo", weights="otpo", needs=frozenset({"hidden"}),

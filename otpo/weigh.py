@@ -80,5 +80,5 @@ def forward(
 ) -> PairLogProbs:
     """Log-probabilities of a few pairs and what else the method's rule reads."""
     batch = collate_pairs(members).to(next(policy.parameters()).device)
-    logps, extras = policy(batch, {"hidden"} & spec.method.needs)
+    logps, extras = policy(batch, {"hidden"} & spec.method.needs, layer=spec.layer)
     return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})

@@ -100,6 +100,7 @@ def otpo(
     solver: str = "batched",
     iterations: int = 0,
     tolerance: float = 1e-9,
+    layer: int = -1,
     total: str = "shorter",
 ) -> TokenWeights:
     """Marginals of the transport plan, rescaled so that both sides sum to the same.
@@ -112,6 +113,7 @@ def otpo(
         pair: B pairs with hidden states.
         seed: not used.
         reg, reg_m, cost, normalizer, solver, iterations, tolerance: see `transport_log_plan`.
+        layer: whose states `pair` holds; it is read where they are computed (`MethodSpec.layer`).
         total: what each side sums to: "shorter", min(m, n) of its m and n tokens, as in the official code; or "one",
             for losses of means over tokens.
     """

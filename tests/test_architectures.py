@@ -111,5 +111,19 @@ def test_log_probabilities_and_gradients_equal_the_plain_computation(family, att
             )
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [1, 2, 3, 4, -1, -2, -4])
+def test_the_states_of_any_layer_are_transformers_own(layer, attention):
+    ours, theirs = PolicyModel(make("gemma2-window", attention)), make("gemma2-window", "eager")
+    batch = collate_pairs(PAIRS)
+    _, extras = ours(batch, {"hidden"}, layer=layer)
+    expected = []
+    for prompt, answer in SEQUENCES:
+        states = theirs(torch.tensor([prompt + answer]), output_hidden_states=True, use_cache=False).hidden_states
+        expected.append(states[layer][0, len(prompt) - 1 : -1])
+    torch.testing.assert_close(extras["hidden"][batch.mask], torch.cat(expected), rtol=1e-5, atol=2e-5)
+    assert not extras["hidden"].requires_grad
+
+
 def test_every_architecture_that_shares_prompts_is_tested():
     assert {family.split("-")[0] for family in FAMILIES} >= ARCHITECTURES
