@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError
 from otpo.identity import source_identity
+from pipeline.board import write_board, write_weights
 from pipeline.config import ModelConfig, Recipe
 from pipeline.context import Context, Show, World
+from pipeline.metrics import nearly_uniform, seconds_of_steps
 from pipeline.recipes import EXECUTION_KEYS_OF_TRAINING
 
 if TYPE_CHECKING:
@@ -162,7 +164,7 @@ class Run(Context):
         started = time.perf_counter()
         tokens = self._fit(todo, self.start)
         seconds = time.perf_counter() - started
-        steps = {label: _seconds_of_steps(self.folder / "models" / label) for label in todo}
+        steps = {label: seconds_of_steps(self.folder / "models" / label) for label in todo}
         self.notes += nearly_uniform(self.folder, todo)
         for label in todo:
             with self.doing(f"train/{label}", [self.model_of(label)]) as figures:
@@ -235,7 +237,7 @@ class Run(Context):
             subset = self.recipe.generate.limit is not None
             rewards = self._rewards(config, task)
             for label, against, rows in self._matches(task, labels, reference):
-                outputs = self._outputs(label, task.name)
+                outputs = self.outputs(label, task.name)
                 if rewards:
                     frames.append(judge_by_scores(outputs, rows, rewards, task.name, subset=subset))
                     continue
@@ -281,7 +283,7 @@ class Run(Context):
         if self.recipe.judge.each_other:
             trained = [label for label in labels if label in self.recipe.methods]
             for first, second in combinations(trained, 2):
-                yield second, first, self._outputs(first, task.name)
+                yield second, first, self.outputs(first, task.name)
 
     def measure(self) -> None:
         """What a world with known truth allows to measure."""
@@ -304,9 +306,9 @@ class Run(Context):
 
         with self.doing("report", [self.folder / "report.html"]):
             self.show("report", 0, 2, "token weights")
-            self._write_weights()
+            write_weights(self)
             self.show("report", 1, 2, "page")
-            self._write_board()
+            write_board(self)
             build([self.folder], self.folder)
             self.show("report", 2, 2, "")
 
@@ -362,11 +364,10 @@ class Run(Context):
         return (None, None) if task.prompts and all(p.reference for p in task.prompts) else ("base", None)
 
     def _reference_rows(self, task: Task) -> Rows:
-        from eval.tasks import load_outputs
 
         label, file = self._reference(task)
         if label:
-            return self._outputs(label, task.name)
+            return self.outputs(label, task.name)
         if file:
             return load_outputs(file)
         names = ("instruction", "dataset")
@@ -375,79 +376,6 @@ class Run(Context):
             for p in task.prompts
         ]
 
-    def _outputs(self, label: str, task: str) -> Rows:
+    def outputs(self, label: str, task: str) -> Rows:
+        """A model's answers to a task."""
         return json.loads((self.folder / "models" / label / task / "model_outputs.json").read_text())
-
-    def _write_weights(self) -> None:
-        """Token weights of the trained models on a few of the pairs, for the page."""
-        labels = [label for label in self.recipe.methods if self.recipe.method(label).method.weights != "uniform"]
-        if not labels or not self.recipe.report.weight_pairs:
-            return
-        import ray
-
-        from otpo.batches import load_tokens
-        from otpo.weigh import weigh
-        from pipeline.cluster import connect
-
-        connect(self.recipe.cluster.address)
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        if gpus:
-            self.close_engines()
-        # on the cluster, because the driver's machine may be too small for the model
-        remote = ray.remote(num_cpus=0, num_gpus=gpus)(weigh)
-        rows: list[dict[str, Any]] = []
-        for label in labels:
-            tokens = load_tokens(self.manifest.tree["stages"][f"train/{label}"]["tokens"])
-            items = tokens[: self.recipe.report.weight_pairs]
-            found: Any = remote.remote(
-                str(self.model_of(label)), items, self.recipe.method(label), self.scorers_of(label)
-            )
-            rows += ray.get(found)
-        (self.folder / "weights.json").write_text(json.dumps(rows, ensure_ascii=False))
-
-    def _write_board(self) -> None:
-        import pandas as pd
-
-        from eval.leaderboard import leaderboard, write_leaderboard
-
-        boards = []
-        for name, task in self.tasks.items():
-            folder, config = self.folder / "judge" / name, self.judge_config(task)
-            if (folder / "verdicts.parquet").exists():
-                outputs = {label: self._outputs(label, name) for label in self.recipe.labels()}
-                rows = json.loads((folder / "reference.json").read_text())
-                for reference, verdicts in pd.read_parquet(folder / "verdicts.parquet").groupby(
-                    "reference", sort=False
-                ):
-                    boards.append(
-                        leaderboard(
-                            verdicts,
-                            outputs,
-                            outputs.get(str(reference), rows),
-                            judge=config.model or "",
-                            protocol=config.protocol,
-                            calibration=Path(config.calibration) if config.calibration else None,
-                            seed=self.recipe.report.seed,
-                        )
-                    )
-        if boards:
-            write_leaderboard(pd.concat(boards, ignore_index=True), self.folder / "leaderboard.csv")
-
-
-def nearly_uniform(folder: Path, labels: list[str]) -> list[str]:
-    """A sentence for each label of a run whose transport hardly told tokens apart, by its logged metrics."""
-    import pandas as pd
-
-    from eval.evenness import run_sentence
-
-    found = (run_sentence(label, pd.DataFrame(_metrics(folder / "models" / label))) for label in labels)
-    return [sentence for sentence in found if sentence]
-
-
-def _seconds_of_steps(folder: Path) -> float:
-    """Time that a label's own steps took: methods of one worker group share its start-up in this proportion."""
-    return sum(line.get("seconds", 0.0) for line in _metrics(folder))
-
-
-def _metrics(folder: Path) -> Rows:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -21,6 +20,7 @@ from pipeline import cards
 from pipeline.cluster import check_workers, cpus_per_worker, pool, training_nodes
 from pipeline.config import ModelConfig, Recipe, TrainConfig
 from pipeline.context import Show
+from pipeline.metrics import newest_step
 from pipeline.prepare import Tokens
 from pipeline.worker import FAILURE, TrainJob, total_steps, train_worker
 
@@ -176,16 +176,3 @@ def _show_newest(jobs: list[TrainJob], show: Show) -> None:
                 job.total_steps,
                 f"{text}, {line['tokens_per_second']:,.0f} tokens/s",
             )
-
-
-def newest_step(metrics: Path) -> dict[str, Any] | None:
-    """The last complete training line of a `metrics.jsonl`, read from its end."""
-    if not metrics.exists():
-        return None
-    with metrics.open("rb") as file:
-        file.seek(max(0, metrics.stat().st_size - 8192))
-        lines = file.read().decode(errors="replace").split("\n")[:-1]
-    for text in reversed(lines):
-        if text.startswith("{") and '"loss"' in text:
-            return json.loads(text)
-    return None

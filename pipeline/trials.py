@@ -20,9 +20,10 @@ from ray import tune
 
 from otpo.errors import UserError, WorkError
 from pipeline.config import ModelConfig, Recipe
+from pipeline.metrics import newest_step
 from pipeline.prepare import Tokens
 from pipeline.search import Params, Search, rounded, trial_name, trial_recipe
-from pipeline.train import fit, make_job, newest_step
+from pipeline.train import fit, make_job
 from pipeline.worker import TrainJob
 
 DONE, FAILED, STOPPED, RUNNING = "done", "failed", "stopped", "running"

@@ -32,7 +32,7 @@ from otpo.model import PolicyModel
 from otpo.records import TokenPair
 from otpo.weigh import weigh
 from otpo.weights import token_weights
-from pipeline.run import nearly_uniform
+from pipeline.metrics import nearly_uniform
 
 SHAPE = dict(hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 ROWS = [
