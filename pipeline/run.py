@@ -364,6 +364,7 @@ class Run(Context):
         return (None, None) if task.prompts and all(p.reference for p in task.prompts) else ("base", None)
 
     def _reference_rows(self, task: Task) -> Rows:
+        from eval.tasks import load_outputs
 
         label, file = self._reference(task)
         if label:
