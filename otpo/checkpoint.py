@@ -21,8 +21,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
 )
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -75,20 +75,15 @@ def read_state(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path, model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load shards into the model and the optimizer, whatever the number of ranks that wrote them."""
     tree = _state(model, optimizer)
-    dcp.load(tree, checkpoint_id=path)
-    options = StateDictOptions(strict=not has_adapters(model.lm))
-    set_state_dict(
-        model, optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"], options=options
-    )
+    dcp.load(tree, checkpoint_id=path)  # into the weights themselves
+    set_optimizer_state_dict(model, optimizer, tree["optimizer"])
     return read_state(path)
 
 
 def _state(model: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizer)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            del weights[name]
-    return {"model": weights, "optimizer": moments}
+    # not the modules' own state: those of 4-bit weights add entries that no shard can hold
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:

@@ -43,7 +43,7 @@ class ModelConfig(Section):
 
     path: str
     attn_implementation: str = "sdpa"
-    lora: LoraConfig | None = Field(None, description="train adapters alone; `{}` takes every default")
+    lora: LoraConfig | None = Field(None, description="train adapters alone, in `base` too; `{}` takes every default")
     quantization: Literal["none", "4bit"] = Field("none", description="of the frozen weights beside adapters (QLoRA)")
 
     @model_validator(mode="after")
