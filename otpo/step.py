@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from otpo.errors import WorkError
+from otpo.logprobs import Predictions
 from otpo.losses import COLLECTED, pair_loss
 from otpo.methods import MethodSpec
 from otpo.model import PolicyModel, pair_logprobs
@@ -21,6 +22,13 @@ from otpo.records import LossOutput, PairLogProbs, SequenceBatch, TokenWeights
 from otpo.weights import check_finite, shared_prefix_gradient, token_weights
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
+
+
+class Reference(Protocol):
+    """The frozen start: a model of its own, or the policy without its adapters."""
+
+    def predictions(self, batch: SequenceBatch) -> Predictions:
+        """See `PolicyModel.predictions`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def preference_losses(
     scorers: Callable[[SequenceBatch], dict[str, Tensor]],
     *,
     seed: int,
-    reference: PolicyModel | None = None,
+    reference: Reference | None = None,
 ) -> LossFunction | CoupledLosses:
     """The loss of a preference method as a function of a batch.
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -43,6 +43,7 @@ from otpo.reward import RewardModel, load_margins, load_reward_lm, reward_losses
 from otpo.step import (
     CoupledLosses,
     LossFunction,
+    Reference,
     evaluate,
     learning_rate,
     micro_batches,
@@ -196,10 +197,10 @@ class _Trainer:
             reference=self._live_reference() if "reference_kl" in spec.method.needs else None,
         )
 
-    def _live_reference(self) -> PolicyModel:
+    def _live_reference(self) -> Reference:
         """The start beside the policy: its whole distribution over the vocabulary is too large to keep."""
         if self.job.lora is not None:
-            return cast(PolicyModel, AdaptersOff(self.model))
+            return AdaptersOff(self.model)
         return self._frozen(self.job.model, keep_head=True)
 
     def _scores(self, model: str) -> ScorerTable:
