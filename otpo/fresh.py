@@ -23,6 +23,7 @@ from transformers import (
 
 from otpo.data import convert, read_rows
 from otpo.errors import UserError
+from otpo.quiet import no_bars
 from otpo.rows import content
 
 MAX_LENGTH = 2048
@@ -56,7 +57,8 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
     examples, _ = convert(read_rows(str(data)), str(data))
     tokenizer = make_tokenizer((content(text) for e in examples for text in (e.prompt, *e.answers)), vocab_size)
     model = make_model(tokenizer, **shape)
-    model.save_pretrained(out)
+    with no_bars():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from otpo.attention import share_prompts
 from otpo.batches import padded
 from otpo.errors import UserError
 from otpo.logprobs import Predictions
+from otpo.quiet import no_bars
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
 
 
@@ -46,7 +48,8 @@ def load_causal_lm(
         device = torch.device("cuda", torch.cuda.current_device())
         options = {"dtype": four_bit, "quantization_config": quantization, "device_map": {"": device}}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn_implementation, **options)
+        with no_bars() if Path(path).is_dir() else nullcontext():  # a download shows how far it is
+            lm = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn_implementation, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
     return without_dropout(lm)

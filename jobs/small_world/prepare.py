@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.small_world import world as small_world
 from jobs.small_world.world import STYLES, Item, World
+from otpo.quiet import no_bars
 
 SPECIAL = {"unk": "<|unk|>", "pad": "<|pad|>", "bos": "<|begin|>", "eos": "<|end|>"}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -134,7 +135,8 @@ def make_model(folder: Path, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    with no_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
