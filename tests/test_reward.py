@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from random_pairs import spec_of
 from small_lm import PAIRS, small_lm
+from test_architectures import FAMILIES, SEQUENCES, make
+from test_architectures import PAIRS as ARCHITECTURE_PAIRS
 from test_cli import otpo, refused
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from eval.config import JudgeConfig
 from eval.judge import COLUMNS, ledger, pair_preferences
 from eval.scored import judge_by_scores
+from eval.tasks import Prompt, Task
 from otpo.batches import collate_completions, collate_pairs
 from otpo.checkpoint import export
 from otpo.errors import UserError, WorkError
@@ -40,6 +43,9 @@ from otpo.reward import (
     score,
 )
 from otpo.step import evaluate, optimisation_step
+from pipeline.engine import EngineConfig, Sampling
+from pipeline.generate import EnginePool
+from pipeline.pairs import sample_pairs
 from pipeline.rewards import RewardJudge
 
 # ---- the loss ----
@@ -149,6 +155,25 @@ def test_scores_are_those_of_transformers_one_answer_at_a_time_in_every_layout(t
             assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_transformers_for_every_architecture(family, tmp_path):
+    make(family, "sdpa").save_pretrained(tmp_path)
+    if family in ("granite", "cohere"):
+        with pytest.raises(UserError, match="No reward model could be loaded"):
+            load_reward_lm(tmp_path, new_head=True)
+        return
+    ours = RewardModel(load_reward_lm(tmp_path, new_head=True, pad_id=0)).eval()
+    torch.nn.init.normal_(ours.lm.score.weight, generator=torch.Generator().manual_seed(2))
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, attn_implementation="eager")
+    plain.eval().score.load_state_dict(ours.lm.score.state_dict())
+    with torch.no_grad():
+        expected = [
+            plain(torch.tensor([prompt + answer]), use_cache=False).logits.item() for prompt, answer in SEQUENCES
+        ]
+        assert ours.scores(collate_pairs(ARCHITECTURE_PAIRS)).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert max(expected) - min(expected) > 0.1
+
+
 def test_scores_that_are_not_finite_name_row_and_side(tmp_path):
     model = reward_model(tmp_path)
     model.lm.get_input_embeddings().weight.data[14] = math.nan  # the end of the first rejected answer
@@ -213,6 +238,54 @@ def test_a_separable_preference_is_learnt(tmp_path):
     assert figures[0]["rewards/accuracies"] == 0 and figures[-1]["rewards/accuracies"] == 1
     assert abs(figures[-1]["mean_reward"]) < 1 < figures[-1]["rewards/margins"]
     assert evaluate([unseen], losses, denominator=64)["eval_rewards/accuracies"] > 0.9
+
+
+def test_twenty_steps_are_those_of_trls_trainer(exported, tmp_path):
+    """Same tokens, same order, same start, with margins and centred rewards."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from trl import RewardConfig, RewardTrainer
+
+    pairs = separable(80, 3)
+    margins = {pair.row: pair.row % 3 / 2 for pair in pairs}
+    found = []
+
+    class Recording(RewardTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            found.append(loss.item())
+            return loss
+
+    rows = {
+        "chosen_ids": [p.prompt_ids + p.chosen_ids for p in pairs],
+        "rejected_ids": [p.prompt_ids + p.rejected_ids for p in pairs],
+        "margin": list(margins.values()),
+    }
+    config = RewardConfig(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=20, learning_rate=1e-3, lr_scheduler_type="constant",
+        gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        disable_tqdm=True, center_rewards_coefficient=0.02,
+    )  # fmt: skip
+    Recording(
+        AutoModelForSequenceClassification.from_pretrained(exported), args=config,
+        train_dataset=Dataset.from_dict(rows), processing_class=AutoTokenizer.from_pretrained(exported),
+    ).train()  # fmt: skip
+
+    model = RewardModel(load_reward_lm(exported)).eval()
+    losses = reward_losses(model, resolve("reward-model", {"center_rewards_coefficient": 0.02}), margins)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    ours = [
+        optimisation_step(
+            model, optimizer, [collate_pairs(pairs[i : i + 2]) for i in (4 * step, 4 * step + 2)], losses,
+            denominator=4, max_grad_norm=1.0, lr=1e-3,
+        )["loss"]
+        for step in range(20)
+    ]  # fmt: skip
+    assert len(found) == 20 and ours == pytest.approx(found, rel=1e-4)
+    assert max(ours) - min(ours) > 0.05, "the losses move"
 
 
 # ---- margins ----
@@ -408,3 +481,19 @@ def test_a_reward_model_in_a_recipe_names_the_judge():
     assert JudgeConfig(reward_model="inputs/17/model", model="rm").model == "rm"
     with pytest.raises(ValueError, match="in place of a judge's url"):
         JudgeConfig(reward_model="rm", url="http://127.0.0.1:9/v1")
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_sampled_answers_into_pairs(exported, ray_cluster, sharp_models, tmp_path):
+    scorer = JudgeConfig(reward_model=str(exported))
+    task = Task("test", [Prompt(str(i), text, "test") for i, text in enumerate(PROMPTS)], "here", "instruction")
+    sampling, out = Sampling(temperature=1.0, max_tokens=12, n=4, seed=1), tmp_path / "pairs.jsonl"
+    with EnginePool(EngineConfig(backend="transformers", device="cpu"), sharp_models[0]) as pool:
+        report = sample_pairs(sharp_models[0], task, sampling, pool, scorer, out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == report["pairs"] > 0 and report["scorer"] == {"reward_model": str(exported)}
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            found = score(exported, [row["prompt"]], [row[side][0]["content"]], template="chat")
+            assert row[f"score_{side}"] == pytest.approx(found[0], abs=1e-4)
+        assert row["score_chosen"] > row["score_rejected"]
