@@ -66,7 +66,7 @@ def plan(recipe: Recipe) -> Search:
     label = _label(recipe)
     for key, values in sweep.params.items():
         _check_values(recipe, label, key, values)
-    task = _check_metric(recipe)
+    task = _check_metric(recipe, label)
     grid = None if sweep.search == "optuna" else combinations(recipe)
     return Search(
         label=label,
@@ -219,10 +219,15 @@ def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | Swee
         )
 
 
-def _check_metric(recipe: Recipe) -> str | None:
+def _check_metric(recipe: Recipe, label: str) -> str | None:
     """The task to judge, or None for a metric of an evaluation."""
     sweep, metric = recipe.sweep, recipe.sweep.metric
     if metric in JUDGED:
+        if recipe.trains_rewards(label):
+            raise UserError(
+                f"sweep.metric {metric} needs answers, and '{label}' is a reward model, which writes none: take"
+                " eval_rewards/accuracies or eval_loss."
+            )
         tasks = list(recipe.generate.named_tasks())
         if not tasks or not recipe.judge.url:
             missing = " and ".join(k for k, v in (("generate.tasks", tasks), ("judge.url", recipe.judge.url)) if not v)

@@ -18,6 +18,7 @@ from otpo.reward import load_margins, score
 from pipeline.prepare import prepare_tokens
 from pipeline.recipes import make_recipe
 from pipeline.run import Run, run
+from pipeline.search import Search, plan
 from pipeline.train import make_job
 
 MODELS = {"rm": {"method": "reward-model", "center_rewards_coefficient": 0.01}}
@@ -91,6 +92,16 @@ def test_a_judge_that_cannot_be_is_refused_before_anything_starts(tmp_path, tiny
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
     refused(otpo(tmp_path, "run", "recipe.yaml"), *words)
     nothing_begun(tmp_path)
+
+
+def test_a_sweep_of_a_reward_model_needs_no_answers(tmp_path, tiny_llama):
+    def planned(metric: str) -> Search:
+        sweep = {"params": {"methods.rm.center_rewards_coefficient": [0.0, 0.01]}, "metric": metric}
+        return plan(recipe_of(tmp_path, tiny_llama, MODELS, sweep=sweep, train={"eval_every": 2}))
+
+    assert planned("eval_rewards/accuracies").label == "rm"
+    with pytest.raises(UserError, match=r"'rm' is a reward model, which writes none: take eval_rewards/accuracies"):
+        planned("win_rate")
 
 
 # ---- through Ray ----
