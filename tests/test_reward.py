@@ -219,7 +219,7 @@ def separable(n: int, seed: int) -> list[TokenPair]:
     for row in range(n):
         prompt, chosen, rejected = ([draw.randint(10, 60) for _ in range(draw.randint(2, 6))] for _ in range(3))
         chosen[draw.randrange(len(chosen))] = 7
-        pairs.append(TokenPair(row, prompt, [*chosen, 1], [*rejected, 1]))
+        pairs.append(TokenPair(row, prompt, [*chosen, 9], [*rejected, 9]))
     return pairs
 
 
@@ -327,15 +327,21 @@ def test_a_causal_lm_is_no_reward_model(tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(tiny_llama, tmp_path_factory):
-    """A reward model with a head that is not zero, sharded and exported as the worker does it."""
+    """A reward model with a head that is not zero, sharded and exported as the worker does it.
+
+    Its start pads with EOS, as many do: the export must not.
+    """
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token = tokenizer.eos_token
+    start = tmp_path_factory.mktemp("start")
+    tokenizer.save_pretrained(start)
     pad = pad_token(tokenizer)
     model = RewardModel(load_reward_lm(tiny_llama, new_head=True, pad_id=pad))
     torch.nn.init.normal_(model.lm.score.weight, generator=torch.Generator().manual_seed(2))
     model = shard(model, init_device_mesh("cpu", (1,)), dtype=torch.float32)
     out = tmp_path_factory.mktemp("reward") / "model"
-    export(model, out, tokenizer=str(tiny_llama), card="# card", dtype=torch.float32, pad_id=pad)
+    export(model, out, tokenizer=str(start), card="# card", dtype=torch.float32, pad_id=pad)
     dist.destroy_process_group()
     return out
 
