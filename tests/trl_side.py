@@ -12,6 +12,7 @@ from otpo.tokens import load_tokenizer
 
 STEPS = 20
 PEAK = 1e-3  # learning rate: linear to 0 after 2 steps of warm-up
+CLIP = 0.1  # of the gradient's norm
 Ids = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
@@ -45,7 +46,7 @@ def train_with_trl(
 
     config = config_class(
         str(out), max_steps=STEPS, per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro,
-        learning_rate=PEAK, lr_scheduler_type="linear", warmup_steps=2, max_grad_norm=1.0, weight_decay=0.0,
+        learning_rate=PEAK, lr_scheduler_type="linear", warmup_steps=2, max_grad_norm=CLIP, weight_decay=0.0,
         train_sampling_strategy="sequential", max_length=1024, bf16=False, use_cpu=True, gradient_checkpointing=False,
         report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, **settings,
     )  # fmt: skip
