@@ -31,11 +31,11 @@ CONTROLLER_FAILURES = 5
 # otherwise cost more in page faults than in arithmetic. oneDNN told to keep few primitives: every batch has shapes of
 # its own, and it would keep a thousand of them, megabytes each.
 CPU_ENVIRONMENT = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**26),
+    "MALLOC_TOP_PAD_": str(2**30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
