@@ -197,7 +197,7 @@ def test_micro_batches_change_nothing(tmp_path):
     spec = resolve("reward-model", {"center_rewards_coefficient": 0.1})
     whole, together = gradient(model, spec, [PAIRS], margins)
     parts, apart = gradient(model, spec, [PAIRS[:1], PAIRS[1:]], margins)
-    assert parts == pytest.approx(whole, abs=1e-6)
+    assert parts == pytest.approx(whole, rel=1e-6)  # a sum near 18, whose float32 neighbours are 2e-6 apart
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-4)
 
 
