@@ -1,7 +1,7 @@
 # make run       the default run: from nothing to a judged leaderboard
 # make test      the tests that fit into minutes; make test-all: every one of them
 # make check     lint, format, types, import direction
-# make bench     benchmarks: ratios measured side by side
+# make bench     benchmarks: ratios measured side by side; one of them: make bench-step SHAPE=30m-long
 #
 # ARGS="..." is passed on: make run ARGS="name=mine train.seed=1", make test ARGS="-k transport".
 
@@ -45,6 +45,9 @@ check: setup
 
 bench: setup
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-%: setup
+	@$(BIN)/python -m tests.benchmarks $* $(SHAPE) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

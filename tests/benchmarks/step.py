@@ -1,6 +1,6 @@
 """Throughput and peak memory of one preference step: ours beside TRL's DPO and the official OTPO step, on equal pairs.
 
-    make bench ARGS="step 30m-short"
+    make bench-step SHAPE=30m-short
 
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
 can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
