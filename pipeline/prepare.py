@@ -15,7 +15,7 @@ from otpo.formats import FORMATS, recognise
 from otpo.methods import MethodSpec
 from otpo.reward import margins_of, pad_token, save_margins
 from otpo.rows import Row
-from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
+from otpo.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 from otpo.unpaired import mismatched, split_pairs
 from pipeline.config import Recipe
 
@@ -33,7 +33,6 @@ class Tokens:
     train: str
     validation: str | None
     n_train: int
-    pad_id: int
     score_pad: int | None
     hash: str
     report: DataReport
@@ -95,7 +94,6 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
             train=str(target / "train.safetensors"),
             validation=str(target / "validation.safetensors") if held else None,
             n_train=len(train),
-            pad_id=pad_id(tokenizer),
             score_pad=pad_token(tokenizer),
             hash=key,
             report=report,

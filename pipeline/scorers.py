@@ -76,7 +76,6 @@ def fill_cache(
     model: PolicyModel,
     pairs: Sequence[TokenPair],
     *,
-    pad_id: int,
     micro_batch_size: int,
     rank: int,
     world: int,

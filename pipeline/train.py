@@ -58,7 +58,6 @@ def make_job(
         model=model.path,
         model_fingerprint=fingerprint,
         attn_implementation=model.attn_implementation,
-        pad_id=tokens.pad_id,
         tokens=tokens.train,
         validation_tokens=tokens.validation,
         out=str(folder / "models" / label),

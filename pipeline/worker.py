@@ -80,7 +80,6 @@ class TrainJob:
     model: str
     model_fingerprint: str
     attn_implementation: str
-    pad_id: int
     tokens: str
     validation_tokens: str | None
     out: str
@@ -220,7 +219,7 @@ class _Trainer:
         pairs = unpaired or [item for item in items if isinstance(item, TokenPair)]
         if ours or agree_missing(ScorerTable(folder).missing(pairs), pairs):
             fill_cache(
-                folder, self.model if ours else self._frozen(model), pairs, pad_id=self.job.pad_id,
+                folder, self.model if ours else self._frozen(model), pairs,
                 micro_batch_size=self.train.micro_batch_size, rank=self.rank, world=self.world,
             )  # fmt: skip
             dist.barrier()

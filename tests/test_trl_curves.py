@@ -263,7 +263,7 @@ def run(
         items = mismatched(split_pairs(items), seed=0)
     if cache is not None:
         scored = as_pairs(items) if method == "kto" else items
-        fill_cache(cache, frozen, scored, pad_id=0, micro_batch_size=3, rank=0, world=1)
+        fill_cache(cache, frozen, scored, micro_batch_size=3, rank=0, world=1)
     table = ScorerTable(cache) if cache is not None else None
 
     def of_pairs(batch: SequenceBatch) -> dict[str, Tensor]:
