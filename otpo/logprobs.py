@@ -5,6 +5,7 @@ Shape legend: N completion tokens of a batch, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 CHUNK_LOGITS = 2**26  # of one matrix product, in the model's precision: 128 MiB in bfloat16
+KEPT_CHUNKS = 4  # whose logits stay for backward; those of the chunks before them are computed again
 TILE_LOGITS = 2**21  # of them in float32 at a time on a CPU: 8 MiB stay in its cache, through all that is done to them
 
 
 class _FusedLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes each chunk's logits again.
+    """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes again the logits that were not kept.
 
-    The last chunk's are kept: backward begins with it and needs the room anyway, so a small batch computes none twice.
     Beside it, in the same pass, log sum_v p_v^2 (no gradient) and, with a reference, KL(p_reference | p) of each row.
     """
 
@@ -28,8 +29,10 @@ class _FusedLogProbs(torch.autograd.Function):
         normalizers = torch.empty_like(logps)
         log_sum_squares = torch.empty_like(logps) if squares else None
         kl = torch.empty_like(logps) if reference is not None else None
+        kept: deque[Tensor] = deque(maxlen=KEPT_CHUNKS if any(ctx.needs_input_grad) else 1)
         for chunk in _slices(len(targets), CHUNK_LOGITS // len(weight)):
             products = predictions.products(chunk)
+            kept.append(products)
             for rows, tile in _tiles(chunk, products):
                 logits = predictions.logits(products[tile])
                 at_target = logits.gather(-1, targets[rows, None])[:, 0]
@@ -46,7 +49,7 @@ class _FusedLogProbs(torch.autograd.Function):
                     log_sum_squares[rows] = exponentials.square_().sum(-1).log() - 2 * total.log()
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
         ctx.predictions, ctx.reference = predictions, reference
-        ctx.kept = products if len(targets) else None
+        ctx.kept = kept
         ctx.set_materialize_grads(False)
         if log_sum_squares is not None:
             ctx.mark_non_differentiable(log_sum_squares)
@@ -63,7 +66,7 @@ class _FusedLogProbs(torch.autograd.Function):
         grad_weight = _Sum() if need_weight else None
         grad_bias = _Sum() if need_bias and bias is not None else None
         for chunk in reversed(list(_slices(len(targets), CHUNK_LOGITS // len(weight)))):
-            products, ctx.kept = predictions.products(chunk) if ctx.kept is None else ctx.kept, None
+            products = ctx.kept.pop() if ctx.kept else predictions.products(chunk)
             for rows, tile in _tiles(chunk, products):
                 logits = predictions.logits(products[tile])
                 slope = 1 - (logits / predictions.softcap) ** 2 if predictions.softcap else None

@@ -21,6 +21,7 @@ from otpo.attention import share_prompts
 from otpo.batches import padded
 from otpo.errors import UserError
 from otpo.logprobs import Predictions
+from otpo.precision import compute_in
 from otpo.quiet import no_bars
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
 
@@ -167,6 +168,28 @@ def check_layer(where: str, path: str | Path, layer: int) -> None:
         )
 
 
+def distribute(
+    model: PolicyModel,
+    mesh: DeviceMesh,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: bool = False,
+    keep_head: bool = False,
+) -> PolicyModel:
+    """Float32 master weights, compute in `dtype`: sharded over the workers of the mesh, or whole on a single one.
+
+    Beside adapters (`otpo.lora`) the frozen weights keep the precision they were saved in.
+
+    Args:
+        keep_head: see `shard`.
+    """
+    if mesh.size() > 1:
+        return shard(model, mesh, dtype=dtype, activation_checkpointing=activation_checkpointing, keep_head=keep_head)
+    _prepare(model, mesh.device_type, activation_checkpointing)
+    compute_in(dtype, model, _layers(model), _other_passes(model))
+    return model
+
+
 def shard(
     model: PolicyModel,
     mesh: DeviceMesh,
@@ -180,31 +203,43 @@ def shard(
     Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
     the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.
 
-    Beside adapters (`otpo.lora`) the frozen weights keep the precision they were saved in, and are sharded like the
-    rest; those of 4 bits, which cannot be cut, lie whole on every rank.
+    Beside adapters the frozen weights are sharded like the rest; those of 4 bits, which cannot be cut, lie whole on
+    every rank.
 
     Args:
         keep_head: keep the root's weights whole after a forward pass. For a frozen model whose head the policy's
             backward pass reads (`Predictions`).
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    parameters = set(model.parameters())
-    trained_in_part = not all(p.requires_grad for p in parameters)
-    whole = {p for p in parameters if not p.is_floating_point()}
-    if not whole:
-        model.to(mesh.device_type)  # else loading has put it there
-    if activation_checkpointing:
-        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layer_types = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
-    for layer in [module for module in model.lm.modules() if type(module).__name__ in layer_types]:
+    whole = {p for p in model.parameters() if not p.is_floating_point()}
+    _prepare(model, mesh.device_type, activation_checkpointing)
+    for layer in _layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
     # a checkpoint made then would hold the whole copies, which are never updated.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head, ignored_params=whole)
-    for name in ("predictions", "scores"):
-        if hasattr(model, name):
-            register_fsdp_forward_method(model, name)
-    return model if trained_in_part else model.float()
+    for name in _other_passes(model):
+        register_fsdp_forward_method(model, name)
+    return model
+
+
+def _prepare(model: PolicyModel, device: str, activation_checkpointing: bool) -> None:
+    parameters = list(model.parameters())
+    if all(p.is_floating_point() for p in parameters):
+        model.to(device)  # else loading has put it there
+    if all(p.requires_grad for p in parameters):
+        model.float()
+    if activation_checkpointing:
+        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _layers(model: PolicyModel) -> list[nn.Module]:
+    names = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
+    return [module for module in model.lm.modules() if type(module).__name__ in names]
+
+
+def _other_passes(model: PolicyModel) -> list[str]:
+    return [name for name in ("predictions", "scores") if hasattr(model, name)]
 
 
 def pair_logprobs(

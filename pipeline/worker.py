@@ -37,7 +37,7 @@ from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
 from otpo.lora import AdaptersOff, add_adapters
 from otpo.methods import resolve
-from otpo.model import PolicyModel, load_causal_lm, shard
+from otpo.model import PolicyModel, distribute, load_causal_lm
 from otpo.records import SequenceBatch, TokenCompletion, TokenPair
 from otpo.reward import RewardModel, load_margins, load_reward_lm, reward_losses
 from otpo.step import (
@@ -145,7 +145,7 @@ class _Trainer:
         """Load or resume, train, export."""
         model = self._start()
         self.saved_dtype = model.lm.dtype
-        self.model = shard(
+        self.model = distribute(
             model,
             self.mesh,
             dtype=DTYPES[self.train.dtype],
@@ -234,7 +234,7 @@ class _Trainer:
                 f"{self.job.label}: the frozen model {path} has a vocabulary of {theirs} tokens, the policy"
                 f" {self.job.model} one of {ours}: they must share one tokenizer."
             )
-        model = shard(PolicyModel(lm), self.mesh, dtype=DTYPES[self.train.dtype], keep_head=keep_head)
+        model = distribute(PolicyModel(lm), self.mesh, dtype=DTYPES[self.train.dtype], keep_head=keep_head)
         return model.requires_grad_(False).eval()
 
     def _resume(self) -> int:

@@ -164,7 +164,7 @@ def _ours(name: str, steps: int, method: str) -> dict[str, float]:
 
     from otpo.batches import collate_pairs
     from otpo.methods import resolve
-    from otpo.model import PolicyModel, shard
+    from otpo.model import PolicyModel, distribute
     from otpo.records import TokenPair
     from otpo.step import optimisation_step, preference_losses
 
@@ -174,7 +174,7 @@ def _ours(name: str, steps: int, method: str) -> dict[str, float]:
     with tempfile.NamedTemporaryFile() as rendezvous:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1)
         torch.manual_seed(0)
-        model = shard(
+        model = distribute(
             PolicyModel(LlamaForCausalLM(_config(shape))).eval(), init_device_mesh("cpu", (1,)), dtype=torch.bfloat16
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)

@@ -1,0 +1,122 @@
+"""Mixed precision on one worker does what FSDP's does, and between passes the model holds its float32 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_lm import PAIRS, small_lm
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from otpo.batches import collate_pairs
+from otpo.checkpoint import load_checkpoint, save_checkpoint
+from otpo.methods import resolve
+from otpo.model import PolicyModel, distribute, shard
+from otpo.step import optimisation_step, preference_losses
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def start(way, mesh, *, tied=True, dtype=torch.bfloat16, **options):
+    model = way(PolicyModel(small_lm(tie_word_embeddings=tied)), mesh, dtype=dtype, **options)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def go(model, optimizer, steps=3, batches=1):
+    found = preference_losses(model, resolve("simpo", {}), lambda batch: {}, seed=0)
+    size = len(PAIRS) // batches
+    parts = [collate_pairs(PAIRS[i * size : (i + 1) * size]) for i in range(batches)]
+    return [
+        optimisation_step(model, optimizer, parts, found, denominator=3, max_grad_norm=1.0, lr=1e-2)["loss"]
+        for _ in range(steps)
+    ]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in model.named_parameters()}
+
+
+def assert_equal(first, second) -> None:
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_it_trains_as_fsdp_does_to_the_last_bit(mesh, tied, dtype, batches):
+    """Also over several micro-batches, whose gradients both add up in float32."""
+    one, other = (start(way, mesh, tied=tied, dtype=dtype) for way in (distribute, shard))
+    assert go(*one, batches=batches) == go(*other, batches=batches)
+    assert_equal(one[0], other[0])
+
+
+def test_it_computes_in_the_low_precision(mesh):
+    low, _ = start(distribute, mesh)
+    exact, _ = start(distribute, mesh, dtype=torch.float32)
+    batch = collate_pairs(PAIRS)
+    found, expected = low(batch)[0], exact(batch)[0]
+    assert 1e-5 < (found - expected).abs().max() < 0.1
+    seen = []
+    low.lm.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    low(batch)
+    assert seen == [torch.bfloat16]
+
+
+def test_between_passes_the_weights_are_float32_and_every_one_is_trained(mesh):
+    model, _ = start(distribute, mesh)
+    with torch.no_grad():
+        model(collate_pairs(PAIRS))
+        model.predictions(collate_pairs(PAIRS))
+    optimizer, before = torch.optim.AdamW(model.parameters(), lr=1e-3), weights(model)
+    assert {weight.dtype for weight in before.values()} == {torch.float32}
+    go(model, optimizer, 1)
+    assert not [name for name, weight in weights(model).items() if torch.equal(weight, before[name])]
+
+
+def test_a_pass_that_fails_leaves_the_weights_in_place(mesh):
+    model, _ = start(distribute, mesh)
+    broken = collate_pairs(PAIRS)
+    broken.input_ids[0] = 10**6
+    with pytest.raises(IndexError):
+        model(broken)
+    with pytest.raises(IndexError):
+        model.predictions(broken)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_weight_that_changes_changes_the_next_pass(mesh):
+    model, _ = start(distribute, mesh)
+    batch = collate_pairs(PAIRS)
+    with torch.no_grad():
+        before = model(batch)[0]
+        for weight in model.parameters():
+            weight.mul_(1.5)
+        assert not torch.equal(model(batch)[0], before)
+
+
+def test_activation_checkpointing_computes_again_in_the_same_precision(mesh):
+    model, optimizer = start(distribute, mesh, activation_checkpointing=True)
+    plain = start(distribute, mesh)
+    assert go(model.train(), optimizer) == go(*plain)
+    assert_equal(model, plain[0])
+
+
+@pytest.mark.parametrize(("first", "second"), [(distribute, shard), (shard, distribute)], ids=["one-to-fsdp", "back"])
+def test_a_checkpoint_goes_from_one_way_to_the_other(mesh, tmp_path: Path, first, second):
+    """So a run that several workers began can be finished by one."""
+    model, optimizer = start(first, mesh)
+    go(model, optimizer)
+    path = save_checkpoint(tmp_path, model, optimizer, {"step": 3})
+    resumed, fresh = start(second, mesh)
+    load_checkpoint(path, resumed, fresh)
+    assert go(resumed, fresh) == go(model, optimizer)
+    assert_equal(resumed, model)
