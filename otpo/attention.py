@@ -75,9 +75,18 @@ def shared_prompts_attention(
     return torch.cat([output for output in outputs if output is not None], dim=1), None
 
 
+def why_padded(model_type: str, attn_implementation: str) -> str | None:
+    """Why batches of an architecture are padded and its prompts computed once for each answer; None if they are not."""
+    if model_type not in ARCHITECTURES:
+        return f"'{model_type}' is not among the architectures that can do without ({', '.join(sorted(ARCHITECTURES))})"
+    if attn_implementation != "sdpa":
+        return f"model.attn_implementation is {attn_implementation}: only sdpa does without"
+    return None
+
+
 def share_prompts(lm: PreTrainedModel) -> bool:
     """Let a model take flat batches, if it can: a known architecture that was loaded with `sdpa`."""
-    if lm.config._attn_implementation != "sdpa" or lm.config.model_type not in ARCHITECTURES:
+    if why_padded(lm.config.model_type, lm.config._attn_implementation):
         return False
     AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)
     lm.set_attn_implementation(SHARED_PROMPTS)

@@ -343,13 +343,15 @@ class Run(Context):
         supervised = labels == ["base"]
         tokens = self.tokens(supervised=supervised)
         from pipeline.cluster import connect
-        from pipeline.train import fit, make_job
+        from pipeline.train import fit, make_job, padded_batches
 
         connect(self.recipe.cluster.address)
         scorers = self.folder.parent / "scorers"
         jobs = [
             make_job(self.recipe, self.folder, label, model=model, tokens=tokens, scorers=scorers) for label in labels
         ]
+        if not supervised:
+            self.notes += padded_batches(model)
         group = self.recipe.train_of("base") if supervised else self.recipe.train
         fit(jobs, self.folder, name="base" if supervised else "methods", train=group, show=self.show)
         return {job.label: job.tokens for job in jobs}

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import AutoConfig
 
+from otpo.attention import why_padded
 from otpo.errors import UserError, WorkError
 from otpo.identity import model_fingerprint
 from otpo.lora import check_quantization
@@ -38,6 +40,12 @@ CPU_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(2**30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+
+def padded_batches(model: ModelConfig) -> list[str]:
+    """A sentence about a model whose batches must be padded, which makes training slower."""
+    why = why_padded(AutoConfig.from_pretrained(model.path).model_type, model.attn_implementation)
+    return [f"Batches were padded and prompts computed once for each answer: {why}."] if why else []
 
 
 def make_job(

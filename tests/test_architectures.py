@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from otpo.attention import ARCHITECTURES
+from otpo.attention import ARCHITECTURES, why_padded
 from otpo.batches import collate_pairs
 from otpo.model import PolicyModel
 from otpo.records import TokenPair
@@ -93,6 +93,7 @@ def by_transformers(lm):
 def test_log_probabilities_and_gradients_equal_the_plain_computation(family, attention):
     ours, theirs = PolicyModel(make(family, attention)), make(family, "eager")
     assert ours.shares_prompts == (attention == "sdpa" and family.split("-")[0] in ARCHITECTURES)
+    assert bool(why_padded(family.split("-")[0], attention)) != ours.shares_prompts
     batch = collate_pairs(PAIRS)
     logps, extras = ours(batch, {"hidden"})
     expected, states = by_transformers(theirs)

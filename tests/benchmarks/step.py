@@ -14,41 +14,15 @@ import argparse
 import copy
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 
 from pipeline.train import CPU_ENVIRONMENT
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model (tied vocabulary) and the ranges of prompt and answer lengths; four pairs a step."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    mlp: int
-    prompt: tuple[int, int]
-    answer: tuple[int, int]
-
-
-LONG, SHORT = ((64, 448), (96, 464)), ((16, 48), (32, 64))
-SHAPES = {
-    "tiny-short": Shape(128, 2, 4, 2, 2000, 256, *SHORT),
-    "30m-long": Shape(384, 6, 6, 2, 32000, 1024, *LONG),
-    "30m-short": Shape(384, 6, 6, 2, 32000, 1024, *SHORT),
-    "135m-long": Shape(576, 30, 9, 3, 49152, 1536, *LONG),
-}
-PAIRS = 4
-
+from tests.benchmarks.shapes import PAIRS, SHAPES, Shape
 
 SIDES = ("trl", "dpo", "otpo", "official-otpo", "trl-as-installed")
 
@@ -88,37 +62,10 @@ def _ratio(sides: dict[str, dict[str, float]], one: str, other: str, figure: str
 
 def _measure(shape: str, steps: int, side: str) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks", "step", shape, "--steps", str(steps), "--side", side]
-    environment = os.environ | ({} if side == "trl-as-installed" else CPU_ENVIRONMENT)
+    plain = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
+    environment = plain if side == "trl-as-installed" else plain | CPU_ENVIRONMENT
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _pairs(shape: Shape, steps: int) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids of prompt, chosen, rejected, without EOS; words below 3 are reserved."""
-    rng = random.Random(0)
-
-    def words(low: int, high: int) -> list[int]:
-        return [rng.randrange(3, shape.vocab) for _ in range(rng.randint(low, high))]
-
-    return [(words(*shape.prompt), words(*shape.answer), words(*shape.answer)) for _ in range(PAIRS * steps)]
-
-
-def _config(shape: Shape):  # transformers is imported by the sides alone
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.mlp,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        max_position_embeddings=2048,
-    )
 
 
 def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, float]:
@@ -157,38 +104,14 @@ def _peak() -> float:
 
 
 def _ours(name: str, steps: int, method: str) -> dict[str, float]:
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from transformers import LlamaForCausalLM
-
-    from otpo.batches import collate_pairs
-    from otpo.methods import resolve
-    from otpo.model import PolicyModel, distribute
-    from otpo.records import TokenPair
-    from otpo.step import optimisation_step, preference_losses
+    from tests.benchmarks.ours import Ours, batches, one_worker
 
     shape = SHAPES[name]
-    pairs = _pairs(shape, steps)
-    items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(pairs)]
-    with tempfile.NamedTemporaryFile() as rendezvous:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1)
-        torch.manual_seed(0)
-        model = distribute(
-            PolicyModel(LlamaForCausalLM(_config(shape))).eval(), init_device_mesh("cpu", (1,)), dtype=torch.bfloat16
-        )
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        before, seconds = _peak(), []
-        cached: dict[str, torch.Tensor] = {}
-        losses = preference_losses(model, resolve(method, {}), lambda batch: cached, seed=0)
-        for start in range(0, len(items), PAIRS):
-            batch = collate_pairs(items[start : start + PAIRS])
-            with torch.no_grad():
-                cached["reference"] = model(batch)[0]  # beforehand, as a run's cache is: not timed
-            began = time.perf_counter()
-            optimisation_step(model, optimizer, [batch], losses, denominator=PAIRS, max_grad_norm=1.0, lr=1e-5)
-            seconds.append(time.perf_counter() - began)
-        dist.destroy_process_group()
+    with one_worker() as mesh:
+        ours = Ours(shape, mesh, method)
+        before = _peak()
+        seconds = [ours.step(batch) for batch in batches(shape, steps)]
+    pairs = shape.pairs(PAIRS * steps)
     return _figures(pairs, seconds, before) | _floor(shape, pairs)
 
 
@@ -204,10 +127,10 @@ def _official(name: str, steps: int, _: str) -> dict[str, float]:
     from otpo.records import TokenPair
 
     shape = SHAPES[name]
-    pairs = _pairs(shape, steps)
+    pairs = shape.pairs(PAIRS * steps)
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(pairs)]
     torch.manual_seed(0)
-    policy, reference = LlamaForCausalLM(_config(shape)), LlamaForCausalLM(_config(shape)).eval()
+    policy, reference = LlamaForCausalLM(shape.config()), LlamaForCausalLM(shape.config()).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
     before, seconds = _peak(), []
 
@@ -257,7 +180,7 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
     from trl import DPOConfig, DPOTrainer
 
     shape = SHAPES[name]
-    pairs = _pairs(shape, steps)
+    pairs = shape.pairs(PAIRS * steps)
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, shape.vocab)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -268,7 +191,7 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
 
     rows = [{"prompt": text(p), "chosen": " " + text(c), "rejected": " " + text(r)} for p, c, r in pairs]
     torch.manual_seed(0)
-    model = LlamaForCausalLM(_config(shape))
+    model = LlamaForCausalLM(shape.config())
     before = _peak()
     ticks: list[float] = []
 

@@ -1,0 +1,39 @@
+"""What a method costs over DPO: steps on the same batches, taken in turns in one process.
+
+    make bench-methods SHAPE=30m-long ARGS="--methods otpo simpo tdpo2 --steps 20"
+
+The ratio of each step to the DPO step beside it: median and quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from tests.benchmarks.shapes import SHAPES
+
+
+def main(arguments: list[str]) -> None:
+    """Print each method's ratio, then all figures as one JSON line."""
+    parser = argparse.ArgumentParser(prog="tests.benchmarks methods", description=__doc__)
+    parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", default=["otpo", "simpo", "sampo", "wpo"])
+    options = parser.parse_args(arguments)
+
+    from tests.benchmarks.ours import Ours, batches, interleaved, one_worker, quartiles
+
+    found = {}
+    with one_worker() as mesh:
+        work = batches(SHAPES[options.shape], options.steps + 3)
+        names = ["dpo", *options.methods]
+        models = {name: Ours(SHAPES[options.shape], mesh, name) for name in names}
+        seconds = interleaved(
+            {name: lambda number, ours=ours: ours.step(work[number]) for name, ours in models.items()}, options.steps
+        )
+    for name in names:
+        low, middle, high = quartiles([a / b for a, b in zip(seconds[name], seconds["dpo"], strict=True)])
+        step = quartiles(seconds[name])[1]
+        found[name] = {"step_seconds": step, "over_dpo": middle, "over_dpo_quartiles": [low, high]}
+        print(f"{name:>12}  step {step:7.3f} s  {middle:5.2f} x DPO ({low:.2f} to {high:.2f})", flush=True)
+    print(json.dumps({"benchmark": "methods", "shape": options.shape, "steps": options.steps, "methods": found}))

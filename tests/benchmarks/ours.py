@@ -1,0 +1,90 @@
+"""Our preference step as training workers run it, in this process: bf16 compute on fp32 weights, a cached reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from transformers import LlamaForCausalLM
+
+from otpo.batches import collate_pairs
+from otpo.methods import resolve
+from otpo.model import PolicyModel, distribute
+from otpo.records import SequenceBatch, TokenPair
+from otpo.step import optimisation_step, preference_losses
+from tests.benchmarks.shapes import PAIRS, Shape
+
+
+@contextmanager
+def one_worker() -> Iterator[DeviceMesh]:
+    """A group of one process, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh(device, (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def batches(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[SequenceBatch]:
+    """The shape's pairs, each answer with its EOS, as batches of a step."""
+    items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
+    return [collate_pairs(items[start : start + pairs]) for start in range(0, len(items), pairs)]
+
+
+class Ours:
+    """A policy, its optimizer and the loss of a method."""
+
+    def __init__(self, shape: Shape, mesh: DeviceMesh, method: str = "dpo", *, padded: bool = False):
+        torch.manual_seed(0)
+        policy = PolicyModel(LlamaForCausalLM._from_config(shape.config(), attn_implementation="sdpa"))
+        if padded:
+            policy.lm.set_attn_implementation("sdpa")
+            policy.shares_prompts = False
+        self.device = mesh.device_type
+        self.model = distribute(policy.eval(), mesh, dtype=torch.bfloat16)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.cached: dict[str, torch.Tensor] = {}
+        self.losses = preference_losses(self.model, resolve(method, {}), lambda _: self.cached, seed=0)
+
+    def step(self, batch: SequenceBatch) -> float:
+        """Seconds of one update. The reference is computed beforehand, as a run's cache is, and not counted."""
+        batch = batch.to(self.device)
+        with torch.no_grad():
+            self.cached["reference"] = self.model(batch)[0]
+        began = _now(self.device)
+        optimisation_step(
+            self.model, self.optimizer, [batch], self.losses, denominator=PAIRS, max_grad_norm=1.0, lr=1e-5
+        )
+        return _now(self.device) - began
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def interleaved(sides: Mapping[str, Callable[[int], float]], steps: int, *, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds of every side's steps, taken in turns: what else the machine does meets all sides alike.
+
+    Args:
+        sides: name -> seconds of its step of a number.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warmup + steps):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            took = sides[name](number)
+            if number >= warmup:
+                seconds[name].append(took)
+    return seconds
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    return low.item(), middle.item(), high.item()
