@@ -120,8 +120,8 @@ class PolicyModel(nn.Module):
     def _predict(self, batch: SequenceBatch, layer: int = -1) -> tuple[Tensor, Predictions]:
         """States (S, T, D) of a layer at the predicting positions, and what the last one's predict."""
         layers, kept = self.lm.config.num_hidden_layers, []
-        number = layer if layer > 0 else layers + 1 + layer  # from 1; transformers' last are those after the norm
-        inner = number < layers
+        number = _number(layer, layers)
+        inner = number < layers  # transformers' last states are those after the norm
         if inner:
             hook = self.lm.get_decoder().layers[number - 1].register_forward_hook(lambda _, __, out: kept.append(out))
         states = self._decode(batch)
@@ -158,10 +158,15 @@ class PolicyModel(nn.Module):
         return states[sequences[:, None], padded(batch)[2]]
 
 
+def _number(layer: int, layers: int) -> int:
+    """A decoder layer's number from 1, counted from the end where it is negative."""
+    return layer if layer > 0 else layers + 1 + layer
+
+
 def check_layer(where: str, path: str | Path, layer: int) -> None:
     """Raise a `UserError` if a model (its folder or hub name) has no such layer of hidden states."""
     layers = AutoConfig.from_pretrained(path).num_hidden_layers
-    if not 1 <= (layer if layer > 0 else layers + 1 + layer) <= layers:
+    if not 1 <= _number(layer, layers) <= layers:
         raise UserError(
             f"{where}: {path} has {layers} decoder layers: expected 1 to {layers}, or -1 (the last) to -{layers},"
             f" found {layer}."
@@ -186,7 +191,7 @@ def distribute(
     if mesh.size() > 1:
         return shard(model, mesh, dtype=dtype, activation_checkpointing=activation_checkpointing, keep_head=keep_head)
     _prepare(model, mesh.device_type, activation_checkpointing)
-    compute_in(dtype, model, _layers(model), _other_passes(model))
+    compute_in(dtype, _mastered(model), _layers(model), _other_passes(model))
     return model
 
 
@@ -220,15 +225,16 @@ def shard(
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head, ignored_params=whole)
     for name in _other_passes(model):
         register_fsdp_forward_method(model, name)
-    return model
+    return _mastered(model)  # only now: whole on every device, an 8B model in float32 would take 32 GB
+
+
+def _mastered(model: PolicyModel) -> PolicyModel:
+    return model.float() if all(p.requires_grad for p in model.parameters()) else model
 
 
 def _prepare(model: PolicyModel, device: str, activation_checkpointing: bool) -> None:
-    parameters = list(model.parameters())
-    if all(p.is_floating_point() for p in parameters):
+    if all(p.is_floating_point() for p in model.parameters()):
         model.to(device)  # else loading has put it there
-    if all(p.requires_grad for p in parameters):
-        model.float()
     if activation_checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

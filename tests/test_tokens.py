@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from otpo.data import read_rows
 from otpo.errors import UserError
 from otpo.fresh import make_tokenizer
-from otpo.tokens import load_tokenizer, pad_id, tokenize_completions, tokenize_pairs
+from otpo.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 
 SYSTEM = {"role": "system", "content": "Be brief. 简短。"}
 USER = {"role": "user", "content": "Where does the train leave?  "}
@@ -158,7 +158,6 @@ def test_an_answer_within_a_sentence_gets_no_space_of_a_new_text(metaspace):
     pair, report = one(row, metaspace)
     assert not report.notes
     assert pair.prompt_ids + pair.chosen_ids == metaspace("The capital of Mongolia is lower")["input_ids"] + [1]
-    assert pad_id(metaspace) == metaspace.eos_token_id
 
 
 def test_a_literal_prompt_that_is_empty_still_has_a_token_that_predicts(chatml, metaspace):
