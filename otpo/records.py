@@ -27,9 +27,9 @@ class TokenPair:
     rejected_ids: list[int]
 
     @property
-    def length(self) -> int:
-        """Tokens of the prompt with the longer answer."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+    def tokens(self) -> int:
+        """What a batch holds of it: the prompt and both answers."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class TokenCompletion:
     mismatched_ids: list[int] | None = None
 
     @property
-    def length(self) -> int:
-        """Tokens of the prompt with the completion."""
-        return len(self.prompt_ids) + len(self.completion_ids)
+    def tokens(self) -> int:
+        """What a batch holds of it: the prompt and its completions."""
+        return len(self.prompt_ids) + len(self.completion_ids) + len(self.mismatched_ids or [])
 
 
 @dataclass

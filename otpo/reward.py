@@ -207,7 +207,7 @@ class Scorer:
         items = [_as_transformers_reads(item, pad) for item in items]
         scores = [math.nan] * len(items)
         done = 0
-        for indices in micro_batches([item.length for item in items], size=self.batch_size, rank=0, world=1):
+        for indices in micro_batches([item.tokens for item in items], size=self.batch_size, rank=0, world=1):
             batch = collate_completions([items[i] for i in indices]).to(self.device)
             for index, value in zip(indices, self.model.scores(batch).tolist(), strict=True):
                 scores[index] = value

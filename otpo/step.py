@@ -55,19 +55,30 @@ def learning_rate(step: int, total: int, base: float, *, scheduler: str, warmup_
     )
 
 
-def micro_batches(lengths: Sequence[int], *, size: int, rank: int, world: int) -> list[list[int]]:
+def micro_batches(
+    tokens: Sequence[int], *, size: int, budget: int | None = None, rank: int, world: int
+) -> list[list[int]]:
     """Which items of a global batch this rank computes, and in which micro-batches.
 
-    Items are dealt by length so that a micro-batch pads little. Every rank gets the same number of micro-batches,
+    Items are dealt by length: where sequences are padded, little is. Every rank gets the same number of micro-batches,
     empty ones where there are too few, because collectives must be entered by all.
 
+    Args:
+        tokens: of each item. size: items in a micro-batch, at most.
+        budget: tokens in a micro-batch, at most; an item with more has one of its own. None: any number.
+
     Returns:
-        Lists of indices into `lengths`; over all ranks each index appears exactly once.
+        Lists of indices into `tokens`; over all ranks each index appears exactly once.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i], i))
     # a batch smaller than world * size is spread over the ranks rather than given to the first
     size = max(1, min(size, math.ceil(len(order) / world)))
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    groups: list[list[int]] = []
+    for index in order:
+        full = not groups or len(groups[-1]) == size
+        if full or (budget is not None and sum(tokens[i] for i in groups[-1]) + tokens[index] > budget):
+            groups.append([])
+        groups[-1].append(index)
     mine = groups[rank::world]
     return mine + [[]] * (math.ceil(len(groups) / world) - len(mine))
 

@@ -95,6 +95,7 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     global_batch_size: int = Field(128, ge=1)
     micro_batch_size: int = Field(4, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=1, description="by default 2,048 on a CPU, 16,384 on a GPU")
     workers: int = Field(2, ge=1)
     use_gpu: bool | Literal["auto"] = "auto"
     dtype: Literal["fp32", "bf16"] = "bf16"

@@ -77,6 +77,7 @@ def fill_cache(
     pairs: Sequence[TokenPair],
     *,
     micro_batch_size: int,
+    micro_batch_tokens: int | None,
     rank: int,
     world: int,
 ) -> ScorerTable:
@@ -91,11 +92,10 @@ def fill_cache(
     if not missing:
         return table
     device = next(model.parameters()).device
-    lengths = [pair.length for pair in missing]
+    size, budget = 2 * micro_batch_size, 2 * micro_batch_tokens if micro_batch_tokens else None  # nothing is kept
     done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for number, indices in enumerate(
-        micro_batches(lengths, size=2 * micro_batch_size, rank=rank, world=world), start=1
-    ):
+    groups = micro_batches([pair.tokens for pair in missing], size=size, budget=budget, rank=rank, world=world)
+    for number, indices in enumerate(groups, start=1):
         members = [missing[i] for i in indices] or [replace(missing[0], row=-1)]
         batch = collate_pairs(members)
         logps, _ = model(batch.to(device))

@@ -56,6 +56,7 @@ from pipeline.config import TrainConfig
 from pipeline.scorers import ScorerTable, agree_missing, cache_folder, fill_cache
 
 FAILURE = "failure.json"
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # enough for large products; more would take memory alone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -135,6 +136,7 @@ class _Trainer:
         self.spec = None if job.method is None else resolve(job.label, job.method)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.budget = self.train.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         self.items = load_tokens(job.tokens)
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
         self.metrics = job.folder / "metrics.jsonl"
@@ -220,7 +222,8 @@ class _Trainer:
         if ours or agree_missing(ScorerTable(folder).missing(pairs), pairs):
             fill_cache(
                 folder, self.model if ours else self._frozen(model), pairs,
-                micro_batch_size=self.train.micro_batch_size, rank=self.rank, world=self.world,
+                micro_batch_size=self.train.micro_batch_size, micro_batch_tokens=self.budget,
+                rank=self.rank, world=self.world,
             )  # fmt: skip
             dist.barrier()
         return ScorerTable(folder)
@@ -292,13 +295,17 @@ class _Trainer:
             return size
         return min(size, round(self.train.epochs * len(self.items)) - step * size)
 
-    def _batches(self, members: Sequence[Item], size: int | None = None) -> Iterator[SequenceBatch]:
-        lengths = [item.length for item in members]
+    def _batches(self, members: Sequence[Item], times: int = 1) -> Iterator[SequenceBatch]:
+        """Micro-batches of this rank, `times` as large as in training."""
         collate: Callable[..., SequenceBatch] = collate_pairs
         if isinstance(members[0], TokenCompletion):
             collate = collate_completions if self.spec is None else collate_unpaired
         for indices in micro_batches(
-            lengths, size=size or self.train.micro_batch_size, rank=self.rank, world=self.world
+            [item.tokens for item in members],
+            size=times * self.train.micro_batch_size,
+            budget=times * self.budget,
+            rank=self.rank,
+            world=self.world,
         ):
             items = [members[i] for i in indices] or [replace(members[0], row=-1)]
             yield collate(items).to(self.device)
@@ -313,9 +320,7 @@ class _Trainer:
         members = list(self.validation)
         training = self.model.training
         self.model.eval()  # no dropout
-        figures = evaluate(
-            self._batches(members, 2 * self.train.micro_batch_size), losses, denominator=self._denominator(members)
-        )
+        figures = evaluate(self._batches(members, times=2), losses, denominator=self._denominator(members))
         self.model.train(training)
         self._log({"step": step} | figures)
         name = self.train.best_metric

@@ -26,7 +26,7 @@ def model() -> PolicyModel:
 
 
 def fill(folder: Path, model, pairs, rank=0, world=1, size=2):
-    return fill_cache(folder, model, pairs, micro_batch_size=size, rank=rank, world=world)
+    return fill_cache(folder, model, pairs, micro_batch_size=size, micro_batch_tokens=None, rank=rank, world=world)
 
 
 def test_the_cache_gives_what_the_model_says_in_any_batch(tmp_path, model):

@@ -23,12 +23,19 @@ from otpo.records import LossOutput, TokenCompletion
 from otpo.step import evaluate, learning_rate, micro_batches, optimisation_step, preference_losses, supervised_losses
 
 
-@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=60), size=st.integers(1, 12), world=st.integers(1, 9))
-def test_each_item_is_computed_once_and_every_rank_has_as_many_micro_batches(lengths, size, world):
-    ranks = [micro_batches(lengths, size=size, rank=rank, world=world) for rank in range(world)]
+@given(
+    tokens=st.lists(st.integers(1, 500), min_size=1, max_size=60),
+    size=st.integers(1, 12),
+    budget=st.none() | st.integers(1, 2000),
+    world=st.integers(1, 9),
+)
+def test_each_item_is_computed_once_and_every_rank_has_as_many_micro_batches(tokens, size, budget, world):
+    ranks = [micro_batches(tokens, size=size, budget=budget, rank=rank, world=world) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
-    assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(len(lengths)))
+    assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(len(tokens)))
     assert max(len(batch) for batches in ranks for batch in batches) <= size
+    if budget is not None:
+        assert all(sum(tokens[i] for i in b) <= budget for batches in ranks for b in batches if len(b) > 1)
     used = sum(bool(batch) for batches in ranks for batch in batches)
     assert len(ranks[0]) == math.ceil(used / world), "no more steps than needed"
 
@@ -36,6 +43,10 @@ def test_each_item_is_computed_once_and_every_rank_has_as_many_micro_batches(len
 def test_items_of_like_length_share_a_micro_batch():
     lengths = [1, 100, 2, 99, 3, 98, 4, 97]
     assert micro_batches(lengths, size=4, rank=0, world=1) == [[1, 3, 5, 7], [6, 4, 2, 0]]
+
+
+def test_a_micro_batch_is_filled_up_to_its_budget():
+    assert micro_batches([30, 10, 90, 20, 40], size=9, budget=70, rank=0, world=1) == [[2], [4, 0], [3, 1]]
 
 
 def test_a_small_batch_is_spread_over_the_ranks():

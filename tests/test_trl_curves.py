@@ -101,7 +101,7 @@ def train(
     lines = []
     for step in range(steps):
         members = items[step * batch : (step + 1) * batch]
-        groups = micro_batches([item.length for item in members], size=micro, rank=0, world=1)
+        groups = micro_batches([item.tokens for item in members], size=micro, rank=0, world=1)
         batches = [collate([members[i] for i in group]) for group in groups]
         lr = learning_rate(step, STEPS, PEAK, scheduler="linear", warmup_ratio=0.1)
         lines.append(
@@ -263,7 +263,7 @@ def run(
         items = mismatched(split_pairs(items), seed=0)
     if cache is not None:
         scored = as_pairs(items) if method == "kto" else items
-        fill_cache(cache, frozen, scored, micro_batch_size=3, rank=0, world=1)
+        fill_cache(cache, frozen, scored, micro_batch_size=3, micro_batch_tokens=None, rank=0, world=1)
     table = ScorerTable(cache) if cache is not None else None
 
     def of_pairs(batch: SequenceBatch) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args(arguments)
 
-    from tests.benchmarks.ours import Ours, batches, interleaved, one_worker, quartiles
+    from tests.benchmarks.ours import Ours, interleaved, one_worker, quartiles, steps_of
 
     variants: dict[str, tuple[Shape, int, bool]] = {"base": (BASE, PAIRS, False)}
     for factor in (2, 4):
@@ -42,9 +42,9 @@ def main(arguments: list[str]) -> None:
     variants["padded"] = (BASE, PAIRS, True)
     found = {}
     with one_worker() as mesh:
-        base, work = Ours(BASE, mesh), batches(BASE, options.steps + 3)
+        base, work = Ours(BASE, mesh), steps_of(BASE, options.steps + 3)
         for name, (shape, pairs, padded) in variants.items():
-            other, its = Ours(shape, mesh, padded=padded), batches(shape, options.steps + 3, pairs=pairs)
+            other, its = Ours(shape, mesh, padded=padded), steps_of(shape, options.steps + 3, pairs=pairs)
             seconds = interleaved(
                 {"base": lambda n: base.step(work[n]), "other": lambda n, o=other, w=its: o.step(w[n])}, options.steps
             )

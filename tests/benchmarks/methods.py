@@ -21,11 +21,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--methods", nargs="+", default=["otpo", "simpo", "sampo", "wpo"])
     options = parser.parse_args(arguments)
 
-    from tests.benchmarks.ours import Ours, batches, interleaved, one_worker, quartiles
+    from tests.benchmarks.ours import Ours, interleaved, one_worker, quartiles, steps_of
 
     found = {}
     with one_worker() as mesh:
-        work = batches(SHAPES[options.shape], options.steps + 3)
+        work = steps_of(SHAPES[options.shape], options.steps + 3)
         names = ["dpo", *options.methods]
         models = {name: Ours(SHAPES[options.shape], mesh, name) for name in names}
         seconds = interleaved(

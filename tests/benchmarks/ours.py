@@ -15,7 +15,8 @@ from otpo.batches import collate_pairs
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute
 from otpo.records import SequenceBatch, TokenPair
-from otpo.step import optimisation_step, preference_losses
+from otpo.step import micro_batches, optimisation_step, preference_losses
+from pipeline.worker import MICRO_BATCH_TOKENS
 from tests.benchmarks.shapes import PAIRS, Shape
 
 
@@ -30,10 +31,16 @@ def one_worker() -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def batches(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[SequenceBatch]:
-    """The shape's pairs, each answer with its EOS, as batches of a step."""
+def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[SequenceBatch]]:
+    """The shape's pairs, each answer with its EOS: of every step its micro-batches, as a worker makes them."""
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
-    return [collate_pairs(items[start : start + pairs]) for start in range(0, len(items), pairs)]
+    budget = MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+
+    def micro(members: list[TokenPair]) -> list[SequenceBatch]:
+        groups = micro_batches([item.tokens for item in members], size=pairs, budget=budget, rank=0, world=1)
+        return [collate_pairs([members[i] for i in group]) for group in groups]
+
+    return [micro(items[start : start + pairs]) for start in range(0, len(items), pairs)]
 
 
 class Ours:
@@ -48,17 +55,20 @@ class Ours:
         self.device = mesh.device_type
         self.model = distribute(policy.eval(), mesh, dtype=torch.bfloat16)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
-        self.cached: dict[str, torch.Tensor] = {}
-        self.losses = preference_losses(self.model, resolve(method, {}), lambda _: self.cached, seed=0)
+        self.cached: dict[int, torch.Tensor] = {}
+        self.losses = preference_losses(
+            self.model, resolve(method, {}), lambda batch: {"reference": self.cached[id(batch)]}, seed=0
+        )
 
-    def step(self, batch: SequenceBatch) -> float:
+    def step(self, batches: Sequence[SequenceBatch]) -> float:
         """Seconds of one update. The reference is computed beforehand, as a run's cache is, and not counted."""
-        batch = batch.to(self.device)
+        batches = [batch.to(self.device) for batch in batches]
         with torch.no_grad():
-            self.cached["reference"] = self.model(batch)[0]
+            self.cached = {id(batch): self.model(batch)[0] for batch in batches}
+        pairs = sum(len(batch.rows) // 2 for batch in batches)
         began = _now(self.device)
         optimisation_step(
-            self.model, self.optimizer, [batch], self.losses, denominator=PAIRS, max_grad_norm=1.0, lr=1e-5
+            self.model, self.optimizer, batches, self.losses, denominator=pairs, max_grad_norm=1.0, lr=1e-5
         )
         return _now(self.device) - began
 

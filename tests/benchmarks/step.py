@@ -104,13 +104,13 @@ def _peak() -> float:
 
 
 def _ours(name: str, steps: int, method: str) -> dict[str, float]:
-    from tests.benchmarks.ours import Ours, batches, one_worker
+    from tests.benchmarks.ours import Ours, one_worker, steps_of
 
     shape = SHAPES[name]
     with one_worker() as mesh:
         ours = Ours(shape, mesh, method)
         before = _peak()
-        seconds = [ours.step(batch) for batch in batches(shape, steps)]
+        seconds = [ours.step(batches) for batches in steps_of(shape, steps)]
     pairs = shape.pairs(PAIRS * steps)
     return _figures(pairs, seconds, before) | _floor(shape, pairs)
 
