@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from transformers import LlamaForCausalLM
 
 from otpo.batches import collate_pairs
+from otpo.lora import add_adapters
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute
 from otpo.records import SequenceBatch, TokenPair
 from otpo.step import micro_batches, optimisation_step, preference_losses
 from pipeline.worker import MICRO_BATCH_TOKENS
-from tests.benchmarks.shapes import PAIRS, Shape
+from tests.benchmarks.shapes import LORA, PAIRS, Shape
 
 
 @contextmanager
@@ -47,14 +47,20 @@ class Ours:
     """A policy, its optimizer and the loss of a method."""
 
     def __init__(self, shape: Shape, mesh: DeviceMesh, method: str = "dpo", *, padded: bool = False):
-        torch.manual_seed(0)
-        policy = PolicyModel(LlamaForCausalLM._from_config(shape.config(), attn_implementation="sdpa"))
+        self.device = mesh.device_type
+        lm = shape.model(self.device)
+        policy = PolicyModel(add_adapters(lm, LORA, seed=0) if shape.lora else lm)
         if padded:
             policy.lm.set_attn_implementation("sdpa")
             policy.shares_prompts = False
-        self.device = mesh.device_type
-        self.model = distribute(policy.eval(), mesh, dtype=torch.bfloat16)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.model = distribute(
+            policy.train(shape.checkpointing),
+            mesh,
+            dtype=torch.bfloat16,
+            activation_checkpointing=shape.checkpointing,
+        )
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
         self.cached: dict[int, torch.Tensor] = {}
         self.losses = preference_losses(
             self.model, resolve(method, {}), lambda batch: {"reference": self.cached[id(batch)]}, seed=0

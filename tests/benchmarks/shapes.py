@@ -10,7 +10,12 @@ PAIRS = 4  # a step
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with tied vocabulary, and the least and most tokens of prompts and answers."""
+    """A Llama, and the least and most tokens of prompts and answers.
+
+    Attributes:
+        tied: whether head and embeddings are one. lora: train adapters beside bf16 weights, not all weights in fp32.
+        checkpointing: compute activations again in backward, on every side.
+    """
 
     hidden: int
     layers: int
@@ -20,6 +25,9 @@ class Shape:
     mlp: int
     prompt: tuple[int, int]
     answer: tuple[int, int]
+    tied: bool = True
+    lora: bool = False
+    checkpointing: bool = False
 
     def config(self):  # transformers is imported by what uses it alone
         """The model's `LlamaConfig`."""
@@ -32,12 +40,41 @@ class Shape:
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
             intermediate_size=self.mlp,
-            tie_word_embeddings=True,
+            tie_word_embeddings=self.tied,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=2,
             max_position_embeddings=4096,
         )
+
+    def model(self, device: str):
+        """The model with random weights, made where it is to be."""
+        import torch
+        from transformers import LlamaForCausalLM
+
+        torch.manual_seed(0)
+        with torch.device(device):
+            return LlamaForCausalLM._from_config(
+                self.config(), attn_implementation="sdpa", dtype=torch.bfloat16 if self.lora else torch.float32
+            )
+
+    def flops(self, pairs: list[tuple[list[int], list[int], list[int]]]) -> float:
+        """Of the matrix products that these pairs cannot do without.
+
+        Products of the layers for every token of a prompt and its two answers, of the head for the answers alone, once
+        forward and twice backward (once where weights are frozen), and of attention (half a square, for both answers).
+        Nothing is computed twice.
+        """
+        width = self.hidden // self.heads * self.kv_heads
+        layer = 2 * self.hidden**2 + 2 * self.hidden * width + 3 * self.hidden * self.mlp
+        passes = 4 if self.lora else 6
+        flops = 0.0
+        for p, c, r in pairs:
+            answers = len(c) + len(r) + 2
+            flops += passes * (len(p) + answers) * layer * self.layers
+            flops += passes * answers * self.hidden * self.vocab
+            flops += 6 * self.layers * self.hidden * ((len(p) + len(c) + 1) ** 2 + (len(p) + len(r) + 1) ** 2)
+        return flops
 
     def pairs(self, count: int) -> list[tuple[list[int], list[int], list[int]]]:
         """Token ids of prompt, chosen, rejected, without EOS; ids below 3 are reserved. The same in every call."""
@@ -49,10 +86,15 @@ class Shape:
         return [(words(*self.prompt), words(*self.answer), words(*self.answer)) for _ in range(count)]
 
 
-LONG, SHORT = ((64, 448), (96, 464)), ((16, 48), (32, 64))
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+LONG, SHORT, GPU = ((64, 448), (96, 464)), ((16, 48), (32, 64)), ((768, 1024), (768, 1023))
 SHAPES = {
     "tiny-short": Shape(128, 2, 4, 2, 2000, 256, *SHORT),
     "30m-long": Shape(384, 6, 6, 2, 32000, 1024, *LONG),
     "30m-short": Shape(384, 6, 6, 2, 32000, 1024, *SHORT),
     "135m-long": Shape(576, 30, 9, 3, 49152, 1536, *LONG),
+    "tiny-lora": Shape(128, 2, 4, 2, 2000, 256, *SHORT, tied=False, lora=True, checkpointing=True),
+    # of Llama-3.2-1B and Llama-3-8B, sequences of up to 2,048 tokens: for a GPU
+    "llama-1b": Shape(2048, 16, 32, 8, 128256, 8192, *GPU),
+    "llama-8b-lora": Shape(4096, 32, 32, 8, 128256, 14336, *GPU, tied=False, lora=True, checkpointing=True),
 }

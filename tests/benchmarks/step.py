@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import os
 import resource
@@ -22,9 +23,10 @@ import tempfile
 import time
 
 from pipeline.train import CPU_ENVIRONMENT
-from tests.benchmarks.shapes import PAIRS, SHAPES, Shape
+from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
 
-SIDES = ("trl", "dpo", "otpo", "official-otpo", "trl-as-installed")
+SIDES = ("trl", "trl-liger", "dpo", "otpo", "official-otpo", "trl-as-installed")
+RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the makers' data sheets
 
 
 def main(arguments: list[str]) -> None:
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
     parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
     options = parser.parse_args(arguments)
     if options.side:
@@ -56,6 +58,14 @@ def main(arguments: list[str]) -> None:
     print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **ratios, "sides": sides}))
 
 
+def _sides() -> list[str]:
+    """Those that run here: Liger's kernels need a GPU, `official-otpo` and the allocator's settings a CPU."""
+    if _device() == "cpu":
+        return [side for side in SIDES if side != "trl-liger"]
+    liger = importlib.util.find_spec("liger_kernel") is not None
+    return ["trl", *(["trl-liger"] if liger else []), "dpo", "otpo"]
+
+
 def _ratio(sides: dict[str, dict[str, float]], one: str, other: str, figure: str) -> float | None:
     return sides[one][figure] / sides[other][figure] if one in sides and other in sides else None
 
@@ -77,29 +87,46 @@ def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, floa
 def _floor(shape: Shape, pairs: list) -> dict[str, float]:
     """Seconds that a step's matrix products alone take at the best rate this machine reaches on one of them.
 
-    Products of the layers for every token of a prompt and its two answers, once forward and twice backward, of the head
-    for the answers alone, and of attention (half a square, for both answers). Nothing is computed twice.
+    On a GPU whose rated speed is known, also the seconds at that speed: over the step's they are its MFU.
     """
     import torch
 
-    width = shape.hidden // shape.heads * shape.kv_heads
-    layer = 2 * shape.hidden**2 + 2 * shape.hidden * width + 3 * shape.hidden * shape.mlp
-    flops = 0.0
-    for p, c, r in pairs:
-        answers = len(c) + len(r) + 2
-        flops += 6 * (len(p) + answers) * layer * shape.layers
-        flops += 6 * answers * shape.hidden * shape.vocab
-        flops += 6 * shape.layers * shape.hidden * ((len(p) + len(c) + 1) ** 2 + (len(p) + len(r) + 1) ** 2)
+    device = _device()
+    rows, inner, columns = (8192, 8192, 8192) if device == "cuda" else (2048, 1024, 4096)
+    x, w = (torch.randn(n, inner, dtype=torch.bfloat16, device=device) for n in (rows, columns))
     rate = 0.0
-    x, w = (torch.randn(n, 1024, dtype=torch.bfloat16) for n in (2048, 4096))
     for _ in range(12):
+        _synchronize()
         began = time.perf_counter()
         torch.nn.functional.linear(x, w)
-        rate = max(rate, 2 * 2048 * 4096 * 1024 / (time.perf_counter() - began))
-    return {"matmul_floor_seconds": flops / (len(pairs) / PAIRS) / rate, "matmul_tflops": rate / 1e12}
+        _synchronize()
+        rate = max(rate, 2 * rows * inner * columns / (time.perf_counter() - began))
+    flops = shape.flops(pairs) / (len(pairs) / PAIRS)
+    found = {"matmul_floor_seconds": flops / rate, "matmul_tflops": rate / 1e12}
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    rated = next((speed for part, speed in RATED_TFLOPS.items() if part in name), None)
+    return found | ({"rated_floor_seconds": flops / (rated * 1e12)} if rated else {})
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _synchronize() -> None:
+    import torch
+
+    if _device() == "cuda":
+        torch.cuda.synchronize()
 
 
 def _peak() -> float:
+    """GiB that this process has held at most: of the GPU's memory if there is one, else of the machine's."""
+    import torch
+
+    if _device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -173,10 +200,10 @@ def _official(name: str, steps: int, _: str) -> dict[str, float]:
 
 
 def _trl(name: str, steps: int, side: str) -> dict[str, float]:
-    import torch
     from datasets import Dataset
+    from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     shape = SHAPES[name]
@@ -190,16 +217,17 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
         return " ".join(f"w{i}" for i in ids)
 
     rows = [{"prompt": text(p), "chosen": " " + text(c), "rejected": " " + text(r)} for p, c, r in pairs]
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(shape.config())
+    model = shape.model(_device())
     before = _peak()
     ticks: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
+            _synchronize()
             ticks.append(time.perf_counter())
 
         def on_step_end(self, *_: object, **__: object) -> None:
+            _synchronize()
             ticks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -208,18 +236,20 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
             per_device_train_batch_size=PAIRS,
             max_steps=steps,
             learning_rate=1e-5,
-            max_length=1024,
+            max_length=4096,
             report_to=[],
             save_strategy="no",
-            gradient_checkpointing=False,
+            gradient_checkpointing=shape.checkpointing,
             bf16=True,
-            use_cpu=True,
-            precompute_ref_log_probs=side == "trl",
+            use_cpu=_device() == "cpu",
+            use_liger_kernel=side == "trl-liger",
+            precompute_ref_log_probs=side != "trl-as-installed",
             disable_tqdm=True,
         )
         trainer = DPOTrainer(
             model=model,
-            ref_model=None if side == "trl" else copy.deepcopy(model),
+            ref_model=copy.deepcopy(model) if side == "trl-as-installed" and not shape.lora else None,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if shape.lora else None,
             args=options,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
