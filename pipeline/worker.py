@@ -44,6 +44,7 @@ from otpo.step import (
     CoupledLosses,
     LossFunction,
     Reference,
+    adamw,
     evaluate,
     learning_rate,
     micro_batches,
@@ -157,10 +158,7 @@ class _Trainer:
         # does the dropout of adapters, which at step 0 add nothing
         dropout = (self.job.lora or {}).get("lora_dropout", 0)
         self.model.train(self.train.activation_checkpointing or dropout > 0)
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
-            lr=self.train.learning_rate, weight_decay=self.train.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = adamw(self.model, lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
         losses = self._losses()
         step = self._resume()
         while step < self.job.total_steps and not self._stalled():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from random_pairs import PAIR_METHODS, spec_of
 from small_lm import PAIRS, small_lm
 from transformers import (
+    Trainer,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
@@ -20,7 +21,15 @@ from otpo.errors import WorkError
 from otpo.methods import SCORERS, resolve
 from otpo.model import PolicyModel
 from otpo.records import LossOutput, TokenCompletion
-from otpo.step import evaluate, learning_rate, micro_batches, optimisation_step, preference_losses, supervised_losses
+from otpo.step import (
+    adamw,
+    evaluate,
+    learning_rate,
+    micro_batches,
+    optimisation_step,
+    preference_losses,
+    supervised_losses,
+)
 
 
 @given(
@@ -52,6 +61,17 @@ def test_a_micro_batch_is_filled_up_to_its_budget():
 def test_a_small_batch_is_spread_over_the_ranks():
     assert [micro_batches([5, 5, 5, 5], size=8, rank=r, world=2) for r in (0, 1)] == [[[0, 1]], [[2, 3]]]
     assert [micro_batches([5], size=8, rank=r, world=3) for r in (0, 1, 2)] == [[[0]], [[]], [[]]]
+
+
+def test_norms_and_biases_do_not_decay_as_with_transformers():
+    lm = small_lm(attention_bias=True)
+    optimizer = adamw(lm, lr=1e-3, weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    theirs = set(Trainer.get_decay_parameter_names(None, lm))
+    assert 0 < len(theirs) < len(decays)
+    assert {name: decays[id(p)] for name, p in lm.named_parameters()} == {
+        name: 0.1 if name in theirs else 0.0 for name, _ in lm.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])

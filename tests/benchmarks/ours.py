@@ -15,7 +15,7 @@ from otpo.lora import add_adapters
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute
 from otpo.records import SequenceBatch, TokenPair
-from otpo.step import micro_batches, optimisation_step, preference_losses
+from otpo.step import adamw, micro_batches, optimisation_step, preference_losses
 from pipeline.worker import MICRO_BATCH_TOKENS
 from tests.benchmarks.shapes import LORA, PAIRS, Shape
 
@@ -59,8 +59,7 @@ class Ours:
             dtype=torch.bfloat16,
             activation_checkpointing=shape.checkpointing,
         )
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0)
         self.cached: dict[int, torch.Tensor] = {}
         self.losses = preference_losses(
             self.model, resolve(method, {}), lambda batch: {"reference": self.cached[id(batch)]}, seed=0
