@@ -159,9 +159,10 @@ def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path
 @pytest.mark.slow
 def test_a_failed_job_gives_exit_code_1_and_a_new_attempt(head: Head, recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    words = (str(recipe), "train.learning_rate=1e30", "train.max_failures=0", "--runs", str(runs), "--follow")
+    broken = ("train.learning_rate=1e12", "train.max_steps=6", "train.max_failures=0")
+    words = (str(recipe), *broken, "--runs", str(runs), "--follow")
     first = head.submit(*words)
-    assert first.returncode == 1 and "not finite" in first.stdout
+    assert first.returncode == 1 and "xpected finite numbers" in first.stdout
     second = head.submit(*words)
     assert second.returncode == 1 and "-attempt2" in second.stderr
 
