@@ -29,7 +29,7 @@ def scorers_of(name: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_llama) -> Run:
+def trained(tmp_path_factory, tiny_llama, ray_cluster) -> Run:
     """Every method, those that need scorers first in the recipe."""
     folder = tmp_path_factory.mktemp("all")
     write_pairs(folder / "pairs.json", n=24)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,12 @@ def otpo(folder: Path, *arguments: Any, **environment: str) -> Done:
     watched = folder / "loaded.json"
     command = [sys.executable, "-c", f"import sys; sys.argv[0] = {str(watched)!r}\n{WATCH}", *map(str, arguments)]
     started = time.monotonic()
-    rays = folder / "r"  # where Ray would keep its session
-    environment = {**os.environ, "RAY_TMPDIR": str(rays), **environment}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
-    loaded, seconds = json.loads(watched.read_text()), time.monotonic() - started
-    return Done(done.returncode, done.stdout, done.stderr, loaded, rays.exists(), seconds)
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 bytes at most
+        rays = Path(short) / "r"  # where Ray would keep its session
+        environment = {**os.environ, "RAY_TMPDIR": str(rays), **environment}
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+        loaded, seconds = json.loads(watched.read_text()), time.monotonic() - started
+        return Done(done.returncode, done.stdout, done.stderr, loaded, rays.exists(), seconds)
 
 
 def refused(done: Done, *words: str) -> None:
