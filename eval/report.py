@@ -93,7 +93,6 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         for label, frame in run.metrics.items()
         if (sentence := run_sentence(names[i, label], frame))
     ]
-    world = next((run.world for run in runs if run.world), None)
     context: dict[str, Any] = {
         "title": f"{title}: report",
         "eyebrow": f"Report on {title}",
@@ -104,7 +103,7 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         "has_pairs": any(view["pairs"] for view in views),
         "has_examples": any(view["examples"] for view in views),
         "has_failures": any(view["failures"] for view in views),
-        "truth": _truth(world),
+        "truths": [_truth(run.name, run.world) for run in runs if run.world],
         "curves": curves,
         "curve_values": curve_values,
         "curve_labels": curve_labels,
@@ -149,7 +148,7 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     parts = [
         ("has_pairs", "pairs", "Paired differences"),
-        ("truth", "truth", "Known truth"),
+        ("truths", "truth", "Known truth"),
         ("curves", "curves", "Training curves"),
         ("has_weights", "weights", "Token weights"),
         ("has_examples", "examples", "Examples"),
@@ -274,9 +273,7 @@ def _curves(
     return panels, values, list(metrics) if panels else []
 
 
-def _truth(world: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not world:
-        return None
+def _truth(run: str, world: dict[str, Any]) -> dict[str, Any]:
     accuracy, words = world.get("accuracy") or {}, world.get("words") or {}
     parts = list(dict.fromkeys(part for row in accuracy.values() for part in row))
     rows = [
@@ -288,6 +285,7 @@ def _truth(world: dict[str, Any] | None) -> dict[str, Any] | None:
         for label, row in accuracy.items()
     ]
     return {
+        "run": run,
         "note": world.get("note"),
         "sentence": world_sentence(world),
         "parts": [{"title": part.replace("_", " ").capitalize()} for part in parts],

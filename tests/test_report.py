@@ -211,6 +211,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_each_run_of_several_shows_its_own_truth(tmp_path):
+    runs = [make_run(tmp_path / name, {"otpo": 0.8}) for name in ("one", "two")]
+    for run, right in zip(runs, (0.35, 0.45), strict=True):
+        add_training(run, ["otpo"])
+        world = json.loads((run / "world.json").read_text())
+        world["accuracy"]["base"]["held_out"]["value"] = right
+        (run / "world.json").write_text(json.dumps(world))
+    words = assert_sound(report.build(runs, tmp_path / "both")).words()
+    assert "the base model 35.0%" in words and "the base model 45.0%" in words
+    assert words.count("A controlled experiment, not evidence") == 2  # at the top, and beside the tables
+
+
 def test_several_runs_make_one_board_with_names_that_tell_them_apart(tmp_path):
     first = make_run(tmp_path / "first", {"otpo": 0.8, "base": 0.5})
     second = make_run(tmp_path / "second", {"otpo": 0.6, "dpo": 0.55})
