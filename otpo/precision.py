@@ -25,7 +25,7 @@ def compute_in(dtype: torch.dtype, model: nn.Module, layers: Iterable[nn.Module]
     """
     taken: set[tuple[nn.Module, str]] = set()
     copies: dict[nn.Parameter, _Copy] = {}
-    for unit in (*layers, model):
+    for unit in (*layers, model):  # the model last: its own part is what no layer holds
         places = []
         for module in unit.modules():
             for name, weight in module.named_parameters(recurse=False):
