@@ -143,6 +143,11 @@ class Context:
         """The recipe without the keys that cannot change a result: what inputs of stages are made of."""
         return identity(self.recipe)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How rows become tokens. Which rows is told by a file's content, wherever the file lies."""
+        return {key: value for key, value in self.tree["data"].items() if key != "path"}
+
     def needs(self, stage: str, inputs: Any) -> bool:
         """Note a stage's inputs; whether it has to be done.
 

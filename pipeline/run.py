@@ -97,7 +97,7 @@ class Run(Context):
             "model": source_identity(model),
             "rows": source_identity(source),
             "train": self._training("base"),
-            "data": self.tree["data"],
+            "data": self.reading,
         }
         if self.needs("base", inputs):
             with self.doing("base", [self.model_of("base")], [self.folder / "models" / "base"]):
@@ -110,7 +110,7 @@ class Run(Context):
             return
         prompts = self.resolve(settings.prompts)
         inputs = {
-            "pairs": self.tree["pairs"],
+            "pairs": {key: value for key, value in self.tree["pairs"].items() if key != "prompts"},
             "prompts": source_identity(prompts),
             "base": self.inputs_of["base"],
             "engine": self._engine,
@@ -146,7 +146,7 @@ class Run(Context):
                 "base": self.inputs_of["base"],
                 "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self.pairs_file),
                 "train": self._training(label),
-                "data": self.tree["data"],
+                "data": self.reading,
                 "method": [spec.method.name, spec.hyperparameters],
             }
             if spec.scorers:

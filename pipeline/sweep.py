@@ -106,9 +106,9 @@ class _Sweep(Run):
         spec = self.recipe.method(self.search.label)
         return {
             "base": self.inputs_of["base"],
-            "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self._rows),
+            "rows": self.inputs_of["pairs"] if self.recipe.pairs else source_identity(self.pairs_file),
             "train": self._training(self.search.label),
-            "data": self.tree["data"],
+            "data": self.reading,
             "method": [self.search.label, spec.method.name, {**spec.hyperparameters, **spec.scorers}],
         }
 
@@ -125,15 +125,11 @@ class _Sweep(Run):
             "reference": reference or source_identity(file or self.task.source),
         }
 
-    @property
-    def _rows(self) -> str:
-        return str(self._pairs) if self.recipe.pairs else self.resolve(self.recipe.data.path or "")
-
     def _trials(self, divided: Share, key: str) -> list[dict[str, Any]]:
         """Run the trials; gives their records."""
         from pipeline.prepare import prepare_tokens
 
-        tokens = prepare_tokens(self.recipe, self.folder, model=self.start.path, source=self._rows, supervised=False)
+        tokens = prepare_tokens(self.recipe, self.folder, model=self.start.path, source=self.pairs_file, supervised=False)
         if self.task is None and tokens.validation is None:
             raise UserError(f"sweep.metric {self.search.metric} needs validation pairs: raise data.validation.")
         from pipeline.cluster import connect
