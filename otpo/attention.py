@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from otpo.cpu_attention import blocked_attention, blocks_of
+
 SHARED_PROMPTS = "shared_prompts"
 ARCHITECTURES = frozenset(
     {
@@ -24,7 +26,7 @@ ARCHITECTURES = frozenset(
 )  # fmt: skip
 """Values of `config.model_type` whose tokens meet in attention alone, through transformers' attention interface."""
 
-SHORT = 256  # tokens up to which a CPU's attention is slower in bfloat16 than in float32, mostly backward
+LONGEST = 2048  # tokens of a sequence whose probabilities a CPU keeps for backward
 
 
 def shared_prompts_attention(
@@ -53,13 +55,19 @@ def shared_prompts_attention(
     Returns:
         (1, N, H, E), None.
     """
+    longest = max((segments[prompt] + segments[completion] for prompt, completion in sequences))
+    # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
+    if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
+        window = sliding_window if sliding_window is not None and sliding_window < longest else None
+        heads_per_key = query.shape[1] // key.shape[1]
+        blocks = blocks_of(segments, sequences, window=window, heads_per_key=heads_per_key, dtype=query.dtype)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return blocked_attention(query[0], key[0], value[0], blocks, scale)[None], None
     queries, keys, values = (x.split(segments, dim=2) for x in (query, key, value))
     outputs: list[Tensor | None] = [None] * len(segments)
     for prompt, completion in sequences:
         q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
         length = q.shape[2]
-        if length <= SHORT and not q.is_cuda:
-            q, k, v = q.float(), k.float(), v.float()
         window = sliding_window if sliding_window is not None and sliding_window < length else None
         if softcap is not None:
             mixed = _softcapped(q, k, v, scaling, _causal(length, window, q.device), softcap)
@@ -68,7 +76,7 @@ def shared_prompts_attention(
             mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
         else:
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-        head, tail = mixed.to(query.dtype).transpose(1, 2).split([segments[prompt], segments[completion]], dim=1)
+        head, tail = mixed.transpose(1, 2).split([segments[prompt], segments[completion]], dim=1)
         if outputs[prompt] is None:
             outputs[prompt] = head
         outputs[completion] = tail

@@ -129,7 +129,9 @@ class _Sweep(Run):
         """Run the trials; gives their records."""
         from pipeline.prepare import prepare_tokens
 
-        tokens = prepare_tokens(self.recipe, self.folder, model=self.start.path, source=self.pairs_file, supervised=False)
+        tokens = prepare_tokens(
+            self.recipe, self.folder, model=self.start.path, source=self.pairs_file, supervised=False
+        )
         if self.task is None and tokens.validation is None:
             raise UserError(f"sweep.metric {self.search.metric} needs validation pairs: raise data.validation.")
         from pipeline.cluster import connect
