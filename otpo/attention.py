@@ -2,8 +2,8 @@
 
 The flat layout of `SequenceBatch` goes through the model as one row of N tokens: everything but attention works on each
 token alone, so a shared prompt is computed once and nothing is padded. Attention alone puts the sequences together
-again: keys and values of a prompt stand before those of each of its completions. Kernels that know causal attention
-then skip what a mask over the whole row would have them compute and throw away.
+again: keys and values of a prompt stand before those of each of its completions. On a CPU this is the work of
+`otpo.cpu_attention`; on a GPU, and for sequences too long for it, torch's causal kernels take each sequence alone.
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ class TokenCompletion:
 
 @dataclass
 class SequenceBatch:
-    """Sequences of a prompt and a completion, laid out flat: a prompt stands once before the completions that share it.
+    """Sequences of a prompt and a completion, laid out flat.
 
-    Nothing is padded but what has a row a sequence. N tokens lie in segments, one after the other.
+    A prompt stands once, and behind it the completions that share it. Nothing is padded but what has a row a sequence.
+    N tokens lie in segments, one after the other.
 
     Attributes:
         input_ids: (N,) token ids.
