@@ -55,7 +55,7 @@ def shared_prompts_attention(
     Returns:
         (1, N, H, E), None.
     """
-    longest = max((segments[prompt] + segments[completion] for prompt, completion in sequences))
+    longest = max(segments[prompt] + segments[completion] for prompt, completion in sequences)
     # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
     if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None

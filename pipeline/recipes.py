@@ -111,8 +111,8 @@ EXECUTION_KEYS = (
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
 )
 EXECUTION_KEYS_OF_TRAINING = (
-    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "save_every",
-    "keep_checkpoints", "max_failures",
+    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",
+    "save_every", "keep_checkpoints", "max_failures",
 )  # fmt: skip
 
 

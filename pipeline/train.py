@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoConfig
 
 from otpo.attention import why_padded
+from otpo.compiled import check_compiler
 from otpo.errors import UserError, WorkError
 from otpo.identity import model_fingerprint
 from otpo.lora import check_quantization
@@ -98,6 +99,8 @@ def fit(
     on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
     for job in jobs:
         check_quantization(job.quantization, gpu=on_gpu)
+        if job.train["torch_compile"] and not on_gpu:
+            check_compiler("train.torch_compile")
     share = cpus or cpus_per_worker(train.workers, [int(node.get("CPU", 0)) for node in training_nodes()])
     failure = folder / "ray" / name / FAILURE
     failure.unlink(missing_ok=True)

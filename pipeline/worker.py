@@ -32,6 +32,7 @@ from otpo.checkpoint import (
     read_state,
     save_checkpoint,
 )
+from otpo.compiled import compile_parts
 from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
@@ -154,6 +155,8 @@ class _Trainer:
             dtype=DTYPES[self.train.dtype],
             activation_checkpointing=self.train.activation_checkpointing,
         )
+        if self.train.torch_compile:
+            compile_parts(self.model)
         # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode, and so
         # does the dropout of adapters, which at step 0 add nothing
         dropout = (self.job.lora or {}).get("lora_dropout", 0)

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 METHODS = {
     "dpo": {"eval_every": 10},
     "accumulated": {"method": "dpo", "micro_batch_size": 1},
+    "compiled": {"method": "dpo", "torch_compile": True},
     "otpo": {"micro_batch_size": 3, "save_every": 5, "keep_checkpoints": 2, "eval_every": 5},
     "sampo": {},
     "best": {
@@ -135,6 +136,10 @@ def test_two_workers_give_the_losses_of_one(two, one, label):
 def test_accumulation_of_four_gives_the_losses_of_one(two):
     """The first label met an empty scorer cache and the second a full one: that changes nothing either."""
     assert losses(two.label("accumulated")) == pytest.approx(losses(two.label("dpo")), abs=1e-5)
+
+
+def test_compiling_changes_no_loss(two):
+    assert losses(two.label("compiled")) == pytest.approx(losses(two.label("dpo")), abs=1e-5)
 
 
 @pytest.mark.parametrize("label", ["dpo", "otpo", "sampo"])

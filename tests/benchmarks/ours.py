@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.batches import collate_pairs
+from otpo.compiled import compile_parts
 from otpo.lora import add_adapters
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute
@@ -46,7 +47,9 @@ def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[Seque
 class Ours:
     """A policy, its optimizer and the loss of a method."""
 
-    def __init__(self, shape: Shape, mesh: DeviceMesh, method: str = "dpo", *, padded: bool = False):
+    def __init__(
+        self, shape: Shape, mesh: DeviceMesh, method: str = "dpo", *, padded: bool = False, compiled: bool = False
+    ):
         self.device = mesh.device_type
         lm = shape.model(self.device)
         policy = PolicyModel(add_adapters(lm, LORA, seed=0) if shape.lora else lm)
@@ -59,6 +62,8 @@ class Ours:
             dtype=torch.bfloat16,
             activation_checkpointing=shape.checkpointing,
         )
+        if compiled:
+            compile_parts(self.model)
         self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0)
         self.cached: dict[int, torch.Tensor] = {}
         self.losses = preference_losses(

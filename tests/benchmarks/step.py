@@ -4,8 +4,8 @@
 
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
 can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
-TRL with its live reference and without the allocator settings. Tokens are counted as TRL does, the prompt twice. Memory
-is the peak above the loaded model.
+TRL with its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens
+are counted as TRL does, the prompt twice. Memory is the peak above the loaded model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from pipeline.train import CPU_ENVIRONMENT
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
 
-SIDES = ("trl", "trl-liger", "dpo", "otpo", "official-otpo", "trl-as-installed")
+SIDES = ("trl", "trl-liger", "dpo", "dpo-compiled", "otpo", "official-otpo", "trl-as-installed")
 RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the makers' data sheets
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
     options = parser.parse_args(arguments)
     if options.side:
-        run = {"dpo": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
+        run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
         print(json.dumps(run(options.shape, options.steps, options.side)))
         return
     sides = {}
@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
         )
     ratios = {
         "dpo_over_trl": _ratio(sides, "dpo", "trl", "tokens_per_second"),
+        "dpo_compiled_over_trl": _ratio(sides, "dpo-compiled", "trl", "tokens_per_second"),
         "otpo_step_over_dpo_step": _ratio(sides, "otpo", "dpo", "step_seconds"),
         "official_otpo_step_over_ours": _ratio(sides, "official-otpo", "otpo", "step_seconds"),
         "memory_over_trl": _ratio(sides, "dpo", "trl", "above_model_gib"),
@@ -63,7 +64,7 @@ def _sides() -> list[str]:
     if _device() == "cpu":
         return [side for side in SIDES if side != "trl-liger"]
     liger = importlib.util.find_spec("liger_kernel") is not None
-    return ["trl", *(["trl-liger"] if liger else []), "dpo", "otpo"]
+    return ["trl", *(["trl-liger"] if liger else []), "dpo", "dpo-compiled", "otpo"]
 
 
 def _ratio(sides: dict[str, dict[str, float]], one: str, other: str, figure: str) -> float | None:
@@ -130,12 +131,13 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _ours(name: str, steps: int, method: str) -> dict[str, float]:
+def _ours(name: str, steps: int, side: str) -> dict[str, float]:
     from tests.benchmarks.ours import Ours, one_worker, steps_of
 
     shape = SHAPES[name]
     with one_worker() as mesh:
-        ours = Ours(shape, mesh, method)
+        method, _, compiled = side.partition("-")
+        ours = Ours(shape, mesh, method, compiled=bool(compiled))
         before = _peak()
         seconds = [ours.step(batches) for batches in steps_of(shape, steps)]
     pairs = shape.pairs(PAIRS * steps)
