@@ -25,7 +25,7 @@ def prepare(
     world_dir: Path,
     *,
     seed: int = 0,
-    entities: int = 160,
+    entities: int = 190,
     posts: int = 120,
     base_answers: int = 12,
     right: float = 0.65,
@@ -60,7 +60,7 @@ def prepare(
     rng = random.Random(f"rows {seed}")
     _write(paths["base"], _base_rows(world, rng, base_answers, right, rambling))
     _write(paths["prompts"], _prompt_rows(world, rng))
-    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 3, "held_out": 3}))
+    _write(paths["facts"], _task_rows(world, rng, "facts", {"trained": 4, "held_out": 4}))
     _write(paths["summaries"], _task_rows(world, rng, "summaries", {"trained": 1, "held_out": 1}))
     paths["truth"].write_text(small_world.as_json(world), encoding="utf-8")
     make_model(paths["model"], seed)

@@ -163,7 +163,7 @@ def facts() -> dict[str, dict[str, str]]:
     return json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))
 
 
-def build(seed: int = 0, entities: int = 160, posts: int = 120, held_out: float = 0.5) -> World:
+def build(seed: int = 0, entities: int = 190, posts: int = 120, held_out: float = 0.5) -> World:
     """Draw a world.
 
     Args:
