@@ -299,7 +299,7 @@ def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp
 def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
     from pipeline.sweep import sweep
 
-    tree["train"] |= {"max_steps": 24, "eval_every": 2}
+    tree["train"] |= {"max_steps": 160, "eval_every": 20}  # long after the first evaluation: Tune stops in its own time
     tree["sweep"] = {
         "params": {"methods.otpo.learning_rate": [1e-2, 1e-7, 2e-7]},
         "metric": "eval_loss",
