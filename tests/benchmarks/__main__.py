@@ -10,9 +10,9 @@ import os
 import sys
 
 from pipeline.train import CPU_ENVIRONMENT
-from tests.benchmarks import growth, methods, step
+from tests.benchmarks import growth, methods, profile, step
 
-BENCHMARKS = {"step": step.main, "methods": methods.main, "growth": growth.main}
+BENCHMARKS = {"step": step.main, "methods": methods.main, "profile": profile.main, "growth": growth.main}
 
 if __name__ == "__main__":
     if not CPU_ENVIRONMENT.items() <= os.environ.items():  # the allocator reads it when a process begins

@@ -85,7 +85,7 @@ def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, floa
     return {"tokens_per_second": tokens / step, "step_seconds": step, "above_model_gib": _peak() - before}
 
 
-def _floor(shape: Shape, pairs: list) -> dict[str, float]:
+def floor(shape: Shape, pairs: list) -> dict[str, float]:
     """Seconds that a step's matrix products alone take at the best rate this machine reaches on one of them.
 
     On a GPU whose rated speed is known, also the seconds at that speed: over the step's they are its MFU.
@@ -141,7 +141,7 @@ def _ours(name: str, steps: int, side: str) -> dict[str, float]:
         before = _peak()
         seconds = [ours.step(batches) for batches in steps_of(shape, steps)]
     pairs = shape.pairs(PAIRS * steps)
-    return _figures(pairs, seconds, before) | _floor(shape, pairs)
+    return _figures(pairs, seconds, before) | floor(shape, pairs)
 
 
 def _official(name: str, steps: int, _: str) -> dict[str, float]:
