@@ -1,7 +1,7 @@
-"""`torch.compile` where it pays: what a layer does element by element between its matrix products.
+"""`torch.compile` of what a layer does element by element between its matrix products.
 
-A norm reads and writes its tokens six times, an activation with its gate three times; compiled, once. Layers as a whole
-are left alone: each would be compiled by itself, for minutes, and no product gets faster.
+A norm reads and writes its tokens several times, an activation with its gate too; compiled, once. Whole layers are not
+compiled: attention is given the batch's `segments` as a tuple of integers, and each new batch would be compiled again.
 """
 
 from __future__ import annotations
