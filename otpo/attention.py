@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from otpo.cpu_attention import blocked_attention, blocks_of
+from otpo.records import SequenceBatch
 
 SHARED_PROMPTS = "shared_prompts"
 ARCHITECTURES = frozenset(
@@ -36,8 +37,7 @@ def shared_prompts_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: tuple[int, ...],
-    sequences: tuple[tuple[int, int], ...],
+    batch: SequenceBatch,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -48,14 +48,14 @@ def shared_prompts_attention(
     Args:
         module: not used; attention_mask: not used. The interface gives them.
         query: (1, H, N, E). key, value: (1, G, N, E) with H a multiple of G.
-        segments, sequences: of the `SequenceBatch`.
+        batch: whose N tokens these are.
         scaling: factor on the scores. sliding_window: how many tokens, itself included, a token sees.
         softcap: the scores' soft cap (Gemma 2).
 
     Returns:
         (1, N, H, E), None.
     """
-    longest = max(segments[prompt] + segments[completion] for prompt, completion in sequences)
+    segments, sequences, longest = batch.segments, batch.sequences, max(batch.lengths)
     # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
     if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None

@@ -1,7 +1,8 @@
-"""`torch.compile` of what a layer does element by element between its matrix products.
+"""`torch.compile` of what stands between the matrix products: what is read and written many times, is once.
 
-A norm reads and writes its tokens several times, an activation with its gate too; compiled, once. Whole layers are not
-compiled: attention is given the batch's `segments` as a tuple of integers, and each new batch would be compiled again.
+Decoder layers are compiled, and what is done to the vocabulary. Two parts of a layer are not. Attention over shared
+prompts: its blocks follow the lengths of a batch, and every new batch would be compiled again. Experts: which of them
+has how many tokens is known only when they run.
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ import os
 import shutil
 import sys
 
-from torch import nn
+import torch
+from transformers import AttentionInterface
 
+from otpo.attention import SHARED_PROMPTS, shared_prompts_attention
 from otpo.errors import UserError
+from otpo.logprobs import Passes, differentiate, read
+from otpo.model import PolicyModel, decoder_layers
 
-PARTS = ("RMSNorm", "MLP")  # how transformers' class names of these parts end, whatever the architecture
+LEFT_ALONE = f"{SHARED_PROMPTS}_left_alone"
+EXPERTS = "Experts"  # how transformers' class names of them end
 
 
-def compile_parts(model: nn.Module) -> list[str]:
-    """Let a model's norms and feed-forward parts be compiled when they are first used, once for all their lengths.
+def compile_layers(model: PolicyModel) -> None:
+    """Let a model be compiled when it is first used, once for all lengths of its batches.
 
-    Returns:
-        Their names, as in `named_modules`; empty where the architecture has none.
+    Hooks on its layers (those of FSDP2 and of `otpo.precision`) are not.
     """
-    found = [(name, module) for name, module in model.named_modules() if type(module).__name__.endswith(PARTS)]
-    for _, module in found:
-        module.compile(dynamic=True)
-    return [name for name, _ in found]
+    if model.shares_prompts:
+        AttentionInterface.register(LEFT_ALONE, torch.compiler.disable(shared_prompts_attention))
+        model.lm.set_attn_implementation(LEFT_ALONE)
+    for layer in decoder_layers(model):
+        for part in layer.modules():
+            if type(part).__name__.endswith(EXPERTS):
+                part.forward = torch.compiler.disable(part.forward)
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    model.passes = Passes(torch.compile(read, dynamic=True), torch.compile(differentiate, dynamic=True))
 
 
 def check_compiler(where: str) -> None:

@@ -3,9 +3,11 @@
 torch's own kernel cuts queries and keys into tiles that are too small for bfloat16 products to be fast, in backward
 most of all. Here the scores of a block of queries are one product for all heads that read the same keys, and a native
 softmax takes one pass over them. Scores are rounded, and probabilities kept for backward, in the model's precision, as
-in transformers' eager attention.
+in transformers' eager attention. Blocks are filled up to few sizes: oneDNN compiles each product of a shape that is new
+to it, which takes longer than the product.
 
-Shape legend: H heads, G heads of keys, N tokens of the flat layout, E size of a head, W queries of a block, K its keys.
+Shape legend: H heads, G heads of keys, N tokens of the flat layout, E size of a head, W queries of a block, K its keys,
+both filled up.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ import torch
 from torch import Tensor
 
 BLOCK = 192  # queries. A prompt and its completions that have no more tokens together are one block.
+GRAIN = 32  # W and K are multiples of it
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that lie beside each other, and the keys that any of them sees.
+    """Queries that lie beside each other, and the keys that any of them sees; zeros behind both fill them up.
 
     Attributes:
-        rows: where the W queries lie among the N tokens. keys: the pieces of the N tokens where the K keys lie.
-        bias: (H / G * W, K), 0 where a query sees a key, else -inf.
+        rows: where the queries lie among the N tokens. keys: the pieces of the N tokens where the keys lie.
+        bias: (H / G * W, K), 0 where a query sees a key, else -inf. Queries that fill up see all of K.
     """
 
     rows: slice
@@ -36,16 +39,36 @@ class Block:
 
     def queries(self, x: Tensor, groups: int) -> Tensor:
         """(H, N, E) -> (G, H / G * W, E)."""
-        return x[:, self.rows].reshape(groups, -1, x.shape[-1])
+        heads, _, size = x.shape
+        queries = x.new_empty(heads, len(self.bias) * groups // heads, size)
+        queries[:, : _length(self.rows)] = x[:, self.rows]
+        queries[:, _length(self.rows) :] = 0
+        return queries.view(groups, -1, size)
+
+    def answers(self, x: Tensor, heads: int) -> Tensor:
+        """(G, H / G * W, E) -> (H, W less what fills up, E)."""
+        return x.view(heads, -1, x.shape[-1])[:, : _length(self.rows)]
 
     def seen(self, x: Tensor) -> Tensor:
         """(G, N, E) -> (G, K, E)."""
-        return torch.cat([x[:, piece] for piece in self.keys], dim=1)
+        groups, _, size = x.shape
+        filling = x.new_zeros(groups, self.bias.shape[1] - sum(map(_length, self.keys)), size)
+        return torch.cat([*(x[:, piece] for piece in self.keys), filling], dim=1)
 
     def add(self, total: Tensor, part: Tensor) -> None:
         """Add (G, K, E) to a sum (G, N, E)."""
-        for piece, values in zip(self.keys, part.split([p.stop - p.start for p in self.keys], dim=1), strict=True):
-            total[:, piece] += values
+        start = 0
+        for piece in self.keys:
+            total[:, piece] += part[:, start : start + _length(piece)]
+            start += _length(piece)
+
+
+def _length(piece: slice) -> int:
+    return piece.stop - piece.start
+
+
+def _filled(count: int) -> int:
+    return -(-count // GRAIN) * GRAIN
 
 
 def blocked_attention(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float) -> Tensor:
@@ -66,19 +89,18 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, blocks, scaling):
         heads, tokens, size = query.shape
         groups = len(key)
-        mixed = query.new_empty(tokens, groups, heads // groups, size)
+        mixed = query.new_empty(tokens, heads, size)
         kept = []
         for block in blocks:
             scores = torch.baddbmm(block.bias, block.queries(query, groups), block.seen(key).mT, alpha=scaling)
             probabilities = scores.softmax(-1)
             kept.append(probabilities)
-            values = probabilities @ block.seen(value)
-            mixed[block.rows] = values.view(groups, heads // groups, -1, size).permute(2, 0, 1, 3)
+            mixed[block.rows] = block.answers(probabilities @ block.seen(value), heads).transpose(0, 1)
             if not any(ctx.needs_input_grad):
                 kept.clear()
         ctx.save_for_backward(query, key, value, *kept)
         ctx.blocks, ctx.scaling = blocks, scaling
-        return mixed.view(tokens, heads, size)
+        return mixed
 
     @staticmethod
     def backward(ctx, grad):
@@ -94,7 +116,7 @@ class _BlockedAttention(torch.autograd.Function):
             block.add(grad_value, probabilities.mT @ pull)
             to_probabilities = pull @ block.seen(value).mT
             to_scores = torch._softmax_backward_data(to_probabilities, probabilities, -1, probabilities.dtype)
-            grad_query[:, block.rows] = (to_scores @ block.seen(key)).view(len(query), -1, query.shape[-1])
+            grad_query[:, block.rows] = block.answers(to_scores @ block.seen(key), len(query))
             block.add(grad_key, to_scores.mT @ block.queries(query, groups))
         scaling = ctx.scaling
         return grad_query.mul_(scaling), grad_key.mul_(scaling).to(key.dtype), grad_value.to(value.dtype), None, None
@@ -132,7 +154,10 @@ def blocks_of(
         sees = ((mine == theirs) | (prompt_of[mine] == theirs)) & (distance >= 0)
         if window is not None:
             sees &= distance < window
-        bias = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)
+        queries, seen = sees.shape
+        bias = torch.full((_filled(queries), _filled(seen)), -torch.inf, dtype=dtype)
+        bias[queries:] = 0  # a softmax over nothing would be NaN
+        bias[:queries, :seen].masked_fill_(sees, 0)
         return Block(rows, keys, bias.repeat(heads_per_key, 1))
 
     blocks = []

@@ -6,7 +6,7 @@ Shape legend: N completion tokens of a batch, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,19 +34,13 @@ class _FusedLogProbs(torch.autograd.Function):
             products = predictions.products(chunk)
             kept.append(products)
             for rows, tile in _tiles(chunk, products):
-                logits = predictions.logits(products[tile])
-                at_target = logits.gather(-1, targets[rows, None])[:, 0]
-                if kl is not None:
-                    normalizers[rows] = logits.logsumexp(-1)
-                    expected = reference.log_softmax(rows)
-                    kl[rows] = (expected.exp() * (expected - logits + normalizers[rows, None])).sum(-1)
-                largest = logits.amax(-1)
-                exponentials = logits.sub_(largest[:, None]).exp_()
-                total = exponentials.sum(-1)
-                normalizers[rows] = total.log() + largest
-                logps[rows] = at_target - normalizers[rows]
-                if log_sum_squares is not None:
-                    log_sum_squares[rows] = exponentials.square_().sum(-1).log() - 2 * total.log()
+                expected = None if reference is None else reference.log_softmax(rows)
+                found = predictions.passes.read(
+                    products[tile], targets[rows], expected, squares, predictions.scale, predictions.softcap
+                )
+                for kind, values in zip((logps, normalizers, log_sum_squares, kl), found, strict=True):
+                    if kind is not None:
+                        kind[rows] = values
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
         ctx.predictions, ctx.reference = predictions, reference
         ctx.kept = kept
@@ -61,24 +55,17 @@ class _FusedLogProbs(torch.autograd.Function):
         predictions = ctx.predictions
         _, need_hidden, need_weight, need_bias = ctx.needs_input_grad[:4]
         grad = normalizers.new_zeros(len(targets)) if grad is None else grad
-        pull = -grad if grad_kl is None else grad_kl - grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = _Sum() if need_weight else None
         grad_bias = _Sum() if need_bias and bias is not None else None
         for chunk in reversed(list(_slices(len(targets), CHUNK_LOGITS // len(weight)))):
             products = ctx.kept.pop() if ctx.kept else predictions.products(chunk)
             for rows, tile in _tiles(chunk, products):
-                logits = predictions.logits(products[tile])
-                slope = 1 - (logits / predictions.softcap) ** 2 if predictions.softcap else None
-                delta = logits.sub_(normalizers[rows, None]).exp_().mul_(pull[rows, None])
-                if grad_kl is not None:
-                    delta -= grad_kl[rows, None] * ctx.reference.log_softmax(rows).exp_()
-                delta.scatter_add_(-1, targets[rows, None], grad[rows, None].float())
-                if slope is not None:
-                    delta *= slope
-                if predictions.scale != 1:
-                    delta *= predictions.scale
-                products[tile] = delta  # in the place of the logits it came from
+                to_kl, expected = (None, None) if grad_kl is None else (grad_kl[rows], ctx.reference.log_softmax(rows))
+                predictions.passes.differentiate(
+                    products[tile], targets[rows], normalizers[rows], grad[rows], to_kl, expected,
+                    predictions.scale, predictions.softcap,
+                )  # fmt: skip
             if grad_hidden is not None:
                 grad_hidden[chunk] = products @ weight
             if grad_weight is not None:
@@ -119,6 +106,87 @@ def _tiles(chunk: slice, products: Tensor) -> Iterator[tuple[slice, slice]]:
         yield slice(chunk.start + tile.start, chunk.start + tile.stop), tile
 
 
+def _logits(products: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """(n, V) float32 logits, in memory of their own."""
+    logits = products.to(torch.float32, copy=True)
+    if scale != 1:
+        logits *= scale
+    return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
+
+
+def read(
+    products: Tensor, targets: Tensor, expected: Tensor | None, squares: bool, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What the head's products say of their targets.
+
+    Args:
+        products: (n, V) in the model's precision. targets: (n,).
+        expected: (n, V) a reference's log-probabilities. squares: whether log sum_v p_v^2 is wanted.
+        scale, softcap: of the `Predictions`.
+
+    Returns:
+        Of each row, (n,) float32: log-probability, log of the sum of all exponentials, log sum_v p_v^2 or None,
+        KL(expected | p) or None.
+    """
+    logits = _logits(products, scale, softcap)
+    at_target = logits.gather(-1, targets[:, None])[:, 0]
+    kl = None
+    if expected is not None:
+        kl = (expected.exp() * (expected - logits + logits.logsumexp(-1, keepdim=True))).sum(-1)
+    largest = logits.amax(-1)
+    exponentials = logits.sub_(largest[:, None]).exp_()
+    total = exponentials.sum(-1)
+    normalizers = total.log() + largest
+    log_sum_squares = exponentials.square_().sum(-1).log() - 2 * total.log() if squares else None
+    return at_target - normalizers, normalizers, log_sum_squares, kl
+
+
+def differentiate(
+    products: Tensor,
+    targets: Tensor,
+    normalizers: Tensor,
+    grad: Tensor,
+    grad_kl: Tensor | None,
+    expected: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    """Put in the place of the head's products the gradient that arrives at them.
+
+    Args:
+        products, targets, expected, scale, softcap: as for `read`. normalizers: (n,) that it gave.
+        grad: (n,) at the log-probabilities. grad_kl: (n,) at KL(expected | p), or None.
+    """
+    pull = -grad if grad_kl is None else grad_kl - grad
+
+    def arriving(products: Tensor, expected: Tensor | None, own: Tensor | None) -> Tensor:
+        logits = _logits(products, scale, softcap)
+        slope = 1 - (logits / softcap) ** 2 if softcap else None
+        delta = logits.sub_(normalizers[:, None]).exp_().mul_(pull[:, None])
+        if grad_kl is not None and expected is not None:
+            delta -= grad_kl[:, None] * expected.exp()
+        if own is not None:
+            delta += own[:, None]
+        if slope is not None:
+            delta *= slope
+        if scale != 1:
+            delta *= scale
+        return delta
+
+    target = targets[:, None]
+    at_target = arriving(products.gather(-1, target), None if expected is None else expected.gather(-1, target), grad)
+    products.copy_(arriving(products, expected, None))
+    products.scatter_(-1, target, at_target.to(products.dtype))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is done to the vocabulary element by element, a tile at a time: `read` and `differentiate`, or compiled."""
+
+    read: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = read
+    differentiate: Callable[..., None] = differentiate
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a model says of N positions, before the vocabulary is met.
@@ -126,6 +194,7 @@ class Predictions:
     Attributes:
         states: (N, D) after the final norm. weight: (V, D) of the head. bias: (V,) or None.
         scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
+        passes: over the vocabulary.
     """
 
     states: Tensor
@@ -133,21 +202,15 @@ class Predictions:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    passes: Passes = Passes()
 
     def products(self, rows: slice) -> Tensor:
         """(n, V) what the head gives for some of the positions, in the model's precision."""
         return nn.functional.linear(self.states[rows], self.weight, self.bias)
 
-    def logits(self, products: Tensor) -> Tensor:
-        """(n, V) float32 logits, in memory of their own."""
-        logits = products.to(torch.float32, copy=True)
-        if self.scale != 1:
-            logits *= self.scale
-        return logits.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else logits
-
     def log_softmax(self, rows: slice) -> Tensor:
         """(n, V) float32 log-probabilities of some of the positions."""
-        return self.logits(self.products(rows)).log_softmax(-1)
+        return _logits(self.products(rows), self.scale, self.softcap).log_softmax(-1)
 
     def logprobs(
         self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None

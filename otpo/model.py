@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from otpo.attention import share_prompts
 from otpo.batches import padded
 from otpo.errors import UserError
-from otpo.logprobs import Predictions
+from otpo.logprobs import Passes, Predictions
 from otpo.precision import compute_in
 from otpo.quiet import no_bars
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
@@ -81,6 +81,7 @@ class PolicyModel(nn.Module):
             getattr(config, "logits_scaling", 1.0) or 1.0
         )
         self.shares_prompts = share_prompts(lm)
+        self.passes = Passes()
 
     def forward(
         self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Predictions | None = None, layer: int = -1
@@ -130,7 +131,7 @@ class PolicyModel(nn.Module):
             hook.remove()
             states = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
         head = self.lm.get_output_embeddings()
-        predictions = Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap)
+        predictions = Predictions(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap, self.passes)
         return (self._pick(states.detach(), batch) if inner else predicting), predictions
 
     def states(self, batch: SequenceBatch, *, last: bool = False) -> Tensor:
@@ -141,8 +142,7 @@ class PolicyModel(nn.Module):
         """States after the final norm as the decoder lays them out: (1, N, D) flat, or (S, L, D) padded."""
         layout: dict[str, Any]
         if self.shares_prompts:
-            layout = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
-            layout |= {"segments": batch.segments, "sequences": batch.sequences}
+            layout = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None], "batch": batch}
         else:
             ids, attention_mask, _ = padded(batch)
             layout = {"input_ids": ids, "attention_mask": attention_mask}
@@ -191,7 +191,7 @@ def distribute(
     if mesh.size() > 1:
         return shard(model, mesh, dtype=dtype, activation_checkpointing=activation_checkpointing, keep_head=keep_head)
     _prepare(model, mesh.device_type, activation_checkpointing)
-    compute_in(dtype, _mastered(model), _layers(model), _other_passes(model))
+    compute_in(dtype, _mastered(model), decoder_layers(model), _other_passes(model))
     return model
 
 
@@ -218,7 +218,7 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     whole = {p for p in model.parameters() if not p.is_floating_point()}
     _prepare(model, mesh.device_type, activation_checkpointing)
-    for layer in _layers(model):
+    for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     # Else the root would stay whole after a forward pass without a backward one (scorers, evaluation): an optimizer or
     # a checkpoint made then would hold the whole copies, which are never updated.
@@ -239,9 +239,11 @@ def _prepare(model: PolicyModel, device: str, activation_checkpointing: bool) ->
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _layers(model: PolicyModel) -> list[nn.Module]:
+def decoder_layers(model: PolicyModel) -> list[nn.Module]:
+    """The layers of its language model, from the first to the last."""
     names = set(model.lm._no_split_modules or ())  # transformers' own word for a layer that stays in one piece
-    return [module for module in model.lm.modules() if type(module).__name__ in names]
+    # of a sharded layer FSDP2 has made a class of its own, which is derived from the layer's
+    return [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
 
 
 def _other_passes(model: PolicyModel) -> list[str]:

@@ -100,7 +100,7 @@ class TrainConfig(Section):
     use_gpu: bool | Literal["auto"] = "auto"
     dtype: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False
-    torch_compile: bool = Field(False, description="norms and feed-forward parts; a few hundredths of a step")
+    torch_compile: bool = Field(False, description="layers and what is done to the vocabulary; a tenth of a step")
     seed: int = 42
     eval_every: int | None = Field(None, ge=1)
     save_every: int | None = Field(None, ge=1)

@@ -32,7 +32,7 @@ from otpo.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from otpo.compiled import compile_parts
+from otpo.compiled import compile_layers
 from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
@@ -156,7 +156,7 @@ class _Trainer:
             activation_checkpointing=self.train.activation_checkpointing,
         )
         if self.train.torch_compile:
-            compile_parts(self.model)
+            compile_layers(self.model)
         # eval mode: no dropout, the policy at step 0 is the reference exactly; checkpointing needs train mode, and so
         # does the dropout of adapters, which at step 0 add nothing
         dropout = (self.job.lora or {}).get("lora_dropout", 0)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from otpo import attention, cpu_attention
 from otpo.attention import shared_prompts_attention
 from otpo.cpu_attention import blocked_attention, blocks_of
+from otpo.records import SequenceBatch
 
 PAIRS = ((5, 3, 7), (2, 9, 1))
 
@@ -31,6 +32,12 @@ def lay_out(families):
         (first, first + i) for first, family in zip(firsts, families, strict=False) for i in range(1, len(family))
     ]
     return tuple(itertools.chain(*families)), tuple(sorted(sequences, key=lambda s: s[1] - s[0]))
+
+
+def flat(segments, sequences):
+    """What attention reads of a batch."""
+    nothing = torch.empty(0)
+    return SequenceBatch(nothing, nothing, segments, sequences, nothing, nothing, nothing, nothing)
 
 
 def tensors(segments, *, heads=4, groups=2, size=8, dtype=torch.float64, seed=0):
@@ -84,7 +91,7 @@ def test_blocks_give_the_values_and_gradients_of_every_sequence_alone(families, 
         blocks_of.cache_clear()
         found = both(
             lambda *qkv: shared_prompts_attention(
-                None, *qkv, None, segments=segments, sequences=sequences, sliding_window=window, scaling=scaling
+                None, *qkv, None, batch=flat(segments, sequences), sliding_window=window, scaling=scaling
             )[0],
             inputs,
             grad,
@@ -100,9 +107,7 @@ def test_sequences_too_long_for_blocks_take_torchs_kernel_to_the_same_end(monkey
     inputs, grad = tensors(segments)
 
     def ours(*qkv):
-        return shared_prompts_attention(
-            None, *qkv, None, segments=segments, sequences=sequences, sliding_window=window
-        )[0]
+        return shared_prompts_attention(None, *qkv, None, batch=flat(segments, sequences), sliding_window=window)[0]
 
     blocked = both(ours, inputs, grad)
     monkeypatch.setattr(attention, "LONGEST", max(p + c for p, *cs in PAIRS for c in cs) - 1)
@@ -117,7 +122,7 @@ def test_what_is_not_finite_stays_in_its_sequence(which):
     inputs, _ = tensors(segments)
     with torch.no_grad():
         inputs[which][0, 0, sum(segments[:2])] = torch.nan  # the first token of the first pair's second completion
-        output, _ = shared_prompts_attention(None, *inputs, None, segments=segments, sequences=sequences)
+        output, _ = shared_prompts_attention(None, *inputs, None, batch=flat(segments, sequences))
     spoilt = output[0].isnan().any(dim=(-1, -2)).split(segments)
     assert [bool(part.any()) for part in spoilt] == [False, False, True, False, False, False]
 
@@ -130,14 +135,29 @@ def test_gradcheck():
 
 
 def test_no_query_sees_another_sequence_and_no_key_is_computed_in_vain():
-    segments, sequences = lay_out(((300, 250, 200), (40, 50, 60)))
+    segments, sequences = lay_out(((300, 250, 200), (40, 50, 60), (3, 1)))
     blocks = blocks_of(segments, sequences, window=None, heads_per_key=1, dtype=torch.float32)
     assert [row for block in blocks for row in range(block.rows.start, block.rows.stop)] == list(range(sum(segments)))
-    for block in blocks:
-        assert (block.bias == 0).any(dim=0).all(), "every key of a block is seen by one of its queries"
-    seen = sum(int((block.bias == 0).sum()) for block in blocks)
+    parts = [
+        block.bias[: block.rows.stop - block.rows.start, : sum(piece.stop - piece.start for piece in block.keys)]
+        for block in blocks
+    ]
+    for part in parts:
+        assert (part == 0).any(dim=0).all(), "every key of a block is seen by one of its queries"
+    seen = sum(int((part == 0).sum()) for part in parts)
     triangles = sum(n * (n + 1) // 2 for n in segments)
     assert seen == triangles + sum(segments[prompt] * segments[completion] for prompt, completion in sequences)
+
+
+def test_blocks_come_in_few_sizes():
+    """A product of a new size is compiled; at most six heights, and widths in steps of the grain."""
+    lengths = torch.randint(1, 900, (60, 3), generator=torch.Generator().manual_seed(0)).tolist()
+    segments, sequences = lay_out(lengths)
+    blocks = blocks_of(segments, sequences, window=None, heads_per_key=1, dtype=torch.float32)
+    assert {len(block.bias) for block in blocks} <= set(range(32, 193, 32))
+    assert all(block.bias.shape[1] % 32 == 0 for block in blocks)
+    exact = {(block.rows.stop - block.rows.start, sum(p.stop - p.start for p in block.keys)) for block in blocks}
+    assert len({block.bias.shape for block in blocks}) < len(exact) / 2
 
 
 def test_bf16_is_as_exact_as_a_softmax_in_bf16_allows():
@@ -148,7 +168,7 @@ def test_bf16_is_as_exact_as_a_softmax_in_bf16_allows():
     grad = grad.bfloat16()
 
     def ours(*qkv):
-        return shared_prompts_attention(None, *qkv, None, segments=segments, sequences=sequences)[0]
+        return shared_prompts_attention(None, *qkv, None, batch=flat(segments, sequences))[0]
 
     for found, true in zip(both(ours, inputs, grad), exact, strict=True):
         assert error(found, true) < 0.01
@@ -174,6 +194,6 @@ def test_probabilities_are_kept_only_for_backward(trained, most):
     segments, sequences = lay_out(((500, 400, 300),))
     inputs, _ = tensors(segments, size=8, dtype=torch.float32)
     with Alive() as alive, torch.set_grad_enabled(trained):
-        output, _ = shared_prompts_attention(None, *inputs, None, segments=segments, sequences=sequences)
+        output, _ = shared_prompts_attention(None, *inputs, None, batch=flat(segments, sequences))
     assert len(blocks_of(segments, sequences, window=None, heads_per_key=2, dtype=torch.float32)) == 8
     assert output.requires_grad == trained and alive.most <= most and (alive.most > 2) == trained

@@ -162,17 +162,17 @@ def test_gradient_only_where_it_is_asked_for():
 def test_a_chunk_holds_few_logits_at_a_time(monkeypatch):
     """Products of a chunk, and of these a tile in float32: never (N, V)."""
     products, tiles = [], []
-    of_products, of_logits = Predictions.products, Predictions.logits
+    of_products, of_logits = Predictions.products, otpo.logprobs._logits
     monkeypatch.setattr(otpo.logprobs, "CHUNK_LOGITS", 1000)
     monkeypatch.setattr(otpo.logprobs, "TILE_LOGITS", 300)
     monkeypatch.setattr(Predictions, "products", lambda *a: products.append((o := of_products(*a)).numel()) or o)
-    monkeypatch.setattr(Predictions, "logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
+    monkeypatch.setattr(otpo.logprobs, "_logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
     hidden, weight, _, targets, _ = head(300, 4, 100, torch.float32)
     hidden.requires_grad_()
     fused_logprobs(hidden, weight, targets).sum().backward()
     assert max(products) <= 1000 and max(tiles) <= 300
-    assert sum(tiles) == 2 * 300 * 100
-    assert sum(products) == sum(tiles) - 1000 * otpo.logprobs.KEPT_CHUNKS, "the last chunks are kept for backward"
+    assert sum(tiles) == 2 * 300 * 100 + 300, "once forward, once backward, and there the targets' once more"
+    assert sum(products) == 2 * 300 * 100 - 1000 * otpo.logprobs.KEPT_CHUNKS, "the last chunks are kept for backward"
 
 
 def by_transformers(lm, ids, answer):

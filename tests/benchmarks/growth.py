@@ -42,12 +42,10 @@ def main(arguments: list[str]) -> None:
     variants["padded"] = (BASE, PAIRS, True)
     found = {}
     with one_worker() as mesh:
-        base, work = Ours(BASE, mesh), steps_of(BASE, options.steps + 3)
+        base = Ours(BASE, mesh, steps_of(BASE, options.steps + 3))
         for name, (shape, pairs, padded) in variants.items():
-            other, its = Ours(shape, mesh, padded=padded), steps_of(shape, options.steps + 3, pairs=pairs)
-            seconds = interleaved(
-                {"base": lambda n: base.step(work[n]), "other": lambda n, o=other, w=its: o.step(w[n])}, options.steps
-            )
+            other = Ours(shape, mesh, steps_of(shape, options.steps + 3, pairs=pairs), padded=padded)
+            seconds = interleaved({"base": base.step, "other": other.step}, options.steps)
             low, middle, high = quartiles([a / b for a, b in zip(seconds["other"], seconds["base"], strict=True)])
             found[name] = {
                 "over_base": middle,

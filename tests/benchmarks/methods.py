@@ -27,10 +27,8 @@ def main(arguments: list[str]) -> None:
     with one_worker() as mesh:
         work = steps_of(SHAPES[options.shape], options.steps + 3)
         names = ["dpo", *options.methods]
-        models = {name: Ours(SHAPES[options.shape], mesh, name) for name in names}
-        seconds = interleaved(
-            {name: lambda number, ours=ours: ours.step(work[number]) for name, ours in models.items()}, options.steps
-        )
+        steps = {name: Ours(SHAPES[options.shape], mesh, work, name).step for name in names}
+        seconds = interleaved(steps, options.steps)
     for name in names:
         low, middle, high = quartiles([a / b for a, b in zip(seconds[name], seconds["dpo"], strict=True)])
         step = quartiles(seconds[name])[1]

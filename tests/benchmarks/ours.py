@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.batches import collate_pairs
-from otpo.compiled import compile_parts
+from otpo.compiled import compile_layers
 from otpo.lora import add_adapters
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute
@@ -47,10 +47,21 @@ def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[Seque
 
 
 class Ours:
-    """A policy, its optimizer and the loss of a method."""
+    """A policy, its optimizer and the loss of a method.
+
+    Args:
+        work: of `steps_of`. Its reference is computed here, as a run's cache is before it trains.
+    """
 
     def __init__(
-        self, shape: Shape, mesh: DeviceMesh, method: str = "dpo", *, padded: bool = False, compiled: bool = False
+        self,
+        shape: Shape,
+        mesh: DeviceMesh,
+        work: Sequence[Sequence[SequenceBatch]],
+        method: str = "dpo",
+        *,
+        padded: bool = False,
+        compiled: bool = False,
     ):
         self.device = mesh.device_type
         lm = shape.model(self.device)
@@ -65,18 +76,18 @@ class Ours:
             activation_checkpointing=shape.checkpointing,
         )
         if compiled:
-            compile_parts(self.model)
+            compile_layers(self.model)
         self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0)
-        self.cached: dict[int, torch.Tensor] = {}
+        self.work = [[batch.to(self.device) for batch in batches] for batches in work]
+        with torch.no_grad():
+            cached = {id(batch): self.model(batch)[0] for batches in self.work for batch in batches}
         self.losses = preference_losses(
-            self.model, resolve(method, {}), lambda batch: {"reference": self.cached[id(batch)]}, seed=0
+            self.model, resolve(method, {}), lambda batch: {"reference": cached[id(batch)]}, seed=0
         )
 
-    def step(self, batches: Sequence[SequenceBatch]) -> float:
-        """Seconds of one update. The reference is computed beforehand, as a run's cache is, and not counted."""
-        batches = [batch.to(self.device) for batch in batches]
-        with torch.no_grad():
-            self.cached = {id(batch): self.model(batch)[0] for batch in batches}
+    def step(self, number: int) -> float:
+        """Seconds of one update on a step's pairs."""
+        batches = self.work[number]
         pairs = sum(len(batch.rows) // 2 for batch in batches)
         began = _now(self.device)
         with torch.profiler.record_function(STEP):

@@ -44,14 +44,13 @@ def main(arguments: list[str]) -> None:
     shape = SHAPES[options.shape]
     total = WARMUP + 2 * options.steps
     with one_worker() as mesh:
-        ours = Ours(shape, mesh)
-        work = steps_of(shape, total)
-        plain = [ours.step(batches) for batches in work[: WARMUP + options.steps]][WARMUP:]
+        ours = Ours(shape, mesh, steps_of(shape, total))
+        plain = [ours.step(number) for number in range(WARMUP + options.steps)][WARMUP:]
         seconds: dict[str, float] = {}
         profiled = 0.0
-        for batches in work[WARMUP + options.steps :]:
+        for number in range(WARMUP + options.steps, total):
             with profile() as found:
-                profiled += ours.step(batches)
+                profiled += ours.step(number)
             events = found.events()
             span = next(event for event in events if event.name == STEP).time_range
             for event in events:

@@ -3,9 +3,10 @@
     make bench-step SHAPE=30m-short
 
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
-can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
-TRL with its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens
-are counted as TRL does, the prompt twice. Memory is the peak above the loaded model.
+can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take their
+steps in turns, on the same pairs: what else the machine does meets all of them alike. `trl-as-installed` is TRL with
+its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are
+counted as TRL does, the prompt twice. Memory is the peak above the loaded model.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
+
+from tqdm import tqdm
 
 from pipeline.train import CPU_ENVIRONMENT
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
 
 SIDES = ("trl", "trl-liger", "dpo", "dpo-compiled", "otpo", "official-otpo", "trl-as-installed")
+READY, RESULT = "<ready>", "<result>"  # what a side says to the process that gives the turns
 RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the makers' data sheets
 
 
@@ -35,27 +40,29 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
-    parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
+    parser.add_argument("--side", choices=SIDES, help="one side, as the comparison starts it")
     options = parser.parse_args(arguments)
     if options.side:
         run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
-        print(json.dumps(run(options.shape, options.steps, options.side)))
+        print(RESULT + json.dumps(run(options.shape, options.steps, options.side)), flush=True)
         return
-    sides = {}
-    for name in options.sides:
-        figures = sides[name] = _measure(options.shape, options.steps, name)
+    sides = _in_turns(options.shape, options.steps, options.sides)
+    for name, figures in sides.items():
         print(
             f"{name:>16}  {figures['tokens_per_second']:8,.0f} tokens/s  step {figures['step_seconds']:7.3f} s"
-            f"  {figures['above_model_gib']:6.2f} GiB above the model",
-            flush=True,
+            f"  {figures['above_model_gib']:6.2f} GiB above the model"
         )
     ratios = {
-        "dpo_over_trl": _ratio(sides, "dpo", "trl", "tokens_per_second"),
-        "dpo_compiled_over_trl": _ratio(sides, "dpo-compiled", "trl", "tokens_per_second"),
-        "otpo_step_over_dpo_step": _ratio(sides, "otpo", "dpo", "step_seconds"),
-        "official_otpo_step_over_ours": _ratio(sides, "official-otpo", "otpo", "step_seconds"),
-        "memory_over_trl": _ratio(sides, "dpo", "trl", "above_model_gib"),
+        "trl_step_over_dpo_step": _ratio(sides, "trl", "dpo"),
+        "trl_step_over_dpo_compiled_step": _ratio(sides, "trl", "dpo-compiled"),
+        "otpo_step_over_dpo_step": _ratio(sides, "otpo", "dpo"),
+        "official_otpo_step_over_ours": _ratio(sides, "official-otpo", "otpo"),
     }
+    for name, found in ratios.items():
+        if found:
+            print(f"{name.replace('_', ' ')}: {found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
+    if {"dpo", "trl"} <= set(sides):
+        ratios["memory_over_trl"] = sides["dpo"]["above_model_gib"] / sides["trl"]["above_model_gib"]
     print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **ratios, "sides": sides}))
 
 
@@ -67,22 +74,67 @@ def _sides() -> list[str]:
     return ["trl", *(["trl-liger"] if liger else []), "dpo", "dpo-compiled", "otpo"]
 
 
-def _ratio(sides: dict[str, dict[str, float]], one: str, other: str, figure: str) -> float | None:
-    return sides[one][figure] / sides[other][figure] if one in sides and other in sides else None
+def _ratio(sides: dict[str, dict[str, Any]], one: str, other: str) -> dict[str, float] | None:
+    """Of the seconds of each step, the first quarter left out: median and quartiles."""
+    if not {one, other} <= set(sides):
+        return None
+    ratios = [a / b for a, b in zip(sides[one]["seconds"], sides[other]["seconds"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios[len(ratios) // 4 :], n=4)
+    return {"median": middle, "low": low, "high": high}
 
 
-def _measure(shape: str, steps: int, side: str) -> dict[str, float]:
+def _in_turns(shape: str, steps: int, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Let every side make ready, one after the other, then take its steps, each when the one before it is done."""
+    sides: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for name in names:
+            sides[name] = _start(shape, steps, name)
+            _until(READY, sides[name], name)
+        results = {}
+        for number in tqdm(range(steps), unit="step", disable=None):
+            for name in names[:: 1 if number % 2 else -1]:
+                stdin = sides[name].stdin
+                assert stdin is not None
+                stdin.write("\n")
+                stdin.flush()
+                said = _until(READY if number + 1 < steps else RESULT, sides[name], name)
+                results[name] = said
+        return {name: json.loads(results[name]) for name in names}
+    finally:
+        for process in sides.values():
+            process.kill()
+
+
+def _start(shape: str, steps: int, side: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.benchmarks", "step", shape, "--steps", str(steps), "--side", side]
     plain = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
     environment = plain if side == "trl-as-installed" else plain | CPU_ENVIRONMENT
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, float]:
+def _until(word: str, process: subprocess.Popen[str], side: str) -> str:
+    """The rest of the line that begins with a word of ours; the libraries' own lines are passed over."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(word):
+            return line.removeprefix(word)
+    raise SystemExit(
+        f"{side} ended before it was through, with exit status {process.wait()} (-9: it was killed,"
+        " mostly for want of memory: take fewer sides or steps)."
+    )
+
+
+def _await_turn() -> None:
+    """Say that the next step is ready, and wait until the other sides have done theirs."""
+    print(READY, flush=True)
+    sys.stdin.readline()
+
+
+def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, Any]:
     tokens = sum(2 * len(p) + len(c) + len(r) + 2 for p, c, r in pairs) / (len(pairs) / PAIRS)
     step = statistics.median(seconds[len(seconds) // 4 :])
-    return {"tokens_per_second": tokens / step, "step_seconds": step, "above_model_gib": _peak() - before}
+    figures = {"tokens_per_second": tokens / step, "step_seconds": step, "above_model_gib": _peak() - before}
+    return figures | {"seconds": seconds}
 
 
 def floor(shape: Shape, pairs: list) -> dict[str, float]:
@@ -131,20 +183,24 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _ours(name: str, steps: int, side: str) -> dict[str, float]:
+def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
     from tests.benchmarks.ours import Ours, one_worker, steps_of
 
     shape = SHAPES[name]
+    shape.model(_device())
+    before = _peak()
     with one_worker() as mesh:
         method, _, compiled = side.partition("-")
-        ours = Ours(shape, mesh, method, compiled=bool(compiled))
-        before = _peak()
-        seconds = [ours.step(batches) for batches in steps_of(shape, steps)]
+        ours = Ours(shape, mesh, steps_of(shape, steps), method, compiled=bool(compiled))
+        seconds = []
+        for number in range(steps):
+            _await_turn()
+            seconds.append(ours.step(number))
     pairs = shape.pairs(PAIRS * steps)
     return _figures(pairs, seconds, before) | floor(shape, pairs)
 
 
-def _official(name: str, steps: int, _: str) -> dict[str, float]:
+def _official(name: str, steps: int, _: str) -> dict[str, Any]:
     """What the official trainer does in a step: all logits and all layers' states of policy and reference over padded
     sequences, POT pair after pair over the whole padded matrix.
     """
@@ -181,6 +237,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, float]:
         mask = torch.zeros(ids.shape[0], ids.shape[1] - 1, dtype=torch.bool)
         for sequence in range(len(ids)):
             mask[sequence, positions[sequence][batch.mask[sequence]]] = True
+        _await_turn()
         began = time.perf_counter()
         logits, states = forward(policy, ids, attention)
         with torch.no_grad():
@@ -201,7 +258,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, float]:
     return _figures(pairs, seconds, before)
 
 
-def _trl(name: str, steps: int, side: str) -> dict[str, float]:
+def _trl(name: str, steps: int, side: str) -> dict[str, Any]:
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -225,6 +282,7 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
+            _await_turn()
             _synchronize()
             ticks.append(time.perf_counter())
 
@@ -237,6 +295,7 @@ def _trl(name: str, steps: int, side: str) -> dict[str, float]:
             output_dir=folder,
             per_device_train_batch_size=PAIRS,
             max_steps=steps,
+            train_sampling_strategy="sequential",
             learning_rate=1e-5,
             max_length=4096,
             report_to=[],
