@@ -34,7 +34,7 @@ CONTROLLER_FAILURES = 5
 # otherwise cost more in page faults than in arithmetic. oneDNN told to keep few primitives: every batch has shapes of
 # its own, and it would keep a thousand of them, megabytes each.
 CPU_ENVIRONMENT = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
