@@ -1,8 +1,9 @@
 """`torch.compile` of what stands between the matrix products: what is read and written many times, is once.
 
-Decoder layers are compiled, and what is done to the vocabulary. Two parts of a layer are not. Attention over shared
+Decoder layers are compiled, and what is done to the vocabulary. Three parts of a layer are not. Attention over shared
 prompts: its blocks follow the lengths of a batch, and every new batch would be compiled again. Experts: which of them
-has how many tokens is known only when they run.
+has how many tokens is known only when they run. What peft wraps whose adapted weight is no module's: it has a class of
+its own in every pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from otpo.logprobs import Passes, differentiate, read
 from otpo.model import PolicyModel, decoder_layers
 
 LEFT_ALONE = f"{SHARED_PROMPTS}_left_alone"
-EXPERTS = "Experts"  # how transformers' class names of them end
+PARTS_LEFT_ALONE = ("Experts", "ParamWrapper")  # how class names of transformers and of peft end
 
 
 def compile_layers(model: PolicyModel) -> None:
@@ -33,7 +34,7 @@ def compile_layers(model: PolicyModel) -> None:
         model.lm.set_attn_implementation(LEFT_ALONE)
     for layer in decoder_layers(model):
         for part in layer.modules():
-            if type(part).__name__.endswith(EXPERTS):
+            if type(part).__name__.endswith(PARTS_LEFT_ALONE):
                 part.forward = torch.compiler.disable(part.forward)
         layer.forward = torch.compile(layer.forward, dynamic=True)
     model.passes = Passes(torch.compile(read, dynamic=True), torch.compile(differentiate, dynamic=True))

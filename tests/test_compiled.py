@@ -88,11 +88,12 @@ def test_every_architecture_gives_what_it_gives_uncompiled(family):
     assert counters["stats"]["unique_graphs"] == graphs >= 3
 
 
-def test_adapters_are_compiled_on_and_off(mesh):
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_adapters_are_compiled_on_and_off(mesh, family):
     settings = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
 
     def adapted() -> PolicyModel:
-        model = PolicyModel(add_adapters(small_lm(), settings, seed=0))
+        model = PolicyModel(add_adapters(make(family, "sdpa"), settings, seed=0))
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -101,8 +102,11 @@ def test_adapters_are_compiled_on_and_off(mesh):
     plain, compiled = adapted(), adapted()
     compile_layers(compiled)
     on = [logps_and_gradients(model, PAIRS) for model in (compiled, plain)]
+    graphs = counters["stats"]["unique_graphs"]
+    logps_and_gradients(compiled, PAIRS[1:])
+    assert counters["stats"]["unique_graphs"] == graphs
     for found, exact in zip(*on, strict=True):
-        assert (found - exact).norm() <= 2e-5 * exact.norm()
+        assert (found - exact).norm() <= 2e-5 * exact.norm() + 1e-6
     off = []
     for model in (compiled, plain):
         with torch.no_grad(), adapters_off(model):
