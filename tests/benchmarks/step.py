@@ -97,8 +97,7 @@ def _in_turns(shape: str, steps: int, names: list[str]) -> dict[str, dict[str, A
                 assert stdin is not None
                 stdin.write("\n")
                 stdin.flush()
-                said = _until(READY if number + 1 < steps else RESULT, sides[name], name)
-                results[name] = said
+                results[name] = _until(READY if number + 1 < steps else RESULT, sides[name], name)
         return {name: json.loads(results[name]) for name in names}
     finally:
         for process in sides.values():
@@ -187,7 +186,7 @@ def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
     from tests.benchmarks.ours import Ours, one_worker, steps_of
 
     shape = SHAPES[name]
-    shape.model(_device())
+    shape.model(_device())  # for its memory alone: `Ours` has computed the reference before it could be asked
     before = _peak()
     with one_worker() as mesh:
         method, _, compiled = side.partition("-")
