@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -62,7 +63,10 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Ad
         {"params": [parameter for parameter in trained if parameter.dim() > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    # its fused kernel does not count as a change; what is derived from the weights (`otpo.precision`) goes by the count
+    optimizer.register_step_post_hook(lambda *_: increment_version(trained))
+    return optimizer
 
 
 def micro_batches(

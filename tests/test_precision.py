@@ -16,7 +16,7 @@ from otpo.batches import collate_pairs
 from otpo.checkpoint import load_checkpoint, save_checkpoint
 from otpo.methods import resolve
 from otpo.model import PolicyModel, distribute, shard
-from otpo.step import optimisation_step, preference_losses
+from otpo.step import adamw, optimisation_step, preference_losses
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def mesh() -> Iterator[DeviceMesh]:
 
 def start(way, mesh, *, tied=True, dtype=torch.bfloat16, **options):
     model = way(PolicyModel(small_lm(tie_word_embeddings=tied)), mesh, dtype=dtype, **options)
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return model, adamw(model, lr=1e-3, weight_decay=0.0)
 
 
 def go(model, optimizer, steps=3, batches=1):
@@ -76,7 +76,7 @@ def test_between_passes_the_weights_are_float32_and_every_one_is_trained(mesh):
     with torch.no_grad():
         model(collate_pairs(PAIRS))
         model.predictions(collate_pairs(PAIRS))
-    optimizer, before = torch.optim.AdamW(model.parameters(), lr=1e-3), weights(model)
+    optimizer, before = adamw(model, lr=1e-3, weight_decay=0.0), weights(model)
     assert {weight.dtype for weight in before.values()} == {torch.float32}
     go(model, optimizer, 1)
     assert not [name for name, weight in weights(model).items() if torch.equal(weight, before[name])]
