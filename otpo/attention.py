@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from otpo.cpu_attention import blocked_attention, blocks_of
+from otpo.cpu_attention import blocked_attention, plan_of
 from otpo.records import SequenceBatch
 
 SHARED_PROMPTS = "shared_prompts"
@@ -59,10 +59,10 @@ def shared_prompts_attention(
     # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
     if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
-        heads_per_key = query.shape[1] // key.shape[1]
-        blocks = blocks_of(segments, sequences, window=window, heads_per_key=heads_per_key, dtype=query.dtype)
+        heads, groups = query.shape[1], key.shape[1]
+        plan = plan_of(segments, sequences, window=window, heads=heads, groups=groups, dtype=query.dtype)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return blocked_attention(query[0], key[0], value[0], blocks, scale)[None], None
+        return blocked_attention(query[0], key[0], value[0], plan, scale)[None], None
     queries, keys, values = (x.split(segments, dim=2) for x in (query, key, value))
     outputs: list[Tensor | None] = [None] * len(segments)
     for prompt, completion in sequences:

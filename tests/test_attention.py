@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from otpo import attention, cpu_attention
 from otpo.attention import shared_prompts_attention
-from otpo.cpu_attention import blocked_attention, blocks_of
+from otpo.cpu_attention import blocked_attention, plan_of
 from otpo.records import SequenceBatch
 
 PAIRS = ((5, 3, 7), (2, 9, 1))
@@ -20,9 +20,9 @@ PAIRS = ((5, 3, 7), (2, 9, 1))
 
 @pytest.fixture(autouse=True)
 def fresh():
-    blocks_of.cache_clear()
+    plan_of.cache_clear()
     yield
-    blocks_of.cache_clear()
+    plan_of.cache_clear()
 
 
 def lay_out(families):
@@ -88,7 +88,7 @@ def test_blocks_give_the_values_and_gradients_of_every_sequence_alone(families, 
     inputs, grad = tensors(segments, heads=heads[0], groups=heads[1], seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_attention, "BLOCK", block)
-        blocks_of.cache_clear()
+        plan_of.cache_clear()
         found = both(
             lambda *qkv: shared_prompts_attention(
                 None, *qkv, None, batch=flat(segments, sequences), sliding_window=window, scaling=scaling
@@ -111,7 +111,7 @@ def test_sequences_too_long_for_blocks_take_torchs_kernel_to_the_same_end(monkey
 
     blocked = both(ours, inputs, grad)
     monkeypatch.setattr(attention, "LONGEST", max(p + c for p, *cs in PAIRS for c in cs) - 1)
-    monkeypatch.setattr(attention, "blocks_of", None)
+    monkeypatch.setattr(attention, "plan_of", None)
     for found, exact in zip(both(ours, inputs, grad), blocked, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)
 
@@ -130,34 +130,46 @@ def test_what_is_not_finite_stays_in_its_sequence(which):
 def test_gradcheck():
     segments, sequences = lay_out(((2, 3, 1),))
     inputs, _ = tensors(segments, size=2)
-    blocks = blocks_of(segments, sequences, window=None, heads_per_key=2, dtype=torch.float64)
-    torch.autograd.gradcheck(lambda q, k, v: blocked_attention(q[0], k[0], v[0], blocks, 0.7), inputs)
+    plan = plan_of(segments, sequences, window=None, heads=4, groups=2, dtype=torch.float64)
+    torch.autograd.gradcheck(lambda q, k, v: blocked_attention(q[0], k[0], v[0], plan, 0.7), inputs)
 
 
-def test_no_query_sees_another_sequence_and_no_key_is_computed_in_vain():
-    segments, sequences = lay_out(((300, 250, 200), (40, 50, 60), (3, 1)))
-    blocks = blocks_of(segments, sequences, window=None, heads_per_key=1, dtype=torch.float32)
-    assert [row for block in blocks for row in range(block.rows.start, block.rows.stop)] == list(range(sum(segments)))
-    parts = [
-        block.bias[: block.rows.stop - block.rows.start, : sum(piece.stop - piece.start for piece in block.keys)]
-        for block in blocks
-    ]
-    for part in parts:
-        assert (part == 0).any(dim=0).all(), "every key of a block is seen by one of its queries"
-    seen = sum(int((part == 0).sum()) for part in parts)
-    triangles = sum(n * (n + 1) // 2 for n in segments)
-    assert seen == triangles + sum(segments[prompt] * segments[completion] for prompt, completion in sequences)
+def blocks_of(segments, sequences):
+    """Queries and keys (tokens, for one head they are rows) and bias of every block, what fills up left out."""
+    for blocks in plan_of(segments, sequences, window=None, heads=1, groups=1, dtype=torch.float32).blocks:
+        filled = torch.zeros(blocks.queries.shape, dtype=torch.bool)
+        filled.view(-1)[blocks.filling] = True
+        for queries, fills, keys, bias in zip(blocks.queries, filled, blocks.keys, blocks.bias, strict=True):
+            seen = (bias[~fills] == 0).any(dim=0)  # a key that fills up is seen by what fills up alone
+            yield queries[~fills], keys[seen], bias[~fills][:, seen]
+
+
+def test_no_query_sees_another_sequence_and_every_token_has_one_answer():
+    segments, sequences = lay_out(((300, 250, 200), (40, 50, 60), (3, 1), (45, 51, 60)))
+    found = torch.zeros(sum(segments), sum(segments), dtype=torch.bool)
+    queries = []
+    for tokens, keys, bias in blocks_of(segments, sequences):
+        queries += tokens.tolist()
+        found[tokens[:, None], keys] |= bias == 0
+    assert sorted(queries) == list(range(sum(segments)))
+    expected = torch.zeros_like(found)
+    starts = [0, *itertools.accumulate(segments)]
+    for prompt, completion in sequences:
+        tokens = [*range(starts[prompt], starts[prompt + 1]), *range(starts[completion], starts[completion + 1])]
+        for i, token in enumerate(tokens):
+            expected[token, tokens[: i + 1]] = True
+    assert torch.equal(found, expected)
 
 
 def test_blocks_come_in_few_sizes():
     """A product of a new size is compiled; at most six heights, and widths in steps of the grain."""
     lengths = torch.randint(1, 900, (60, 3), generator=torch.Generator().manual_seed(0)).tolist()
     segments, sequences = lay_out(lengths)
-    blocks = blocks_of(segments, sequences, window=None, heads_per_key=1, dtype=torch.float32)
-    assert {len(block.bias) for block in blocks} <= set(range(32, 193, 32))
-    assert all(block.bias.shape[1] % 32 == 0 for block in blocks)
-    exact = {(block.rows.stop - block.rows.start, sum(p.stop - p.start for p in block.keys)) for block in blocks}
-    assert len({block.bias.shape for block in blocks}) < len(exact) / 2
+    plan = plan_of(segments, sequences, window=None, heads=1, groups=1, dtype=torch.float32)
+    assert {blocks.bias.shape[1] for blocks in plan.blocks} <= set(range(32, 193, 32))
+    assert all(blocks.bias.shape[2] % 32 == 0 for blocks in plan.blocks)
+    exact = {(len(queries), len(keys)) for queries, keys, _ in blocks_of(segments, sequences)}
+    assert len(plan.blocks) < len(exact) / 2
 
 
 def test_bf16_is_as_exact_as_a_softmax_in_bf16_allows():
@@ -192,8 +204,8 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize(("trained", "most"), [(True, 9), (False, 2)])
 def test_probabilities_are_kept_only_for_backward(trained, most):
     segments, sequences = lay_out(((500, 400, 300),))
+    assert len(list(blocks_of(segments, sequences))) == 8
     inputs, _ = tensors(segments, size=8, dtype=torch.float32)
     with Alive() as alive, torch.set_grad_enabled(trained):
         output, _ = shared_prompts_attention(None, *inputs, None, batch=flat(segments, sequences))
-    assert len(blocks_of(segments, sequences, window=None, heads_per_key=2, dtype=torch.float32)) == 8
     assert output.requires_grad == trained and alive.most <= most and (alive.most > 2) == trained
