@@ -17,7 +17,8 @@ from torch import Tensor, nn
 def compute_in(dtype: torch.dtype, model: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str]) -> None:
     """Let a model compute with copies of its weights in `dtype`; between passes it holds the weights themselves.
 
-    Gradients arrive at the weights themselves, added up in their own precision over backward passes.
+    Gradients arrive at the weights themselves, added up in their own precision over backward passes and, of tied
+    weights, over the places where they stand.
 
     Args:
         layers: parts of the model that backward may enter by themselves (activation checkpointing).
@@ -33,7 +34,9 @@ def compute_in(dtype: torch.dtype, model: nn.Module, layers: Iterable[nn.Module]
                     taken.add((module, name))
                     if weight not in copies:  # tied weights share one
                         copies[weight] = _Copy(weight, dtype)
-                    places.append((module, name, copies[weight]))
+                    places.append(_Place(module, name, copies[weight]))
+                    if isinstance(module, nn.Embedding) and weight.device.type == "cpu":
+                        module.sparse = True  # a dense gradient is as large as the vocabulary, and mostly zeros
         swap = _Swap(places)
         unit.register_forward_pre_hook(lambda *_, swap=swap: swap.enter())
         unit.register_forward_hook(lambda *_, swap=swap: swap.leave(), always_call=True)
@@ -46,40 +49,65 @@ class _Copy:
 
     def __init__(self, weight: nn.Parameter, dtype: torch.dtype):
         self.weight = weight
-        self.low = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=weight.requires_grad)
+        self.low = torch.empty_like(weight, dtype=dtype, requires_grad=False)
         self.version: int | None = None
-        if weight.requires_grad:
-            self.low.register_post_accumulate_grad_hook(self._hand_over)
+        # on a CPU fresh memory costs more than what is done to it: gradients come to the same place in every step
+        self.gradient = torch.empty_like(weight) if weight.requires_grad and weight.device.type == "cpu" else None
 
-    def current(self) -> nn.Parameter:
+    def refresh(self) -> None:
         if self.version != self.weight._version:
-            self.low.data.copy_(self.weight.detach())
+            self.low.copy_(self.weight.detach())
             self.version = self.weight._version
-        self.low.requires_grad_(self.weight.requires_grad)
-        return self.low
 
-    def _hand_over(self, low: Tensor) -> None:
+    def add_gradient(self, low: Tensor) -> None:
+        """Take the gradient that has arrived at a stand-in, and add it to the weight's own."""
         grad, low.grad = low.grad, None
         assert grad is not None
-        if self.weight.grad is None:
-            self.weight.grad = grad.to(self.weight.dtype)
-        else:
+        if self.weight.grad is not None:
             self.weight.grad += grad
+        elif self.gradient is None:
+            self.weight.grad = grad.to(self.weight.dtype)
+        elif grad.is_sparse:
+            self.weight.grad = self.gradient.zero_().add_(grad)
+        else:
+            self.weight.grad = self.gradient.copy_(grad)
+
+
+class _Place:
+    """Where a weight stands in a model, and what stands in for it while that computes.
+
+    A tied weight has a stand-in for each of its places: autograd would add up the gradients of a single one in the low
+    precision.
+    """
+
+    def __init__(self, module: nn.Module, name: str, copy: _Copy):
+        self.module, self.name, self.copy = module, name, copy
+        self.low = nn.Parameter(copy.low, requires_grad=copy.weight.requires_grad)
+        if copy.weight.requires_grad:
+            self.low.register_post_accumulate_grad_hook(copy.add_gradient)
+
+    def enter(self) -> None:
+        self.copy.refresh()
+        self.low.requires_grad_(self.copy.weight.requires_grad)
+        self.module._parameters[self.name] = self.low
+
+    def leave(self) -> None:
+        self.module._parameters[self.name] = self.copy.weight
 
 
 class _Swap:
     """Weights of one part of a model, in whose places their copies stand while it computes."""
 
-    def __init__(self, places: list[tuple[nn.Module, str, _Copy]]):
+    def __init__(self, places: list[_Place]):
         self.places = places
 
     def enter(self) -> None:
-        for module, name, copy in self.places:
-            module._parameters[name] = copy.current()
+        for place in self.places:
+            place.enter()
 
     def leave(self) -> None:
-        for module, name, copy in self.places:
-            module._parameters[name] = copy.weight
+        for place in self.places:
+            place.leave()
 
     def around(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)

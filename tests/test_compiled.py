@@ -83,7 +83,7 @@ def test_every_architecture_gives_what_it_gives_uncompiled(family):
     graphs = 0
     for pairs in (FAMILY_PAIRS, FAMILY_PAIRS[:2], FAMILY_PAIRS[1:]):
         for found, exact in zip(logps_and_gradients(compiled, pairs), logps_and_gradients(plain, pairs), strict=True):
-            assert (found - exact).norm() <= 2e-5 * exact.norm() + 1e-6
+            assert (found - exact).norm() <= 5e-5 * exact.norm() + 1e-6
         graphs = graphs or counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == graphs >= 3
 
@@ -106,7 +106,7 @@ def test_adapters_are_compiled_on_and_off(mesh, family):
     logps_and_gradients(compiled, PAIRS[1:])
     assert counters["stats"]["unique_graphs"] == graphs
     for found, exact in zip(*on, strict=True):
-        assert (found - exact).norm() <= 2e-5 * exact.norm() + 1e-6
+        assert (found - exact).norm() <= 5e-5 * exact.norm() + 1e-6
     off = []
     for model in (compiled, plain):
         with torch.no_grad(), adapters_off(model):

@@ -85,6 +85,11 @@ class Shape:
 
         return [(words(*self.prompt), words(*self.answer), words(*self.answer)) for _ in range(count)]
 
+    def tokens(self, steps: int) -> list[int]:
+        """Of each step, with an EOS behind each answer, as TRL counts them: the prompt twice."""
+        counts = [2 * len(p) + len(c) + len(r) + 2 for p, c, r in self.pairs(PAIRS * steps)]
+        return [sum(counts[start : start + PAIRS]) for start in range(0, len(counts), PAIRS)]
+
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LONG, SHORT, GPU = ((64, 448), (96, 464)), ((16, 48), (32, 64)), ((768, 1024), (768, 1023))

@@ -3,8 +3,9 @@
     make bench-step SHAPE=30m-short
 
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
-can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take their
-steps in turns, on the same pairs: what else the machine does meets all of them alike. `trl-as-installed` is TRL with
+can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take turns of
+a few steps, on the same pairs: what else the machine does meets all of them alike. A turn's first step is not counted:
+it finds the caches full of the other sides' data, as no training does. `trl-as-installed` is TRL with
 its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are
 counted as TRL does, the prompt twice. Memory is the peak above the loaded model.
 """
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--turn", type=int, default=4, help="steps that a side takes on end; with 1 all are counted")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
     parser.add_argument("--side", choices=SIDES, help="one side, as the comparison starts it")
     options = parser.parse_args(arguments)
@@ -46,17 +48,22 @@ def main(arguments: list[str]) -> None:
         run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
         print(RESULT + json.dumps(run(options.shape, options.steps, options.side)), flush=True)
         return
-    sides = _in_turns(options.shape, options.steps, options.sides)
+    sides = _in_turns(options.shape, options.steps, options.turn, options.sides)
+    counted = _counted(options.steps, options.turn)
+    tokens = SHAPES[options.shape].tokens(options.steps)
     for name, figures in sides.items():
+        seconds = figures["seconds"]
+        figures["step_seconds"] = statistics.median(seconds[number] for number in counted)
+        figures["tokens_per_second"] = statistics.median(tokens[number] / seconds[number] for number in counted)
         print(
             f"{name:>16}  {figures['tokens_per_second']:8,.0f} tokens/s  step {figures['step_seconds']:7.3f} s"
             f"  {figures['above_model_gib']:6.2f} GiB above the model"
         )
     ratios = {
-        "trl_step_over_dpo_step": _ratio(sides, "trl", "dpo"),
-        "trl_step_over_dpo_compiled_step": _ratio(sides, "trl", "dpo-compiled"),
-        "otpo_step_over_dpo_step": _ratio(sides, "otpo", "dpo"),
-        "official_otpo_step_over_ours": _ratio(sides, "official-otpo", "otpo"),
+        "trl_step_over_dpo_step": _ratio(sides, counted, "trl", "dpo"),
+        "trl_step_over_dpo_compiled_step": _ratio(sides, counted, "trl", "dpo-compiled"),
+        "otpo_step_over_dpo_step": _ratio(sides, counted, "otpo", "dpo"),
+        "official_otpo_step_over_ours": _ratio(sides, counted, "official-otpo", "otpo"),
     }
     for name, found in ratios.items():
         if found:
@@ -74,30 +81,37 @@ def _sides() -> list[str]:
     return ["trl", *(["trl-liger"] if liger else []), "dpo", "dpo-compiled", "otpo"]
 
 
-def _ratio(sides: dict[str, dict[str, Any]], one: str, other: str) -> dict[str, float] | None:
-    """Of the seconds of each step, the first quarter left out: median and quartiles."""
+def _counted(steps: int, turn: int) -> list[int]:
+    """Numbers of the steps whose seconds count: neither of the first quarter nor the first of a longer turn."""
+    return [number for number in range(steps // 4, steps) if turn == 1 or number % turn]
+
+
+def _ratio(sides: dict[str, dict[str, Any]], counted: list[int], one: str, other: str) -> dict[str, float] | None:
+    """Of the seconds of the counted steps: median and quartiles."""
     if not {one, other} <= set(sides):
         return None
-    ratios = [a / b for a, b in zip(sides[one]["seconds"], sides[other]["seconds"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios[len(ratios) // 4 :], n=4)
+    ratios = [sides[one]["seconds"][number] / sides[other]["seconds"][number] for number in counted]
+    low, middle, high = statistics.quantiles(ratios, n=4)
     return {"median": middle, "low": low, "high": high}
 
 
-def _in_turns(shape: str, steps: int, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Let every side make ready, one after the other, then take its steps, each when the one before it is done."""
+def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Let every side make ready, one after the other, then take its turns, each when the one before it is done."""
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
         for name in names:
             sides[name] = _start(shape, steps, name)
             _until(READY, sides[name], name)
         results = {}
-        for number in tqdm(range(steps), unit="step", disable=None):
+        turns = [range(start, min(start + turn, steps)) for start in range(0, steps, turn)]
+        for number, numbers in enumerate(tqdm(turns, unit="turn", disable=None)):
             for name in names[:: 1 if number % 2 else -1]:
-                stdin = sides[name].stdin
-                assert stdin is not None
-                stdin.write("\n")
-                stdin.flush()
-                results[name] = _until(READY if number + 1 < steps else RESULT, sides[name], name)
+                for step in numbers:
+                    stdin = sides[name].stdin
+                    assert stdin is not None
+                    stdin.write("\n")
+                    stdin.flush()
+                    results[name] = _until(READY if step + 1 < steps else RESULT, sides[name], name)
         return {name: json.loads(results[name]) for name in names}
     finally:
         for process in sides.values():
@@ -127,13 +141,6 @@ def _await_turn() -> None:
     """Say that the next step is ready, and wait until the other sides have done theirs."""
     print(READY, flush=True)
     sys.stdin.readline()
-
-
-def _figures(pairs: list, seconds: list[float], before: float) -> dict[str, Any]:
-    tokens = sum(2 * len(p) + len(c) + len(r) + 2 for p, c, r in pairs) / (len(pairs) / PAIRS)
-    step = statistics.median(seconds[len(seconds) // 4 :])
-    figures = {"tokens_per_second": tokens / step, "step_seconds": step, "above_model_gib": _peak() - before}
-    return figures | {"seconds": seconds}
 
 
 def floor(shape: Shape, pairs: list) -> dict[str, float]:
@@ -195,8 +202,7 @@ def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
         for number in range(steps):
             _await_turn()
             seconds.append(ours.step(number))
-    pairs = shape.pairs(PAIRS * steps)
-    return _figures(pairs, seconds, before) | floor(shape, pairs)
+    return {"seconds": seconds, "above_model_gib": _peak() - before} | floor(shape, shape.pairs(PAIRS * steps))
 
 
 def _official(name: str, steps: int, _: str) -> dict[str, Any]:
@@ -254,7 +260,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    return _figures(pairs, seconds, before)
+    return {"seconds": seconds, "above_model_gib": _peak() - before}
 
 
 def _trl(name: str, steps: int, side: str) -> dict[str, Any]:
@@ -316,4 +322,5 @@ def _trl(name: str, steps: int, side: str) -> dict[str, Any]:
             callbacks=[Clock()],
         )
         trainer.train()
-    return _figures(pairs, [end - begin for begin, end in zip(ticks[::2], ticks[1::2], strict=True)], before)
+    seconds = [end - begin for begin, end in zip(ticks[::2], ticks[1::2], strict=True)]
+    return {"seconds": seconds, "above_model_gib": _peak() - before}
