@@ -140,3 +140,16 @@ def test_a_checkpoint_goes_from_one_way_to_the_other(mesh, tmp_path: Path, first
     load_checkpoint(path, resumed, fresh)
     assert go(resumed, fresh) == go(model, optimizer)
     assert_equal(resumed, model)
+
+
+def test_what_a_checkpoint_brings_is_computed_with(mesh, tmp_path: Path):
+    model, optimizer = start(distribute, mesh)
+    go(model, optimizer)
+    path = save_checkpoint(tmp_path, model, optimizer, {"step": 3})
+    resumed, fresh = start(distribute, mesh)
+    batch = collate_pairs(PAIRS)
+    with torch.no_grad():
+        before = resumed(batch)[0]
+        load_checkpoint(path, resumed, fresh)
+        assert torch.equal(resumed(batch)[0], model(batch)[0])
+        assert not torch.equal(before, model(batch)[0])
