@@ -1,7 +1,7 @@
 """Mixed precision on one worker: compute in a low precision, keep weights and gradients in float32.
 
-What FSDP2's `MixedPrecisionPolicy` does, less what only several workers need: nothing is gathered, cut or reduced, and
-a weight is cast once after it changed, not in every pass.
+What FSDP2's `MixedPrecisionPolicy` does, less what only several workers need: nothing is gathered, cut or reduced,
+a weight is cast once after it changed, not in every pass, and gradients of tied weights add up in float32 too.
 """
 
 from __future__ import annotations

@@ -141,10 +141,11 @@ def blocks_of(segments, sequences):
         filled.view(-1)[blocks.filling] = True
         for queries, fills, keys, bias in zip(blocks.queries, filled, blocks.keys, blocks.bias, strict=True):
             seen = (bias[~fills] == 0).any(dim=0)  # a key that fills up is seen by what fills up alone
+            assert bias.shape[1] - seen.sum() < cpu_attention.GRAIN, "no key is computed in vain but what fills up"
             yield queries[~fills], keys[seen], bias[~fills][:, seen]
 
 
-def test_no_query_sees_another_sequence_and_every_token_has_one_answer():
+def test_every_token_has_one_answer_and_sees_its_own_sequence_alone():
     segments, sequences = lay_out(((300, 250, 200), (40, 50, 60), (3, 1), (45, 51, 60)))
     found = torch.zeros(sum(segments), sum(segments), dtype=torch.bool)
     queries = []

@@ -5,9 +5,9 @@
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
 can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take turns of
 a few steps, on the same pairs: what else the machine does meets all of them alike. A turn's first step is not counted:
-it finds the caches full of the other sides' data, as no training does. `trl-as-installed` is TRL with
-its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are
-counted as TRL does, the prompt twice. Memory is the peak above the loaded model.
+it finds the caches full of the other sides' data, as no training does. `trl-as-installed` is TRL with its live
+reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are counted as TRL
+does, the prompt twice. Memory is the peak above the loaded model.
 """
 
 from __future__ import annotations
