@@ -48,7 +48,7 @@ def shared_prompts_attention(
     Args:
         module: not used; attention_mask: not used. The interface gives them.
         query: (1, H, N, E). key, value: (1, G, N, E) with H a multiple of G.
-        batch: whose N tokens these are.
+        batch: whose tokens these are. More than it has only fill up (`otpo.sizes`): they see nothing and get 0.
         scaling: factor on the scores. sliding_window: how many tokens, itself included, a token sees.
         softcap: the scores' soft cap (Gemma 2).
 
@@ -60,10 +60,13 @@ def shared_prompts_attention(
     if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
         heads, groups = query.shape[1], key.shape[1]
-        plan = plan_of(segments, sequences, window=window, heads=heads, groups=groups, dtype=query.dtype)
+        plan = plan_of(
+            segments, sequences, tokens=query.shape[2], window=window, heads=heads, groups=groups, dtype=query.dtype
+        )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return blocked_attention(query[0], key[0], value[0], plan, scale)[None], None
-    queries, keys, values = (x.split(segments, dim=2) for x in (query, key, value))
+    filling = query.shape[2] - sum(segments)
+    queries, keys, values = (x.split([*segments, filling], dim=2) for x in (query, key, value))
     outputs: list[Tensor | None] = [None] * len(segments)
     for prompt, completion in sequences:
         q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
@@ -80,6 +83,7 @@ def shared_prompts_attention(
         if outputs[prompt] is None:
             outputs[prompt] = head
         outputs[completion] = tail
+    outputs.append(torch.zeros_like(queries[-1]).transpose(1, 2))
     return torch.cat([output for output in outputs if output is not None], dim=1), None
 
 

@@ -8,7 +8,7 @@ to it, which takes longer than the product. Those of one size are computed toget
 less time than what is done around it.
 
 Shape legend: H heads, G heads of keys, N tokens of the flat layout, E size of a head, B blocks of one size, W queries
-of a block, K its keys, both filled up.
+of a block, K its keys, both filled up to multiples of `GRAIN`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from otpo.sizes import GRAIN
+
 BLOCK = 192  # queries. A prompt and its completions that have no more tokens together are one block.
-GRAIN = 32  # W and K are multiples of it
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """All blocks of a batch, and where of each of the N * H rows the answer lies among those of all their queries."""
+    """All blocks of a batch, and where of each of the N * H rows the answer lies among those of all their queries.
+
+    Tokens that only fill up have theirs behind the last.
+    """
 
     blocks: tuple[Blocks, ...]
     answers: Tensor
@@ -76,7 +80,7 @@ class _BlockedAttention(torch.autograd.Function):
                 kept.append(probabilities)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.plan, ctx.scaling = plan, scaling
-        return torch.embedding(torch.cat(answers), plan.answers)
+        return _gathered(answers, plan)
 
     @staticmethod
     def backward(ctx, grad):
@@ -95,9 +99,13 @@ class _BlockedAttention(torch.autograd.Function):
             grad_queries.append((to_scores @ keys).flatten(0, 1))
             to_keys = to_scores.mT @ torch.embedding(query, block.queries)
             grad_key.index_add_(0, rows, to_keys.flatten(0, 1).to(precise))
-        grad_query = torch.embedding(torch.cat(grad_queries), ctx.plan.answers)
-        scaling = ctx.scaling
+        grad_query, scaling = _gathered(grad_queries, ctx.plan), ctx.scaling
         return grad_query.mul_(scaling), grad_key.mul_(scaling).to(key.dtype), grad_value.to(value.dtype), None, None
+
+
+def _gathered(parts: list[Tensor], plan: Plan) -> Tensor:
+    """(N * H, E) what the queries of all blocks gave, in the order of the tokens; 0 of what only fills up."""
+    return torch.embedding(torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[-1])]), plan.answers)
 
 
 @lru_cache(maxsize=4)  # every layer of a model asks for the same, some for a window beside it
@@ -105,6 +113,7 @@ def plan_of(
     segments: tuple[int, ...],
     sequences: tuple[tuple[int, int], ...],
     *,
+    tokens: int,
     window: int | None,
     heads: int,
     groups: int,
@@ -114,6 +123,7 @@ def plan_of(
 
     Args:
         segments, sequences: of the `SequenceBatch`; a prompt's completions lie behind it.
+        tokens: N; those behind the last segment only fill up.
         window: how many tokens, itself included, a token sees. heads, groups: H, G. dtype: of the scores.
     """
     ends = [0, *itertools.accumulate(segments)]
@@ -134,7 +144,7 @@ def plan_of(
     sized: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for queries, keys in _cut(ends, prompts):
         sized.setdefault((_filled(len(queries)), _filled(len(keys))), []).append((queries, keys))
-    blocks, places, offset = [], torch.empty(ends[-1], heads, dtype=torch.long), 0
+    blocks, places, offset = [], torch.full((tokens, heads), -1), 0
     for (width, seen), members in sized.items():
         bias = torch.full((len(members), 1, width, seen), -torch.inf, dtype=dtype)
         for number, (queries, keys) in enumerate(members):
@@ -158,7 +168,7 @@ def plan_of(
                 bias.repeat_interleave(groups, 0) if len(members) > 1 else bias,
             )
         )
-    return Plan(tuple(blocks), places.flatten())
+    return Plan(tuple(blocks), places.flatten().where(places.flatten() >= 0, offset))
 
 
 def _cut(ends: Sequence[int], prompts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

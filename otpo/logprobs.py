@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from otpo.sizes import filled
+
 CHUNK_LOGITS = 2**26  # of one matrix product, in the model's precision: 128 MiB in bfloat16
 KEPT_CHUNKS = 4  # whose logits stay for backward; those of the chunks before them are computed again
 TILE_LOGITS = 2**21  # of them in float32 at a time on a CPU: 8 MiB stay in its cache, through all that is done to them
@@ -66,10 +68,11 @@ class _FusedLogProbs(torch.autograd.Function):
                     products[tile], targets[rows], normalizers[rows], grad[rows], to_kl, expected,
                     predictions.scale, predictions.softcap,
                 )  # fmt: skip
+            products[chunk.stop - chunk.start :] = 0
             if grad_hidden is not None:
-                grad_hidden[chunk] = products @ weight
+                grad_hidden[chunk] = (products @ weight)[: chunk.stop - chunk.start]
             if grad_weight is not None:
-                grad_weight.add(products.T @ hidden[chunk])
+                grad_weight.add(products.T @ _fill_up(hidden[chunk], weight))
             if grad_bias is not None:
                 grad_bias.add(products.sum(0))
         return (
@@ -99,10 +102,16 @@ def _slices(n: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
 
+def _fill_up(states: Tensor, weight: Tensor) -> Tensor:
+    """(n', D) states, 0 behind the n that there are (`otpo.sizes`)."""
+    return nn.functional.pad(states, (0, 0, 0, filled(len(states), weight) - len(states)))
+
+
 def _tiles(chunk: slice, products: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows of the batch, and where they stand in the chunk. A GPU takes the chunk whole."""
-    rows = len(products) if products.is_cuda else TILE_LOGITS // products.shape[1]
-    for tile in _slices(len(products), rows):
+    count = chunk.stop - chunk.start
+    rows = count if products.is_cuda else TILE_LOGITS // products.shape[1]
+    for tile in _slices(count, rows):
         yield slice(chunk.start + tile.start, chunk.start + tile.stop), tile
 
 
@@ -205,12 +214,12 @@ class Predictions:
     passes: Passes = Passes()
 
     def products(self, rows: slice) -> Tensor:
-        """(n, V) what the head gives for some of the positions, in the model's precision."""
-        return nn.functional.linear(self.states[rows], self.weight, self.bias)
+        """What the head gives for some of the positions, in the model's precision: (n, V), and what fills up behind."""
+        return nn.functional.linear(_fill_up(self.states[rows], self.weight), self.weight, self.bias)
 
     def log_softmax(self, rows: slice) -> Tensor:
         """(n, V) float32 log-probabilities of some of the positions."""
-        return _logits(self.products(rows), self.scale, self.softcap).log_softmax(-1)
+        return _logits(self.products(rows)[: rows.stop - rows.start], self.scale, self.softcap).log_softmax(-1)
 
     def logprobs(
         self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None

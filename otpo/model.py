@@ -24,6 +24,7 @@ from otpo.logprobs import Passes, Predictions
 from otpo.precision import compute_in
 from otpo.quiet import no_bars
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
+from otpo.sizes import filled
 
 
 def load_causal_lm(
@@ -139,13 +140,22 @@ class PolicyModel(nn.Module):
         return self._pick(self._decode(batch), batch, last=last)
 
     def _decode(self, batch: SequenceBatch) -> Tensor:
-        """States after the final norm as the decoder lays them out: (1, N, D) flat, or (S, L, D) padded."""
-        layout: dict[str, Any]
+        """States after the final norm as the decoder lays them out: (1, N, D) flat, or (S, L, D) padded.
+
+        N and L are filled up (`otpo.sizes`).
+        """
+        about: dict[str, Tensor]
         if self.shares_prompts:
-            layout = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None], "batch": batch}
+            ids, about = batch.input_ids[None], {"position_ids": batch.position_ids[None]}
         else:
             ids, attention_mask, _ = padded(batch)
-            layout = {"input_ids": ids, "attention_mask": attention_mask}
+            about = {"attention_mask": attention_mask}
+        filling = filled(ids.shape[1], self.lm.get_input_embeddings().weight) - ids.shape[1]
+        layout: dict[str, Any] = {name: nn.functional.pad(values, (0, filling)) for name, values in about.items()}
+        # with a token that is there already: another one's embedding may not be finite
+        layout["input_ids"] = torch.cat([ids, ids[:, :1].expand(-1, filling)], dim=1)
+        if self.shares_prompts:
+            layout["batch"] = batch
         return self.lm.get_decoder()(use_cache=False, **layout).last_hidden_state
 
     def _pick(self, states: Tensor, batch: SequenceBatch, *, last: bool = False) -> Tensor:

@@ -31,10 +31,8 @@ from pipeline.worker import FAILURE, TrainJob, total_steps, train_worker
 CONTROLLER_FAILURES = 5
 
 # glibc told to keep memory, in one arena (the loop runs in a thread) of huge pages: a step's large short-lived tensors
-# otherwise cost more in page faults than in arithmetic. oneDNN told to keep few primitives: every batch has shapes of
-# its own, and it would keep a thousand of them, megabytes each.
+# otherwise cost more in page faults than in arithmetic.
 CPU_ENVIRONMENT = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),

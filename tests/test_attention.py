@@ -127,16 +127,36 @@ def test_what_is_not_finite_stays_in_its_sequence(which):
     assert [bool(part.any()) for part in spoilt] == [False, False, True, False, False, False]
 
 
+@pytest.mark.parametrize("longest", [attention.LONGEST, 1], ids=["blocks", "torchs-kernel"])
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"softcap": 5.0}], ids=["plain", "window", "softcap"])
+def test_tokens_that_fill_up_get_nothing_and_change_nothing(monkeypatch, longest, options):
+    monkeypatch.setattr(attention, "LONGEST", longest)
+    segments, sequences = lay_out(PAIRS)
+    inputs, grad = tensors((*segments, 6))
+    real = slice(sum(segments))
+
+    def ours(*qkv):
+        return shared_prompts_attention(None, *qkv, None, batch=flat(segments, sequences), **options)[0]
+
+    output, *gradients = both(ours, inputs, grad)
+    assert (output[:, real.stop :] == 0).all() and all((g[:, :, real.stop :] == 0).all() for g in gradients)
+    alone = both(ours, [x[:, :, real].detach().requires_grad_() for x in inputs], grad[:, real])
+    for found, exact in zip((output[:, real], *(g[:, :, real] for g in gradients)), alone, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)
+
+
 def test_gradcheck():
     segments, sequences = lay_out(((2, 3, 1),))
     inputs, _ = tensors(segments, size=2)
-    plan = plan_of(segments, sequences, window=None, heads=4, groups=2, dtype=torch.float64)
+    plan = plan_of(segments, sequences, tokens=sum(segments), window=None, heads=4, groups=2, dtype=torch.float64)
     torch.autograd.gradcheck(lambda q, k, v: blocked_attention(q[0], k[0], v[0], plan, 0.7), inputs)
 
 
 def blocks_of(segments, sequences):
     """Queries and keys (tokens, for one head they are rows) and bias of every block, what fills up left out."""
-    for blocks in plan_of(segments, sequences, window=None, heads=1, groups=1, dtype=torch.float32).blocks:
+    for blocks in plan_of(
+        segments, sequences, tokens=sum(segments), window=None, heads=1, groups=1, dtype=torch.float32
+    ).blocks:
         filled = torch.zeros(blocks.queries.shape, dtype=torch.bool)
         filled.view(-1)[blocks.filling] = True
         for queries, fills, keys, bias in zip(blocks.queries, filled, blocks.keys, blocks.bias, strict=True):
@@ -166,7 +186,7 @@ def test_blocks_come_in_few_sizes():
     """A product of a new size is compiled; at most six heights, and widths in steps of the grain."""
     lengths = torch.randint(1, 900, (60, 3), generator=torch.Generator().manual_seed(0)).tolist()
     segments, sequences = lay_out(lengths)
-    plan = plan_of(segments, sequences, window=None, heads=1, groups=1, dtype=torch.float32)
+    plan = plan_of(segments, sequences, tokens=sum(segments), window=None, heads=1, groups=1, dtype=torch.float32)
     assert {blocks.bias.shape[1] for blocks in plan.blocks} <= set(range(32, 193, 32))
     assert all(blocks.bias.shape[2] % 32 == 0 for blocks in plan.blocks)
     exact = {(len(queries), len(keys)) for queries, keys, _ in blocks_of(segments, sequences)}
