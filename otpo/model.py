@@ -150,7 +150,8 @@ class PolicyModel(nn.Module):
         else:
             ids, attention_mask, _ = padded(batch)
             about = {"attention_mask": attention_mask}
-        filling = filled(ids.shape[1], self.lm.get_input_embeddings().weight) - ids.shape[1]
+        embeddings: Any = self.lm.get_input_embeddings()
+        filling = filled(ids.shape[1], embeddings.weight) - ids.shape[1]
         layout: dict[str, Any] = {name: nn.functional.pad(values, (0, filling)) for name, values in about.items()}
         # with a token that is there already: another one's embedding may not be finite
         layout["input_ids"] = torch.cat([ids, ids[:, :1].expand(-1, filling)], dim=1)
