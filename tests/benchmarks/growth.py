@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from dataclasses import replace
 
 from tests.benchmarks.shapes import PAIRS, Shape
+from tests.benchmarks.turns import counted, ratios
 
 
 def _times(span: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args(arguments)
 
-    from tests.benchmarks.ours import Ours, interleaved, one_worker, quartiles, steps_of
+    from tests.benchmarks.ours import Ours, interleaved, one_worker, steps_of
 
     variants: dict[str, tuple[Shape, int, bool]] = {"base": (BASE, PAIRS, False)}
     for factor in (2, 4):
@@ -42,15 +44,13 @@ def main(arguments: list[str]) -> None:
     variants["padded"] = (BASE, PAIRS, True)
     found = {}
     with one_worker() as mesh:
-        base = Ours(BASE, mesh, steps_of(BASE, options.steps + 3))
+        base = Ours(BASE, mesh, steps_of(BASE, options.steps))
         for name, (shape, pairs, padded) in variants.items():
-            other = Ours(shape, mesh, steps_of(shape, options.steps + 3, pairs=pairs), padded=padded)
+            other = Ours(shape, mesh, steps_of(shape, options.steps, pairs=pairs), padded=padded)
             seconds = interleaved({"base": base.step, "other": other.step}, options.steps)
-            low, middle, high = quartiles([a / b for a, b in zip(seconds["other"], seconds["base"], strict=True)])
-            found[name] = {
-                "over_base": middle,
-                "quartiles": [low, high],
-                "step_seconds": quartiles(seconds["other"])[1],
-            }
-            print(f"{name:>22}  {middle:5.2f} x base ({low:.2f} to {high:.2f})", flush=True)
+            numbers = counted(options.steps)
+            over = ratios(seconds["other"], seconds["base"], numbers)
+            step = statistics.median(seconds["other"][number] for number in numbers)
+            found[name] = {"step_seconds": step, "over_base": over}
+            print(f"{name:>22}  {over['median']:5.2f} x base ({over['low']:.2f} to {over['high']:.2f})", flush=True)
     print(json.dumps({"benchmark": "growth", "steps": options.steps, "variants": found}))

@@ -2,15 +2,17 @@
 
     make bench-methods SHAPE=30m-long ARGS="--methods otpo simpo tdpo2 --steps 20"
 
-The ratio of each step to the DPO step beside it: median and quartiles.
+The ratio of each step to DPO's on the same pairs: median and quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 
 from tests.benchmarks.shapes import SHAPES
+from tests.benchmarks.turns import counted, ratios
 
 
 def main(arguments: list[str]) -> None:
@@ -21,17 +23,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--methods", nargs="+", default=["otpo", "simpo", "sampo", "wpo"])
     options = parser.parse_args(arguments)
 
-    from tests.benchmarks.ours import Ours, interleaved, one_worker, quartiles, steps_of
+    from tests.benchmarks.ours import Ours, interleaved, one_worker, steps_of
 
     found = {}
     with one_worker() as mesh:
-        work = steps_of(SHAPES[options.shape], options.steps + 3)
+        work = steps_of(SHAPES[options.shape], options.steps)
         names = ["dpo", *options.methods]
         steps = {name: Ours(SHAPES[options.shape], mesh, work, name).step for name in names}
         seconds = interleaved(steps, options.steps)
+    numbers = counted(options.steps)
     for name in names:
-        low, middle, high = quartiles([a / b for a, b in zip(seconds[name], seconds["dpo"], strict=True)])
-        step = quartiles(seconds[name])[1]
-        found[name] = {"step_seconds": step, "over_dpo": middle, "over_dpo_quartiles": [low, high]}
-        print(f"{name:>12}  step {step:7.3f} s  {middle:5.2f} x DPO ({low:.2f} to {high:.2f})", flush=True)
+        step = statistics.median(seconds[name][number] for number in numbers)
+        over = ratios(seconds[name], seconds["dpo"], numbers)
+        found[name] = {"step_seconds": step, "over_dpo": over}
+        print(
+            f"{name:>12}  step {step:7.3f} s  {over['median']:5.2f} x DPO ({over['low']:.2f} to {over['high']:.2f})",
+            flush=True,
+        )
     print(json.dumps({"benchmark": "methods", "shape": options.shape, "steps": options.steps, "methods": found}))

@@ -19,6 +19,7 @@ from otpo.records import SequenceBatch, TokenPair
 from otpo.step import adamw, micro_batches, optimisation_step, preference_losses
 from pipeline.worker import MICRO_BATCH_TOKENS
 from tests.benchmarks.shapes import LORA, PAIRS, Shape
+from tests.benchmarks.turns import turns
 
 STEP = "preference step"  # what a profile calls it
 
@@ -103,22 +104,13 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def interleaved(sides: Mapping[str, Callable[[int], float]], steps: int, *, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds of every side's steps, taken in turns: what else the machine does meets all sides alike.
+def interleaved(sides: Mapping[str, Callable[[int], float]], steps: int) -> dict[str, list[float]]:
+    """Seconds of every side's steps, taken in turns.
 
     Args:
         sides: name -> seconds of its step of a number.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(warmup + steps):
-        for name in list(sides)[:: 1 if number % 2 else -1]:
-            took = sides[name](number)
-            if number >= warmup:
-                seconds[name].append(took)
+    for name, numbers in turns(list(sides), steps):
+        seconds[name] += [sides[name](number) for number in numbers]
     return seconds
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
-    return low.item(), middle.item(), high.item()

@@ -4,8 +4,7 @@
 
 Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
 can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take turns of
-a few steps, on the same pairs: what else the machine does meets all of them alike. A turn's first step is not counted:
-it finds the caches full of the other sides' data, as no training does. `trl-as-installed` is TRL with its live
+a few steps (`tests.benchmarks.turns`). `trl-as-installed` is TRL with its live
 reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are counted as TRL
 does, the prompt twice. Memory is the peak above the loaded model.
 """
@@ -23,14 +22,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.train import CPU_ENVIRONMENT
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
+from tests.benchmarks.turns import TURN, counted, ratios, turns
 
 SIDES = ("trl", "trl-liger", "dpo", "dpo-compiled", "otpo", "official-otpo", "trl-as-installed")
+COMPARED = {
+    "trl_step_over_dpo_step": ("trl", "dpo"),
+    "trl_step_over_dpo_compiled_step": ("trl", "dpo-compiled"),
+    "otpo_step_over_dpo_step": ("otpo", "dpo"),
+    "official_otpo_step_over_ours": ("official-otpo", "otpo"),
+}
 READY, RESULT = "<ready>", "<result>"  # what a side says to the process that gives the turns
 RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the makers' data sheets
 
@@ -40,7 +47,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--turn", type=int, default=4, help="steps that a side takes on end; with 1 all are counted")
+    parser.add_argument("--turn", type=int, default=TURN, help="steps that a side takes on end; with 1 all are counted")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
     parser.add_argument("--side", choices=SIDES, help="one side, as the comparison starts it")
     options = parser.parse_args(arguments)
@@ -49,28 +56,26 @@ def main(arguments: list[str]) -> None:
         print(RESULT + json.dumps(run(options.shape, options.steps, options.side)), flush=True)
         return
     sides = _in_turns(options.shape, options.steps, options.turn, options.sides)
-    counted = _counted(options.steps, options.turn)
+    numbers = counted(options.steps, options.turn)
     tokens = SHAPES[options.shape].tokens(options.steps)
-    for name, figures in sides.items():
-        seconds = figures["seconds"]
-        figures["step_seconds"] = statistics.median(seconds[number] for number in counted)
-        figures["tokens_per_second"] = statistics.median(tokens[number] / seconds[number] for number in counted)
+    for name, of in sides.items():
+        seconds = of["seconds"]
+        of["step_seconds"] = statistics.median(seconds[number] for number in numbers)
+        of["tokens_per_second"] = statistics.median(tokens[number] / seconds[number] for number in numbers)
         print(
-            f"{name:>16}  {figures['tokens_per_second']:8,.0f} tokens/s  step {figures['step_seconds']:7.3f} s"
-            f"  {figures['above_model_gib']:6.2f} GiB above the model"
+            f"{name:>16}  {of['tokens_per_second']:8,.0f} tokens/s  step {of['step_seconds']:7.3f} s"
+            f"  {of['above_model_gib']:6.2f} GiB above the model"
         )
-    ratios = {
-        "trl_step_over_dpo_step": _ratio(sides, counted, "trl", "dpo"),
-        "trl_step_over_dpo_compiled_step": _ratio(sides, counted, "trl", "dpo-compiled"),
-        "otpo_step_over_dpo_step": _ratio(sides, counted, "otpo", "dpo"),
-        "official_otpo_step_over_ours": _ratio(sides, counted, "official-otpo", "otpo"),
-    }
-    for name, found in ratios.items():
-        if found:
+    figures = {}
+    for name, (one, other) in COMPARED.items():
+        if {one, other} <= set(sides):
+            found = figures[name] = ratios(sides[one]["seconds"], sides[other]["seconds"], numbers)
             print(f"{name.replace('_', ' ')}: {found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
-    if {"dpo", "trl"} <= set(sides):
-        ratios["memory_over_trl"] = sides["dpo"]["above_model_gib"] / sides["trl"]["above_model_gib"]
-    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **ratios, "sides": sides}))
+    if "trl" in sides:
+        figures["memory_over_trl"] = {
+            name: of["above_model_gib"] / sides["trl"]["above_model_gib"] for name, of in sides.items()
+        }
+    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **figures, "sides": sides}))
 
 
 def _sides() -> list[str]:
@@ -81,20 +86,6 @@ def _sides() -> list[str]:
     return ["trl", *(["trl-liger"] if liger else []), "dpo", "dpo-compiled", "otpo"]
 
 
-def _counted(steps: int, turn: int) -> list[int]:
-    """Numbers of the steps whose seconds count: neither of the first quarter nor the first of a longer turn."""
-    return [number for number in range(steps // 4, steps) if turn == 1 or number % turn]
-
-
-def _ratio(sides: dict[str, dict[str, Any]], counted: list[int], one: str, other: str) -> dict[str, float] | None:
-    """Of the seconds of the counted steps: median and quartiles."""
-    if not {one, other} <= set(sides):
-        return None
-    ratios = [sides[one]["seconds"][number] / sides[other]["seconds"][number] for number in counted]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"median": middle, "low": low, "high": high}
-
-
 def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, dict[str, Any]]:
     """Let every side make ready, one after the other, then take its turns, each when the one before it is done."""
     sides: dict[str, subprocess.Popen[str]] = {}
@@ -103,15 +94,14 @@ def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, 
             sides[name] = _start(shape, steps, name)
             _until(READY, sides[name], name)
         results = {}
-        turns = [range(start, min(start + turn, steps)) for start in range(0, steps, turn)]
-        for number, numbers in enumerate(tqdm(turns, unit="turn", disable=None)):
-            for name in names[:: 1 if number % 2 else -1]:
-                for step in numbers:
-                    stdin = sides[name].stdin
-                    assert stdin is not None
+        for name, numbers in tqdm(list(turns(names, steps, turn)), unit="turn", disable=None):
+            for step in numbers:
+                stdin = sides[name].stdin
+                assert stdin is not None
+                with suppress(BrokenPipeError):  # what it died of is said below
                     stdin.write("\n")
                     stdin.flush()
-                    results[name] = _until(READY if step + 1 < steps else RESULT, sides[name], name)
+                results[name] = _until(READY if step + 1 < steps else RESULT, sides[name], name)
         return {name: json.loads(results[name]) for name in names}
     finally:
         for process in sides.values():
