@@ -276,7 +276,7 @@ def weights(
 
 def methods() -> None:
     """The table of methods."""
-    from otpo.methods import METHODS, SHARED
+    from otpo.methods import METHODS, SHARED, WEIGHTS
 
     table = Table("method", "weights x loss", "needs", "defaults", title="Methods")
     table.add_column("paper", overflow="fold")
@@ -287,6 +287,13 @@ def methods() -> None:
     console.print(table)
     shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
     console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        "Those of pairs also take another rule for their tokens, and its hyperparameters (methods: {mine: {method: hinge,"
+        f" weights: otpo, reg: 0.1}}}}): {', '.join(WEIGHTS)}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def doctor() -> None:

@@ -17,7 +17,7 @@ from otpo.published import (
     tldr,
     tldr_messages,
 )
-from otpo.rows import BadRow, Parts, Row, number_of, shared_prefix, text_of
+from otpo.rows import BadRow, Parts, Row, number_of, shared_prefix, string_of, text_of
 
 
 def preference(row: Row) -> Parts:
@@ -51,10 +51,25 @@ def ultrafeedback(row: Row) -> Parts:
 
 def instruction(row: Row) -> Parts:
     """`{instruction, input, chosen, rejected}`: the prompt is the instruction, a blank line and the input if any."""
-    prompt = str(text_of(row, "instruction"))
-    if row.get("input"):
-        prompt += "\n\n" + str(text_of(row, "input"))
-    return Parts(prompt, (text_of(row, "chosen"), text_of(row, "rejected")))
+    return Parts(_instruction_of(row), (text_of(row, "chosen"), text_of(row, "rejected")))
+
+
+def instruction_ranked(row: Row) -> Parts:
+    """`{instruction, input, output}` whose output is a list of two answers, the better first (LLaMA-Factory's)."""
+    answers = row["output"]
+    if not isinstance(answers, list) or [type(answer) for answer in answers] != [str, str]:
+        raise BadRow("output is not a list of two strings")
+    return Parts(_instruction_of(row), tuple(answers))
+
+
+def instruction_output(row: Row) -> Parts:
+    """`{instruction, input, output}`: supervised training on rows such as Alpaca's."""
+    return Parts(_instruction_of(row), (string_of(row, "output"),))
+
+
+def _instruction_of(row: Row) -> str:
+    prompt = string_of(row, "instruction")
+    return f"{prompt}\n\n{string_of(row, 'input')}" if row.get("input") else prompt
 
 
 def preference_implicit(row: Row) -> Parts:
@@ -116,6 +131,8 @@ class Format:
         return all(column in row for column in self.columns) and (self.looks is None or self.looks(row))
 
 
+_INSTRUCTION = "prompt = instruction, and after a blank line the input where there is one"
+
 # The first that most rows fit is taken, so what asks for more stands first.
 FORMATS: dict[str, Format] = {
     "ultrafeedback": Format(
@@ -125,7 +142,11 @@ FORMATS: dict[str, Format] = {
     "preference": Format(("prompt", "chosen", "rejected"), preference, pairs=True),
     "instruction": Format(
         ("instruction", "chosen", "rejected"), instruction, pairs=True,
-        about="prompt = instruction, and after a blank line the input where there is one",
+        about=_INSTRUCTION,
+    ),
+    "instruction-ranked": Format(
+        ("instruction", "output"), instruction_ranked, pairs=True, looks=lambda row: isinstance(row["output"], list),
+        about=f"output = [chosen, rejected] as in LLaMA-Factory; {_INSTRUCTION}",
     ),
     "hh": Format(
         ("chosen", "rejected"), hh, pairs=True, looks=is_hh, messages=hh_messages,
@@ -152,6 +173,10 @@ FORMATS: dict[str, Format] = {
     "unpaired": Format(
         ("prompt", "completion", "label"), unpaired, pairs=False,
         about="single answers, each labelled good or bad (KTO)",
+    ),
+    "instruction-output": Format(
+        ("instruction", "output"), instruction_output, pairs=False, looks=lambda row: isinstance(row["output"], str),
+        about=f"one answer, as Alpaca's rows; {_INSTRUCTION}",
     ),
     "prompt-completion": Format(("prompt", "completion"), prompt_completion, pairs=False),
 }  # fmt: skip

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from otpo.errors import UserError
 from otpo.ranges import RANGES, Value, checked, nearest
-from otpo.table import METHODS, SCORERS, SHARED, Method
+from otpo.table import METHODS, SCORERS, SHARED, WEIGHTS, Method
 
-__all__ = ["METHODS", "RANGES", "SCORERS", "SHARED", "Method", "MethodSpec", "resolve"]
+__all__ = ["METHODS", "RANGES", "SCORERS", "SHARED", "WEIGHTS", "Method", "MethodSpec", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class MethodSpec:
     """A method under a recipe's label, with all hyperparameters filled in and checked.
 
     Attributes:
+        method: the row of the table, with the rule that the recipe's `weights` named in place of its own.
         scorers: frozen model that the method needs ("oracle", ...) -> label of the recipe, or model folder.
     """
 
@@ -33,7 +34,9 @@ class MethodSpec:
     @property
     def settings(self) -> dict[str, Value]:
         """What `resolve` makes this again of, under any label."""
-        return {"method": self.method.name, **self.hyperparameters, **self.scorers}
+        rule = self.method.weights
+        named = {} if rule == METHODS[self.method.name].weights else {"weights": rule}
+        return {"method": self.method.name, **named, **self.hyperparameters, **self.scorers}
 
     @property
     def layer(self) -> int:
@@ -51,12 +54,13 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
 
     Args:
         label: a method's name, or any name if `settings` has the key `method`.
-        settings: hyperparameters; what is left out takes the method's default. Keys that override `train` must have
-            been split off before.
+        settings: hyperparameters; what is left out takes the method's default. `weights` names a rule that weighs the
+            tokens instead of the method's own; then it takes that rule's hyperparameters. Keys that override `train`
+            must have been split off before.
 
     Raises:
-        UserError: an unknown method or hyperparameter (the nearest known name is given), a wrong type, a value out of
-            range, or a frozen model that is needed and not named.
+        UserError: an unknown method, rule or hyperparameter (the nearest known name is given), a wrong type, a value
+            out of range, or a frozen model that is needed and not named.
     """
     given = dict(settings or {})
     name = given.pop("method", label)
@@ -65,7 +69,7 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
             f"methods.{label}: expected a method's name, found {name!r}{nearest(str(name), METHODS)}. "
             f"Known methods: {', '.join(METHODS)}. A label of your own needs `method: NAME`."
         )
-    method = METHODS[name]
+    method = _weighted(label, METHODS[name], given.pop("weights", METHODS[name].weights))
     defaults = method.defaults | SHARED
     hyperparameters = dict(defaults)
     scorers = {name: given.pop(name, None) for name in SCORERS if name in method.needs}
@@ -79,9 +83,23 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
         if key not in defaults:
             raise UserError(
                 f"methods.{label}.{key}: {method.title} has no such hyperparameter{nearest(key, defaults)}. "
-                f"It takes: {', '.join([*scorers, *defaults])}."
+                f"It takes: {', '.join([*scorers, *defaults, *(['weights'] if method.weighs else [])])}."
             )
         hyperparameters[key] = checked(f"methods.{label}.{key}", value, defaults[key], RANGES.get(key))
     if "reward_head" in method.needs and hyperparameters["sft_weight"]:
         raise UserError(f"methods.{label}.sft_weight: {method.title} has no likelihood to add: leave it out.")
     return MethodSpec(label, method, hyperparameters, scorers)
+
+
+def _weighted(label: str, method: Method, rule: Any) -> Method:
+    """A method whose tokens are weighted by a rule, its own or another."""
+    if rule == method.weights:
+        return method
+    if not method.weighs:
+        raise UserError(f"methods.{label}.weights: {method.title} weighs no tokens of pairs: leave it out.")
+    if not isinstance(rule, str) or rule not in WEIGHTS:
+        raise UserError(
+            f"methods.{label}.weights: expected one of {', '.join(WEIGHTS)}, found {rule!r}"
+            f"{nearest(str(rule), WEIGHTS)}."
+        )
+    return replace(method, title=f"{method.title}, tokens weighted by `{rule}`", weights=rule)

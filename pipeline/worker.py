@@ -12,6 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,10 +272,11 @@ class _Trainer:
             scheduler=train.lr_scheduler,
             warmup_ratio=train.warmup_ratio,
         )
-        figures = optimisation_step(
-            self.model, self.optimizer, self._batches(members), losses,
-            denominator=self._denominator(members), max_grad_norm=train.max_grad_norm, lr=lr,
-        )  # fmt: skip
+        with self._naming(f"step {step + 1}"):
+            figures = optimisation_step(
+                self.model, self.optimizer, self._batches(members), losses,
+                denominator=self._denominator(members), max_grad_norm=train.max_grad_norm, lr=lr,
+            )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
         epoch = ((step - 1) * size + len(members)) / len(self.items)
@@ -321,7 +323,8 @@ class _Trainer:
         members = list(self.validation)
         training = self.model.training
         self.model.eval()  # no dropout
-        figures = evaluate(self._batches(members, times=2), losses, denominator=self._denominator(members))
+        with self._naming(f"evaluation after step {step}"):
+            figures = evaluate(self._batches(members, times=2), losses, denominator=self._denominator(members))
         self.model.train(training)
         self._log({"step": step} | figures)
         name = self.train.best_metric
@@ -376,6 +379,14 @@ class _Trainer:
             self.model, self.job.folder / "model", tokenizer=self.job.model, card=self.job.card,
             dtype=self.saved_dtype, pad_id=self.job.score_pad,
         )  # fmt: skip
+
+    @contextmanager
+    def _naming(self, when: str) -> Iterator[None]:
+        """Say of what goes wrong inside which label's it was, and when."""
+        try:
+            yield
+        except WorkError as error:
+            raise WorkError(f"{self.job.label}, {when}: {error}") from error
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank == 0:

@@ -2,15 +2,16 @@
 
 import torch
 
-from otpo.methods import METHODS, SCORERS, MethodSpec, resolve
+from otpo.methods import METHODS, SCORERS, WEIGHTS, MethodSpec, resolve
 from otpo.records import LogProbs, PairLogProbs
 
-PAIR_METHODS = [name for name, method in METHODS.items() if not {"unpaired", "reward_head"} & method.needs]
+PAIR_METHODS = [name for name, method in METHODS.items() if method.weighs]
 
 
 def spec_of(name, **settings) -> MethodSpec:
     """A method; the frozen models that it needs are called by their names."""
-    needed = METHODS[settings.get("method", name)].needs
+    method = METHODS[settings.get("method", name)]
+    needed = method.loss_needs | WEIGHTS[settings.get("weights", method.weights)].needs
     return resolve(name, {scorer: scorer for scorer in SCORERS if scorer in needed} | settings)
 
 

@@ -36,6 +36,7 @@ def trained(tmp_path_factory, tiny_llama, ray_cluster) -> Run:
     names = sorted(METHODS, key=lambda name: not scorers_of(name))
     methods = {name: scorers_of(name) for name in names}
     methods["dispreferred"] = {"method": "dpo", "swap_answers": True}
+    methods["otpo-hinge"] = {"method": "hinge", "weights": "otpo", "reg": 0.03}
     recipe = recipe_of(folder, tiny_llama, methods)
     return run(recipe, folder / "runs" / "all", world=None, show=lambda *_: None, until="train")
 
@@ -48,6 +49,14 @@ def test_a_method_trains_from_its_name(trained, name):
     assert all(math.isfinite(value) for line in steps for value in line.values())
     assert all(line["grad_norm"] > 0 for line in steps)
     assert (trained.folder / "models" / name / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_another_rule_weighs_the_tokens_of_a_loss(trained):
+    plain, weighed = (metrics(trained.folder / "models" / name)[0] for name in ("hinge", "otpo-hinge"))
+    assert weighed[0]["loss"] == plain[0]["loss"] == pytest.approx(1), "both start from the reference"
+    assert weighed[0]["weights/effective_tokens_chosen"] < plain[0]["weights/effective_tokens_chosen"]
+    assert "weights/transport_mass" in weighed[0] and weighed[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
 
 
 @pytest.mark.slow

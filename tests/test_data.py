@@ -114,6 +114,8 @@ YES, NO = {"role": "assistant", "content": "Yes."}, {"role": "assistant", "conte
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c", "instruction": "d"}, "preference"),
         ({"instruction": "a", "input": "", "output": "x", "chosen": "b", "rejected": "c"}, "instruction"),
+        ({"instruction": "a", "input": "", "output": ["b", "c"]}, "instruction-ranked"),
+        ({"instruction": "a", "output": "b"}, "instruction-output"),
         ({"chosen": "a b", "rejected": "a c"}, "preference-implicit"),
         ({"prompt": "a", "completion": "b", "label": True}, "unpaired"),
         ({"prompt": "a", "completion": "b"}, "prompt-completion"),
@@ -139,6 +141,20 @@ def test_the_input_stands_after_a_blank_line():
     row = {"instruction": "Translate.", "input": "Haus", "output": "", "chosen": "house", "rejected": "mouse"}
     assert parts(row) == ("Translate.\n\nHaus", "house", "mouse")
     assert parts(row | {"input": ""})[0] == parts(row | {"input": None})[0] == "Translate."
+
+
+def test_an_output_is_one_answer_or_two_the_better_first():
+    row = {"instruction": "Translate.", "input": "Haus"}
+    prompt = "Translate.\n\nHaus"
+    assert parts(row | {"output": "house"}) == (prompt, "house")
+    assert parts(row | {"output": ["house", "mouse"]}) == (prompt, "house", "mouse")
+    rows = [row | {"output": output} for output in (["house", "mouse"], ["a"], ["a", "b", "c"], "ab", ["a", 1], None)]
+    examples, report = convert(rows[:2])
+    assert [e.row for e in examples] == [0] and report.format == "instruction-ranked"
+    examples, report = convert([*rows, *rows[:1] * 3])
+    assert report.problems == {"output is not a list of two strings": [1, 2, 3, 4, 5]}
+    examples, report = convert([row | {"output": "house"}, row | {"output": None}, row | {"output": " "}], pairs=False)
+    assert report.problems == {"no output": [1], "empty completion answer": [2]} and len(examples) == 1
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,11 @@ KTO = [
     {"prompt": [user("Where?")], "completion": [assistant("Here.")], "label": True},
 ]
 
+TRANSLATE = {"instruction": "Translate into English.", "input": "Es regnet."}
 EVERY = {
+    "instruction": ([TRANSLATE | {"chosen": "It rains.", "rejected": "It snows."}], "after a blank line the input"),
+    "instruction-ranked": ([TRANSLATE | {"output": ["It rains.", "It snows."]}], "output = [chosen, rejected]"),
+    "instruction-output": ([TRANSLATE | {"output": "It rains."}], "one answer, as Alpaca's rows"),
     "hh": ([HH], "Human/Assistant transcripts"),
     "ultrafeedback": ([ULTRA], "UltraFeedback binarized"),
     "helpsteer": (STEER, "two rows of one prompt make a pair"),

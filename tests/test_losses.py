@@ -143,9 +143,11 @@ GOLDEN |= {"discopop": 0.846574}
 GOLDEN |= {"r-dpo": None, "ld-dpo-policy": None, "wpo": None}
 
 
+@pytest.mark.parametrize("rule", [None, "otpo"])
 @pytest.mark.parametrize("label", [label for label, value in GOLDEN.items() if value])
-def test_golden_value_where_policy_equals_reference(label):
-    output = run(label, random_pair(*LENGTHS, hidden=8, equal=True), beta=0.1)
+def test_golden_value_where_policy_equals_reference(label, rule):
+    settings = {"beta": 0.1} | ({} if rule is None else {"weights": rule})
+    output = run(label, random_pair(*LENGTHS, hidden=8, equal=True), **settings)
     torch.testing.assert_close(output.losses, torch.full((5,), GOLDEN[label]), atol=1e-6, rtol=1e-6)
     assert output.metrics["rewards/margins"].abs().max() < 1e-6
 
@@ -443,9 +445,26 @@ def test_sepo_on_all_tokens_is_simpo():
 
 def test_otpo_under_means_is_their_plain_form_at_large_reg():
     pair = random_pair(*LENGTHS, hidden=8)
-    for label, plain in (("otpo-simpo", "simpo"), ("otpo-ipo", "ipo")):
-        torch.testing.assert_close(run(label, pair, reg=1e6).losses, run(plain, pair).losses, rtol=1e-4, atol=1e-4)
-        assert (run(label, pair, reg=0.03).losses - run(plain, pair).losses).abs().max() > 1e-3
+    for plain in ("simpo", "ipo", "dpo-norm", "alphapo", "orpo"):
+        even, sharp = (run("mine", pair, method=plain, weights="otpo", reg=reg).losses for reg in (1e6, 0.03))
+        torch.testing.assert_close(even, run(plain, pair).losses, rtol=1e-4, atol=1e-4)
+        assert (sharp - run(plain, pair).losses).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("label", [label for label in PAIR_METHODS if not METHODS[label].of_means])
+def test_otpo_under_any_sum_is_its_length_matched_form_at_large_reg(label):
+    pair = random_pair(*LENGTHS, hidden=8)
+    shared = {"method": label}
+    found, expected, sharp = (
+        run("mine", pair, **shared, **settings).losses
+        for settings in (
+            {"weights": "otpo", "reg": 1e6},
+            {"weights": "sampo", "expected": True},
+            {"weights": "otpo", "reg": 0.01},
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (sharp - expected).abs().max() > 1e-4
 
 
 def test_cpo_adds_the_likelihood_of_the_chosen_answer():

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from random_pairs import spec_of
+from random_pairs import PAIR_METHODS, spec_of
 
 from otpo.errors import UserError
 from otpo.losses import LOSSES
-from otpo.methods import METHODS, RANGES, SHARED, resolve
+from otpo.methods import METHODS, RANGES, SCORERS, SHARED, WEIGHTS, resolve
 from otpo.weights import RULES
 
 
@@ -52,6 +52,30 @@ def test_frozen_models_are_named_beside_hyperparameters():
     spec = resolve("tgdpo", {"oracle": "dpo", "tgdpo_alpha": 1})
     assert spec.scorers == {"oracle": "dpo"} and "oracle" not in spec.hyperparameters
     assert spec.settings["oracle"] == "dpo" and spec.settings["method"] == "tgdpo"
+
+
+@pytest.mark.parametrize("rule", WEIGHTS)
+def test_any_rule_may_weigh_the_tokens_of_any_loss_of_pairs(rule):
+    scorers = {name: "./model" for name in SCORERS if name in WEIGHTS[rule].needs}
+    for name in PAIR_METHODS:
+        spec = resolve("mine", {"method": name, "weights": rule, **scorers})
+        loss, weigh = LOSSES[METHODS[name].loss], RULES[rule]
+        assert spec.method.weights == rule and spec.method.loss == METHODS[name].loss
+        assert spec.method.needs == METHODS[name].loss_needs | WEIGHTS[rule].needs
+        assert set(spec.arguments(loss)) | set(spec.arguments(weigh)) == set(spec.method.defaults)
+        assert spec.arguments(weigh).keys() == WEIGHTS[rule].defaults.keys()
+        assert resolve("mine", spec.settings) == spec
+    assert WEIGHTS.keys() == RULES.keys()
+
+
+def test_the_rows_of_otpo_are_its_rule_under_other_losses():
+    for name, loss in (("otpo", "dpo"), ("otpo-simpo", "simpo"), ("otpo-ipo", "ipo")):
+        ours, theirs = resolve(name, {}), resolve("mine", {"method": loss, "weights": "otpo"})
+        assert (ours.hyperparameters, ours.method.needs) == (theirs.hyperparameters, theirs.method.needs)
+    assert [resolve(name, {"weights": "otpo"}).hyperparameters["total"] for name in ("hinge", "orpo")] == [
+        "shorter",
+        "one",
+    ]
 
 
 def test_settings_are_not_changed():
@@ -102,6 +126,13 @@ def test_numbers_keep_the_type_of_the_default():
         ("dpo", {"oracle": "x"}, ["methods.dpo.oracle"]),
         ("otpo", {"iterations": 2.5}, ["a whole number"]),
         ("otpo", {"tolerance": 1}, ["above 0 and below 1"]),
+        ("hinge", {"weights": "otop"}, ["methods.hinge.weights", "did you mean 'otpo'", "uniform, mean, ld"]),
+        ("hinge", {"weights": ["otpo"]}, ["methods.hinge.weights", "found ['otpo']"]),
+        ("hinge", {"weights": "otpo", "reg": 0}, ["methods.hinge.reg", "above 0"]),
+        ("hinge", {"weights": "sepo"}, ["methods.hinge.oracle", "found None"]),
+        ("otpo", {"weights": "uniform", "reg": 1}, ["methods.otpo.reg", "It takes: beta, label_smoothing"]),
+        ("kto", {"weights": "otpo"}, ["methods.kto.weights", "leave it out"]),
+        ("reward-model", {"weights": "otpo"}, ["methods.reward-model.weights"]),
     ],
 )
 def test_wrong_input_is_explained(label, settings, words):

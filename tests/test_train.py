@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import losses, metrics, pairs_of, settings
+from training import losses, metrics, pairs_of, settings, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otpo.batches import collate_pairs
@@ -25,6 +25,7 @@ from otpo.model import PolicyModel
 from otpo.step import evaluate, preference_losses
 from pipeline.config import ModelConfig, Recipe, make_recipe
 from pipeline.prepare import Tokens, prepare_tokens
+from pipeline.run import run
 from pipeline.train import fit, make_job
 from pipeline.worker import TrainJob
 
@@ -276,3 +277,24 @@ def test_the_first_loss_on_all_real_pairs_is_ln_2(tmp_path, tiny_llama, shared_d
         assert first["learning_rate"] == 0
         assert [first["loss"], second["loss"]] == pytest.approx([math.log(2)] * 2, abs=1e-5)
         assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_numbers_that_are_not_finite_name_label_step_row_and_side(tmp_path, tiny_llama):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    rows = json.loads(write_pairs(tmp_path / "pairs.json", n=12).read_text())
+    rows[7]["rejected"] += " ~"
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer("~").input_ids[-1]] = math.nan
+    start = tmp_path / "start"
+    model.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    train = {"workers": 2, "global_batch_size": 12, "max_steps": 3}
+    recipe = make_recipe(settings(tmp_path, start, methods={"mine": {"method": "otpo"}}, train=train))
+    with pytest.raises(WorkError, match=r"^mine, step 1: .*data row 7: .*rejected answer") as error:
+        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
+    assert "hidden states, rejected answer" in str(error.value) and "chosen answer" not in str(error.value)
+    assert not (tmp_path / "run" / "models" / "mine" / "model").exists()
