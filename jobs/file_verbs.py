@@ -288,8 +288,8 @@ def methods() -> None:
     shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
     console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        "Those of pairs also take another rule for their tokens, and its hyperparameters (methods: {mine: {method: hinge,"
-        f" weights: otpo, reg: 0.1}}}}): {', '.join(WEIGHTS)}",
+        "Those of pairs also take another rule for their tokens, with its hyperparameters, as in"
+        f" {{method: hinge, weights: otpo, reg: 0.1}}: {', '.join(WEIGHTS)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
