@@ -8,7 +8,7 @@ to it, which takes longer than the product. Those of one size are computed toget
 less time than what is done around it.
 
 Shape legend: H heads, G heads of keys, N tokens of the flat layout, E size of a head, B blocks of one size, W queries
-of a block, K its keys, both filled up to multiples of `GRAIN`.
+of a block, K its keys, both filled up.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from otpo.sizes import GRAIN
-
 BLOCK = 192  # queries. A prompt and its completions that have no more tokens together are one block.
+GRAIN = 32  # W and K are multiples of it
 
 
 @dataclass(frozen=True)
