@@ -185,7 +185,8 @@ def differentiate(
     target = targets[:, None]
     at_target = arriving(products.gather(-1, target), None if expected is None else expected.gather(-1, target), grad)
     products.copy_(arriving(products, expected, None))
-    products.scatter_(-1, target, at_target.to(products.dtype))
+    # `scatter_` takes a hundred times as long on a CPU
+    products[torch.arange(len(targets), device=targets.device), targets] = at_target[:, 0].to(products.dtype)
 
 
 @dataclass(frozen=True)
