@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 
+from otpo.methods import METHODS, SCORERS
 from tests.benchmarks.shapes import SHAPES
 from tests.benchmarks.turns import counted, ratios
 
@@ -20,7 +21,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks methods", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", default=["otpo", "simpo", "sampo", "wpo"])
+    known = [name for name, method in METHODS.items() if method.weighs and not method.needs & set(SCORERS)]
+    parser.add_argument("--methods", nargs="+", choices=known, default=["otpo", "simpo", "sampo", "wpo"])
     options = parser.parse_args(arguments)
 
     from tests.benchmarks.ours import Ours, interleaved, one_worker, steps_of

@@ -82,8 +82,13 @@ class Ours:
         self.work = [[batch.to(self.device) for batch in batches] for batches in work]
         with torch.no_grad():
             cached = {id(batch): self.model(batch)[0] for batches in self.work for batch in batches}
+        spec = resolve(method, {})
+        reference = None
+        if "reference_kl" in spec.method.needs:
+            frozen = distribute(PolicyModel(shape.model(self.device)), mesh, dtype=torch.bfloat16, keep_head=True)
+            reference = frozen.requires_grad_(False).eval()
         self.losses = preference_losses(
-            self.model, resolve(method, {}), lambda batch: {"reference": cached[id(batch)]}, seed=0
+            self.model, spec, lambda batch: {"reference": cached[id(batch)]}, seed=0, reference=reference
         )
 
     def step(self, number: int) -> float:
