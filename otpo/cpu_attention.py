@@ -45,7 +45,7 @@ class Blocks:
 class Plan:
     """All blocks of a batch, and where of each of the N * H rows the answer lies among those of all their queries.
 
-    Tokens that only fill up have theirs behind the last.
+    Tokens that only fill up find theirs behind the last.
     """
 
     blocks: tuple[Blocks, ...]
@@ -167,7 +167,8 @@ def plan_of(
                 bias.repeat_interleave(groups, 0) if len(members) > 1 else bias,
             )
         )
-    return Plan(tuple(blocks), places.flatten().where(places.flatten() >= 0, offset))
+    places[places < 0] = offset
+    return Plan(tuple(blocks), places.flatten())
 
 
 def _cut(ends: Sequence[int], prompts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,9 +2,9 @@
 
     make bench-step SHAPE=30m-short
 
-Every side runs in a process of its own: bf16 compute on fp32 weights, the same allocator settings, and, where the side
-can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). The sides take turns of
-a few steps (`tests.benchmarks.turns`). `trl-as-installed` is TRL with its live
+Two sides at a time, each in a process of its own, take turns of a few steps (`tests.benchmarks.turns`): more would not
+find room beside TRL. bf16 compute on fp32 weights, the same allocator settings, and, where the side can, a reference
+computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is TRL with its live
 reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are counted as TRL
 does, the prompt twice. Memory is the peak above the loaded model.
 """
@@ -35,6 +35,8 @@ SIDES = ("trl", "trl-liger", "dpo", "dpo-compiled", "otpo", "official-otpo", "tr
 COMPARED = {
     "trl_step_over_dpo_step": ("trl", "dpo"),
     "trl_step_over_dpo_compiled_step": ("trl", "dpo-compiled"),
+    "trl_liger_step_over_dpo_step": ("trl-liger", "dpo"),
+    "trl_as_installed_step_over_dpo_step": ("trl-as-installed", "dpo"),
     "otpo_step_over_dpo_step": ("otpo", "dpo"),
     "official_otpo_step_over_ours": ("official-otpo", "otpo"),
 }
@@ -43,10 +45,10 @@ RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the
 
 
 def main(arguments: list[str]) -> None:
-    """Run every side in its own process and print the comparison."""
+    """Run the comparisons between the chosen sides, print each, then all figures as one JSON line."""
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--turn", type=int, default=TURN, help="steps that a side takes on end; with 1 all are counted")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
     parser.add_argument("--side", choices=SIDES, help="one side, as the comparison starts it")
@@ -55,27 +57,29 @@ def main(arguments: list[str]) -> None:
         run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
         print(RESULT + json.dumps(run(options.shape, options.steps, options.side)), flush=True)
         return
-    sides = _in_turns(options.shape, options.steps, options.turn, options.sides)
     numbers = counted(options.steps, options.turn)
     tokens = SHAPES[options.shape].tokens(options.steps)
-    for name, of in sides.items():
-        seconds = of["seconds"]
-        of["step_seconds"] = statistics.median(seconds[number] for number in numbers)
-        of["tokens_per_second"] = statistics.median(tokens[number] / seconds[number] for number in numbers)
-        print(
-            f"{name:>16}  {of['tokens_per_second']:8,.0f} tokens/s  step {of['step_seconds']:7.3f} s"
-            f"  {of['above_model_gib']:6.2f} GiB above the model"
-        )
-    figures = {}
+    comparisons = {}
     for name, (one, other) in COMPARED.items():
-        if {one, other} <= set(sides):
-            found = figures[name] = ratios(sides[one]["seconds"], sides[other]["seconds"], numbers)
-            print(f"{name.replace('_', ' ')}: {found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
-    if "trl" in sides:
-        figures["memory_over_trl"] = {
-            name: of["above_model_gib"] / sides["trl"]["above_model_gib"] for name, of in sides.items()
-        }
-    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **figures, "sides": sides}))
+        if not {one, other} <= set(options.sides):
+            continue
+        sides = _in_turns(options.shape, options.steps, options.turn, [one, other])
+        for side, of in sides.items():
+            seconds = of["seconds"]
+            of["step_seconds"] = statistics.median(seconds[number] for number in numbers)
+            of["tokens_per_second"] = statistics.median(tokens[number] / seconds[number] for number in numbers)
+            print(
+                f"{side:>16}  {of['tokens_per_second']:8,.0f} tokens/s  step {of['step_seconds']:7.3f} s"
+                f"  {of['above_model_gib']:6.2f} GiB above the model"
+            )
+        over = ratios(sides[one]["seconds"], sides[other]["seconds"], numbers)
+        print(f"{name.replace('_', ' ')}: {over['median']:.2f} ({over['low']:.2f} to {over['high']:.2f})", flush=True)
+        memory = sides[other]["above_model_gib"] / sides[one]["above_model_gib"]
+        comparisons[name] = {"ratio": over, "memory_of_the_latter_over_the_former": memory, "sides": sides}
+    if not comparisons:
+        known = "; ".join(" ".join(pair) for pair in COMPARED.values())
+        raise SystemExit(f"--sides {' '.join(options.sides)}: expected two or more that are compared: {known}.")
+    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **comparisons}))
 
 
 def _sides() -> list[str]:
@@ -94,7 +98,7 @@ def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, 
             sides[name] = _start(shape, steps, name)
             _until(READY, sides[name], name)
         results = {}
-        for name, numbers in tqdm(list(turns(names, steps, turn)), unit="turn", disable=None):
+        for name, numbers in tqdm(list(turns(names, steps, turn)), desc=" ".join(names), unit="turn", disable=None):
             for step in numbers:
                 stdin = sides[name].stdin
                 assert stdin is not None
@@ -123,7 +127,7 @@ def _until(word: str, process: subprocess.Popen[str], side: str) -> str:
             return line.removeprefix(word)
     raise SystemExit(
         f"{side} ended before it was through, with exit status {process.wait()} (-9: it was killed,"
-        " mostly for want of memory: take fewer sides or steps)."
+        " mostly for want of memory: take fewer steps)."
     )
 
 
