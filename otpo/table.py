@@ -84,6 +84,7 @@ class Method:
         of_rule = {**WEIGHTS[self.weights].defaults}
         if self.of_means and "total" in of_rule:
             of_rule["total"] = "one"
+        # the loss's come first, and its value counts where both have one (beta)
         return {**self.loss_defaults, **of_rule, **self.loss_defaults}
 
     @property
