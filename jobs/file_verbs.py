@@ -285,15 +285,15 @@ def methods() -> None:
         needs = ", ".join(sorted(row.needs)) or "nothing"
         table.add_row(name, f"{row.weights} x {row.loss}", needs, defaults, row.paper.removeprefix("https://"))
     console.print(table)
-    shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
-    console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        "Those of pairs also take another rule for their tokens, with its hyperparameters, as in"
+        "Methods of pairs also take another rule for their tokens, with its hyperparameters, as in"
         f" {{method: hinge, weights: otpo, reg: 0.1}}: {', '.join(WEIGHTS)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+    shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
+    console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
 
 
 def doctor() -> None:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from otpo.errors import UserError
-from otpo.methods import METHODS, SHARED
+from otpo.methods import METHODS, SHARED, WEIGHTS
 from pipeline.config import make_recipe
 from pipeline.manifest import Manifest
 from pipeline.prepare import prepare_tokens
@@ -339,6 +339,8 @@ def test_more_workers_than_the_cluster_has(tmp_path, recipe):
 def test_methods_ends_with_what_every_method_takes():
     done = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
-    assert done.output.splitlines()[-1] == "Every method also takes: sft_weight=0.0, swap_answers=False"
+    *_, rules, last = done.output.splitlines()
+    assert last == "Every method also takes: sft_weight=0.0, swap_answers=False"
+    assert rules.endswith(f"weights: otpo, reg: 0.1}}: {', '.join(WEIGHTS)}")
     assert set(SHARED) == {"sft_weight", "swap_answers"}
     assert all(f" {name} " in done.output for name in METHODS)
