@@ -62,15 +62,16 @@ class _FusedLogProbs(torch.autograd.Function):
         grad_bias = _Sum() if need_bias and bias is not None else None
         for chunk in reversed(list(_slices(len(targets), CHUNK_LOGITS // len(weight)))):
             products = ctx.kept.pop() if ctx.kept else predictions.products(chunk)
+            count = chunk.stop - chunk.start
             for rows, tile in _tiles(chunk, products):
                 to_kl, expected = (None, None) if grad_kl is None else (grad_kl[rows], ctx.reference.log_softmax(rows))
                 predictions.passes.differentiate(
                     products[tile], targets[rows], normalizers[rows], grad[rows], to_kl, expected,
                     predictions.scale, predictions.softcap,
                 )  # fmt: skip
-            products[chunk.stop - chunk.start :] = 0
+            products[count:] = 0  # what fills up
             if grad_hidden is not None:
-                grad_hidden[chunk] = (products @ weight)[: chunk.stop - chunk.start]
+                grad_hidden[chunk] = (products @ weight)[:count]
             if grad_weight is not None:
                 grad_weight.add(products.T @ _fill_up(hidden[chunk], weight))
             if grad_bias is not None:

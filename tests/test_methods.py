@@ -72,6 +72,7 @@ def test_the_rows_of_otpo_are_its_rule_under_other_losses():
     for name, loss in (("otpo", "dpo"), ("otpo-simpo", "simpo"), ("otpo-ipo", "ipo")):
         ours, theirs = resolve(name, {}), resolve("mine", {"method": loss, "weights": "otpo"})
         assert (ours.hyperparameters, ours.method.needs) == (theirs.hyperparameters, theirs.method.needs)
+        assert (ours.method.loss, ours.method.weights) == (theirs.method.loss, theirs.method.weights)
     assert [resolve(name, {"weights": "otpo"}).hyperparameters["total"] for name in ("hinge", "orpo")] == [
         "shorter",
         "one",
