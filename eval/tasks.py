@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from eval.errors import UserError
+from otpo.errors import UserError
 
 Kind = Literal["instruction", "summarization"]
 Row = dict[str, Any]

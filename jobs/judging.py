@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.config import JudgeConfig
-from eval.errors import UserError, WorkError
-from eval.judge import check, judge, ledger, write_verdicts
-from eval.leaderboard import leaderboard, write_leaderboard
-from eval.report import build
-from eval.run_files import write_answers
-from eval.scored import judge_by_scores
+from eval.board.leaderboard import leaderboard, write_leaderboard
+from eval.board.report import build
+from eval.board.run_files import write_answers
+from eval.judge.config import JudgeConfig
+from eval.judge.reward_scores import judge_by_scores
+from eval.judge.verdicts import check, judge, ledger, write_verdicts
 from eval.tasks import load_outputs, match_outputs
-from pipeline.rewards import RewardJudge, check_reward_model
+from otpo.errors import UserError, WorkError
+from pipeline.judge.reward_model import RewardJudge, check_reward_model
 
 
 def judge_files(

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import jobs
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
-from pipeline.config import WORLD_PREFIX, Recipe, make_recipe
-from pipeline.recipes import digest, dump_yaml, load_recipe
+from pipeline.recipe.files import digest, dump_yaml, load_recipe
+from pipeline.recipe.sections import WORLD_PREFIX, Recipe, make_recipe
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

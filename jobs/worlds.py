@@ -1,4 +1,4 @@
-"""The worlds that a recipe's `world` section can name, behind `pipeline.context.World`."""
+"""The worlds that a recipe's `world` section can name, behind `pipeline.run.context.World`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
-from pipeline.config import Recipe
-from pipeline.context import World
+from pipeline.recipe.sections import Recipe
+from pipeline.run.context import World
 
 
 class SmallWorld:

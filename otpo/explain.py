@@ -1,94 +1,86 @@
-"""What each token of a pair weighs, and why: the data behind `otpo weights`."""
+"""Token weights of a model on preference pairs, with the tokens' texts: what `otpo weights` and the report show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.nn.functional import adaptive_avg_pool2d
+import torch
 
-from otpo.methods import MethodSpec
-from otpo.records import PairLogProbs, TokenPair, TokenWeights
-from otpo.weights import token_weights, transport_log_plan
+from otpo.data.batches import collate_pairs
+from otpo.data.tokens import load_tokenizer
+from otpo.methods.spec import MethodSpec
+from otpo.methods.weights.explain import explain_grid, explain_pairs
+from otpo.methods.weights.rules import check_finite
+from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
+from otpo.records import PairLogProbs, TokenPair
 
-REGS = (0.03, 0.1, 0.3, 1.0)
-REG_MS = (0.1, 0.2, 0.5, 1.0)
-COARSE = 48  # entries a side of a plan that is only looked at
 
-
-def explain_pairs(
-    spec: MethodSpec, tokens: Sequence[TokenPair], pair: PairLogProbs, *, seed: int = 0, plan: bool = False
+@torch.no_grad()
+def pair_token_weights(
+    model: str,
+    items: Sequence[TokenPair],
+    spec: MethodSpec,
+    frozen_models: Mapping[str, str] | None = None,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    plan: bool = False,
+    grid: bool = False,
 ) -> list[dict[str, Any]]:
-    """One JSON-ready dictionary per pair.
+    """Load a model in float32 and pair_token_weights every token of the pairs by a method's rule.
 
     Args:
-        spec: the method.
-        tokens: the B pairs, in the order of `pair`.
-        pair: their log-probabilities and, where the method needs them, hidden states.
-        seed: of rules that sample.
-        plan: add `plan`, the m x n transport plan, for rules that have one. It is the unscaled plan: its marginals
-            times 1 / `metrics["weights/transport_mass"]` are the weights.
+        model: folder or hub name. items: token pairs made with this model's tokenizer. spec: the method.
+        frozen_models: that the rule reads: name -> folder or hub name; by default those that `spec` names, with `model`
+            as their reference.
+        plan: add the transport plan of each pair, for rules that have one.
+        grid: add `grid`, the cells of `explain_grid`, for the same rules. A pair passes through the model once.
 
     Returns:
-        Dictionaries with `row, prompt_ids, chosen_ids, rejected_ids, chosen_weights, rejected_weights, metrics`; the
-        weights are those of the completion tokens, padding left out.
+        The rows of `explain_pairs` with, beside them, `label`, `method`, `prompt` and the answers' tokens as text
+        (`chosen_tokens`, `rejected_tokens`) and the weight 1 that every token has without a rule.
+
+    Raises:
+        WorkError: a model's numbers are NaN or infinite; the message names the data rows and sides.
     """
-    weights = token_weights(spec, pair, seed=seed)
-    plans = None
-    if plan and spec.method.weights == "otpo":
-        plans = transport_log_plan(pair, **spec.arguments(transport_log_plan)).exp()
+    tokenizer = load_tokenizer(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    named = dict(frozen_models or {})
+    if frozen_models is None and spec.frozen_models:
+        named = {"reference": model, **spec.frozen_models}
+
+    def load(path: str) -> PolicyModel:
+        return PolicyModel(load_causal_lm(path).float()).to(device).eval()
+
+    policy, frozen = load(model), {name: load(path) for name, path in named.items()}
     rows = []
-    for index, item in enumerate(tokens):
-        m, n = len(item.chosen_ids), len(item.rejected_ids)
-        found = (int(pair.chosen.lengths[index]), int(pair.rejected.lengths[index]))
-        if found != (m, n):
-            raise ValueError(f"data row {item.row}: the pair has {(m, n)} completion tokens, its record has {found}")
-        row = {
-            "row": item.row,
-            "prompt_ids": list(item.prompt_ids),
-            "chosen_ids": list(item.chosen_ids),
-            "rejected_ids": list(item.rejected_ids),
-            **_of_pair(weights, index, m, n),
-        }
-        if plans is not None:
-            row["plan"] = plans[index, :m, :n].tolist()
-        rows.append(row)
+    for start in range(0, len(items), batch_size):
+        members = items[start : start + batch_size]
+        pairs = forward(policy, members, spec, frozen)
+        check_finite(pairs)
+        found = explain_pairs(spec, members, pairs, seed=seed, plan=plan)
+        if grid and spec.method.weights == "otpo":
+            cells = explain_grid(spec, pairs)
+            found = [row | {"grid": of_row} for row, of_row in zip(found, cells, strict=True)]
+        for row in found:
+            texts = {
+                f"{side}_tokens": [tokenizer.decode([i]) for i in row[f"{side}_ids"]] for side in ("chosen", "rejected")
+            }
+            rows.append(
+                {"label": spec.label, "method": spec.method.title, "prompt": tokenizer.decode(row["prompt_ids"])}
+                | row | texts | {"uniform_chosen": 1.0, "uniform_rejected": 1.0}
+            )  # fmt: skip
     return rows
 
 
-def explain_grid(
-    spec: MethodSpec, pair: PairLogProbs, *, regs: Sequence[float] = REGS, reg_ms: Sequence[float] = REG_MS
-) -> list[list[dict[str, Any]]]:
-    """What the pairs' tokens would weigh at other `reg` and `reg_m`, from the same hidden states.
-
-    Args:
-        spec: a method whose weights are those of transport; its own `reg` and `reg_m` are added to the values.
-        pair: B pairs with hidden states.
-
-    Returns:
-        For each pair the cells, `reg` outermost and both ascending: `reg, reg_m`, `asked` (whether these are the
-        method's own), `chosen_weights`, `rejected_weights`, `metrics` as in `explain_pairs`, and `plan`, averaged over
-        blocks to at most COARSE x COARSE entries.
-    """
-    own = (float(spec.hyperparameters["reg"]), float(spec.hyperparameters["reg_m"]))
-    cells: list[list[dict[str, Any]]] = [[] for _ in pair.chosen.lengths]
-    for reg in sorted({*regs, own[0]}):
-        for reg_m in sorted({*reg_ms, own[1]}):
-            at = replace(spec, hyperparameters=spec.hyperparameters | {"reg": reg, "reg_m": reg_m})
-            weights = token_weights(at, pair)
-            plans = transport_log_plan(pair, **at.arguments(transport_log_plan)).exp()
-            for index, found in enumerate(cells):
-                m, n = int(pair.chosen.lengths[index]), int(pair.rejected.lengths[index])
-                coarse = adaptive_avg_pool2d(plans[index, :m, :n][None], (min(m, COARSE), min(n, COARSE)))[0]
-                cell = {"reg": reg, "reg_m": reg_m, "asked": (reg, reg_m) == own}
-                found.append(cell | _of_pair(weights, index, m, n) | {"plan": coarse.tolist()})
-    return cells
-
-
-def _of_pair(weights: TokenWeights, index: int, m: int, n: int) -> dict[str, Any]:
-    return {
-        "chosen_weights": weights.chosen[index, :m].tolist(),
-        "rejected_weights": weights.rejected[index, :n].tolist(),
-        "metrics": {name: float(values[index]) for name, values in weights.metrics.items()},
-    }
+def forward(
+    policy: PolicyModel,
+    members: Sequence[TokenPair],
+    spec: MethodSpec,
+    frozen: Mapping[str, PolicyModel] | None = None,
+) -> PairLogProbs:
+    """Log-probabilities of a few pairs and what else the method's rule reads."""
+    batch = collate_pairs(members).to(next(policy.parameters()).device)
+    logps, extras = policy(batch, {"hidden"} & spec.method.needs, layer=spec.layer)
+    return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})

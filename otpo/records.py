@@ -99,7 +99,7 @@ class LogProbs:
         policy: (B, T) float32 log-probability of each completion token, with gradient; 0 where padded.
         mask: (B, T) bool.
         rows: (B,) the data row of each completion.
-        scorers: named frozen models' log-probabilities, each (B, T) float32 without gradient, e.g. "reference".
+        frozen: frozen models' log-probabilities, each (B, T) float32 without gradient, e.g. "reference".
         vocabulary: figures over the policy's whole vocabulary, each (B, T): "log_sum_squares", log sum_v p_v^2, without
             gradient; "reference_kl", KL(reference | policy), with gradient. Those that the method asked for.
         hidden: (B, T, D) policy hidden states after the final norm at the predicting positions, detached, or None
@@ -109,7 +109,7 @@ class LogProbs:
     policy: Tensor
     mask: Tensor
     rows: Tensor
-    scorers: dict[str, Tensor] = field(default_factory=dict)
+    frozen: dict[str, Tensor] = field(default_factory=dict)
     vocabulary: dict[str, Tensor] = field(default_factory=dict)
     hidden: Tensor | None = None
 
@@ -118,13 +118,13 @@ class LogProbs:
         """(B,) completion lengths in tokens."""
         return self.mask.sum(-1)
 
-    def scorer(self, name: str) -> Tensor:
+    def frozen_logps(self, name: str) -> Tensor:
         """(B, T) log-probabilities of a frozen model."""
-        if name not in self.scorers:
+        if name not in self.frozen:
             raise KeyError(
-                f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.scorers)}"
+                f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.frozen)}"
             )
-        return self.scorers[name]
+        return self.frozen[name]
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from pipeline.generate import EnginePool
+    from pipeline.generate.pool import EnginePool
 
 # A shell's background job ignores SIGINT, and so would all that the tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,7 +47,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random 2-layer Llama (hidden 64, 2 heads of 32) and its BPE tokenizer with a chat template."""
-    from otpo.fresh import make_model, make_tokenizer
+    from otpo.models.fresh import make_model, make_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny_llama")
     tokenizer = make_tokenizer(SENTENCES, vocab_size=512)
@@ -92,8 +92,8 @@ def ray_cluster() -> Iterator[None]:
 def vllm_pool(ray_cluster: None, sharp_models: list[Path]) -> Iterator[EnginePool]:
     """One real vLLM engine in a Ray actor, with the first of `sharp_models` loaded and a context of 128 tokens."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from pipeline.engine import EngineConfig
-    from pipeline.generate import EnginePool
+    from pipeline.generate.engine import EngineConfig
+    from pipeline.generate.pool import EnginePool
 
     config = EngineConfig(backend="vllm", device="cpu", max_model_len=128, batch_size=16)
     with EnginePool(config, sharp_models[0]) as pool:

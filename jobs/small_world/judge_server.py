@@ -3,8 +3,8 @@
     python -m jobs.small_world.judge_server runs/NAME/world
 
 prints its address as its first line, and ends when its standard input does, so that it cannot outlive its parent.
-It reads the prompts of `eval/templates`: two fenced texts are an instruction and an answer to be rated, three are an
-instruction and two answers to be compared. Replies depend on the texts alone.
+It reads the prompts of `eval/judge/prompts`: two fenced texts are an instruction and an output to be rated, three are
+an instruction and two outputs to be compared. Replies depend on the texts alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.protocols import FIRST, SECOND, fenced_texts
+from eval.judge.protocols import FIRST, SECOND, fenced_texts
 from jobs.small_world import world as small_world
 from jobs.small_world.opinions import Reader, readers
 

@@ -17,7 +17,7 @@ from jobs.small_world import world as small_world
 from jobs.small_world.world import Item, World, read
 
 if TYPE_CHECKING:
-    from otpo.methods import MethodSpec
+    from otpo.methods.spec import MethodSpec
 
 NOTE = (
     "A controlled experiment in a small world whose truth is known: real facts and invented posts, a model of half a "
@@ -147,12 +147,12 @@ def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
 
 def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, MethodSpec]) -> list[Row]:
     """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own OTPOs."""
-    from otpo.data import read_rows
-    from otpo.methods import resolve
-    from otpo.tokens import load_tokenizer, tokenize_pairs
-    from otpo.weigh import weigh
+    from otpo.data.examples import load_rows
+    from otpo.data.tokens import load_tokenizer, tokenize_pairs
+    from otpo.explain import pair_token_weights
+    from otpo.methods.spec import resolve
 
-    items, _ = tokenize_pairs(read_rows(pairs), load_tokenizer(model), max_length=None)
+    items, _ = tokenize_pairs(load_rows(pairs), load_tokenizer(model), max_length=None)
     items = items[:: max(1, len(items) // MOST_PAIRS)]  # pairs lie in the order of their topics
     words = {word for group in world.words.values() for word in group}
     specs = [resolve("uniform", {"method": "dpo"})]
@@ -160,7 +160,7 @@ def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, Metho
     specs += [spec for spec in methods.values() if spec.method.weights == "otpo"]
     rows = []
     for spec in specs:
-        figures = deciding_token(weigh(str(model), items, spec, batch_size=32), words)
+        figures = deciding_token(pair_token_weights(str(model), items, spec, batch_size=32), words)
         rows.append({"label": spec.label, "reg": spec.hyperparameters.get("reg"), **figures})
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.train import CPU_ENVIRONMENT
+from pipeline.train.launcher import CPU_ENVIRONMENT
 from tests.benchmarks import growth, methods, profile, step
 
 BENCHMARKS = {"step": step.main, "methods": methods.main, "profile": profile.main, "growth": growth.main}

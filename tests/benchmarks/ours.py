@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from otpo.batches import collate_pairs
-from otpo.compiled import compile_layers
-from otpo.lora import add_adapters
-from otpo.methods import resolve
-from otpo.model import PolicyModel, distribute
+from otpo.data.batches import collate_pairs
+from otpo.methods.spec import resolve
+from otpo.models.adapters import add_adapters
+from otpo.models.compiled import compile_layers
+from otpo.models.policy import PolicyModel, distribute
 from otpo.records import SequenceBatch, TokenPair
-from otpo.step import adamw, micro_batches, optimisation_step, preference_losses
-from pipeline.worker import MICRO_BATCH_TOKENS
+from otpo.training.step import adamw, micro_batches, optimisation_step, preference_losses
+from pipeline.train.worker import MICRO_BATCH_TOKENS
 from tests.benchmarks.shapes import LORA, PAIRS, Shape
 from tests.benchmarks.turns import turns
 

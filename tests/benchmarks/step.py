@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.train import CPU_ENVIRONMENT
+from pipeline.train.launcher import CPU_ENVIRONMENT
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
 from tests.benchmarks.turns import TURN, counted, ratios, turns
 
@@ -207,7 +207,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM
 
-    from otpo.batches import collate_pairs, padded
+    from otpo.data.batches import collate_pairs, padded
     from otpo.records import TokenPair
 
     shape = SHAPES[name]

@@ -1,0 +1,297 @@
+"""The table: a row a model and task, AlpacaEval's columns first, then what it does not report."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from eval.stats.length_control import (
+    OFFICIAL_REFERENCE,
+    Calibration,
+    length_adjusted,
+    length_controlled,
+    load_calibration,
+    why_not_official,
+)
+from eval.stats.win_rate import by_prompt, paired_differences, verbosity, win_rate_interval, win_rates
+from otpo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ALPACA_EVAL_COLUMNS = (
+    *("name", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"),
+    *("avg_length", "length_controlled_winrate", "lc_standard_error"),
+)
+CONTEXT_COLUMNS = ("task", "judge", "protocol", "reference")
+OWN_COLUMNS = (
+    *("win_rate_low", "win_rate_high", "n_failed"),
+    *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high"),
+    *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
+    *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
+    *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "note"),
+)
+COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
+OFFICIAL_JUDGE = "gpt-4-1106-preview"
+# Below this share of answers on the rarer side of the reference's length, "equal length" is seldom seen.
+EXTRAPOLATION_SHARE = 10.0
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def leaderboard(
+    verdicts: pd.DataFrame,
+    outputs: Mapping[str, Rows],
+    reference: Rows,
+    *,
+    judge: str,
+    protocol: str,
+    calibration: Path | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The board of one task, best win rate first.
+
+    Args:
+        verdicts: a row a verdict (columns of verdicts.parquet), of one task.
+        outputs: model label (`generator` in `verdicts`) -> rows of its model_outputs.json.
+        reference: rows of the reference's model_outputs.json.
+        judge: name of the judge model.
+        protocol: name of the prompt and parser that the judge was asked with.
+        calibration: folder of AlpacaEval's calibration files; used only where the reference is theirs.
+        seed: of every bootstrap.
+
+    Returns:
+        `COLUMNS`. Rates and shares are percentages. Exactly one of length_controlled_winrate (AlpacaEval's own
+        definition) and length_adjusted_winrate (ours) is filled. `note` holds what a reader must know of the row.
+
+    Raises:
+        UserError: bad calibration files; verdicts about answers that `outputs` or `reference` do not hold.
+    """
+    prompts = by_prompt(verdicts)
+    table = load_calibration(Path(calibration)) if calibration else None
+    unofficial = why_not_official(reference) if table else "no calibration files were given"
+    rows = []
+    for name in dict.fromkeys(verdicts["generator"]):
+        if name not in outputs:
+            raise UserError(f"verdicts about {name!r}: expected its answers, found those of {sorted(outputs)}.")
+        row = _row(
+            str(name),
+            prompts[prompts["generator"] == name],
+            verdicts,
+            outputs[name],
+            reference,
+            table,
+            unofficial,
+            seed,
+        )
+        rows.append({**row, "judge": judge, "protocol": protocol})
+    board = pd.DataFrame(rows, columns=list(COLUMNS))
+    return board.sort_values("win_rate", ascending=False, kind="stable", na_position="last", ignore_index=True)
+
+
+def _row(
+    name: str,
+    prompts: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    outputs: Rows,
+    reference: Rows,
+    calibration: Calibration | None,
+    unofficial: str,
+    seed: int,
+) -> dict[str, Any]:
+    own = verdicts[verdicts["generator"] == name]
+    reference_name = str(own["reference"].iloc[0])
+    mine, theirs = _matched(prompts, outputs, name), _matched(prompts, reference, "the reference")
+    preference = prompts["preference"].to_numpy(float)
+    lengths = np.array([len(row["output"]) for row in mine], dtype=float)
+    reference_lengths = np.array([len(row["output"]) for row in theirs], dtype=float)
+    interval = win_rate_interval(preference, seed=seed)
+    rates = win_rates(preference)
+    row: dict[str, Any] = {
+        "name": name,
+        **rates,
+        "task": own["task"].iloc[0],
+        "reference": reference_name,
+        "win_rate_low": interval.low,
+        "win_rate_high": interval.high,
+        "n_failed": len(prompts) - rates["n_total"],
+        **verbosity(
+            preference,
+            lengths,
+            reference_lengths,
+            [r.get("n_tokens") for r in mine],
+            [r.get("truncated") for r in mine],
+        ),
+        "flip_rate": _flip_rate(prompts),
+        "judge_prompt_tokens": _total(own, "prompt_tokens"),
+        "judge_completion_tokens": _total(own, "completion_tokens"),
+        "judge_price_usd": _total(own, "price_usd"),
+    }
+    notes = [interval.note]
+    if calibration and not unofficial and len(prompts) != len(reference):
+        unofficial = f"{len(prompts)} of {len(reference)} prompts were judged"
+    if calibration and not unofficial:
+        row |= _official(name, reference_name, prompts, reference, preference, reference_lengths, lengths, calibration)
+        if _is_extreme(rates["win_rate"], row["length_controlled_winrate"]):
+            notes.append("the length-controlled win rate is far from the raw one: its model may have failed")
+    else:
+        adjusted, bounds = length_adjusted(preference, reference_lengths, lengths, seed=seed)
+        row |= {
+            "length_adjusted_winrate": adjusted,
+            "length_adjusted_low": bounds.low,
+            "length_adjusted_high": bounds.high,
+        }
+        if calibration:
+            notes.append(f"length-adjusted, not length-controlled: {unofficial}")
+        longer = row["longer_share"] or 0.0
+        shorter = float(np.mean(lengths < reference_lengths) * 100)
+        if min(longer, shorter) < EXTRAPOLATION_SHARE and longer + shorter > 0:
+            side = "longer" if longer < shorter else "shorter"
+            share = min(longer, shorter)
+            notes.append(f"only {share:.0f}% of its answers are {side} than the reference's: equal length extrapolates")
+    row["note"] = "; ".join(n for n in notes if n)
+    return row
+
+
+def _matched(prompts: pd.DataFrame, rows: Rows, owner: str) -> list[Mapping[str, Any]]:
+    """The row of each prompt, by instruction; a repeated instruction by its occurrence."""
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    for row in rows:
+        found[row["instruction"], seen[row["instruction"]]] = row
+        seen[row["instruction"]] += 1
+    keys = list(zip(prompts["instruction"], prompts.groupby("instruction").cumcount(), strict=True))
+    if missing := [instruction for instruction, n in keys if (instruction, n) not in found]:
+        raise UserError(
+            f"answers of {owner}: expected one for each of the {len(keys)} judged prompts, {len(missing)} are missing "
+            f"(the first: {missing[0][:80]!r}). Give the file that was judged."
+        )
+    return [found[key] for key in keys]
+
+
+def _official(
+    name: str,
+    reference_name: str,
+    prompts: pd.DataFrame,
+    reference: Rows,
+    preference: np.ndarray,
+    reference_lengths: np.ndarray,
+    lengths: np.ndarray,
+    calibration: Calibration,
+) -> dict[str, float]:
+    if name == reference_name:  # by construction, as upstream
+        return {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0}
+    position = {row["instruction"]: i for i, row in enumerate(reference)}
+    order = np.argsort([position[instruction] for instruction in prompts["instruction"]])
+    return length_controlled(preference[order], reference_lengths[order], lengths[order], calibration)
+
+
+def _is_extreme(raw: float, controlled: float) -> bool:
+    """AlpacaEval's sign that the model failed: 10 points and a quarter of the way to 0 or 100."""
+    return controlled < min(raw * 0.75, raw - 10) or controlled > max(raw + (100 - raw) / 4, raw + 10)
+
+
+def _flip_rate(prompts: pd.DataFrame) -> float | None:
+    flips = prompts["flipped"].dropna()
+    return float(flips.astype(float).mean() * 100) if len(flips) else None
+
+
+def _total(verdicts: pd.DataFrame, column: str) -> float | None:
+    if column not in verdicts:
+        return None
+    values = pd.to_numeric(verdicts[column], errors="coerce").dropna()
+    return float(values.sum()) if len(values) else None
+
+
+def pairs_of_models(
+    verdicts: pd.DataFrame, outputs: Mapping[str, Rows] | None = None, *, seed: int = 0
+) -> pd.DataFrame:
+    """`stats.paired_differences` of every two models that `verdicts` (of one task) are about.
+
+    Prompts count as the same where instruction and reference answer are the same (their hashes, if present).
+    """
+    prompts = by_prompt(verdicts)
+    keys = [c for c in ("instruction_hash", "reference_hash") if c in prompts] or ["index"]
+    occurrence = prompts.groupby(["generator", *keys]).cumcount()
+    table = pd.DataFrame(
+        {
+            "name": prompts["generator"],
+            "prompt": prompts[keys].astype(str).agg("|".join, axis=1) + "#" + occurrence.astype(str),
+            "preference": prompts["preference"],
+        }
+    )
+    if outputs:
+        table["length"] = np.nan
+        for name, group in prompts.groupby("generator"):
+            if rows := outputs.get(str(name)):
+                table.loc[group.index, "length"] = [float(len(r["output"])) for r in _matched(group, rows, str(name))]
+    return paired_differences(table, seed=seed)
+
+
+def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
+    """What a board may be called: AlpacaEval 2 only with its judge, prompt and reference."""
+    official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol.startswith("alpaca_eval")
+    if official and task.startswith("alpaca_eval"):
+        return "AlpacaEval 2"
+    if protocol == "reward":
+        return f"{task}, scored by the reward model {judge} against {reference}"
+    return f"{task}, judged by {judge} with the {protocol} prompt against {reference}"
+
+
+def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
+    """Write `board` as CSV, in full precision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    board.to_csv(path, index=False)
+    return path
+
+
+def read_leaderboard(path: Path) -> pd.DataFrame:
+    """Read what `write_leaderboard` wrote; names stay text, missing columns are empty."""
+    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "note")}
+    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
+    return frame.assign(note=frame["note"].fillna(""))
+
+
+def render(board: pd.DataFrame, title: str | None = None) -> Table:
+    """`board` for a terminal: how good, how sure, how long, and what failed."""
+    from rich.table import Table
+
+    controlled = board["length_controlled_winrate"].notna().any()
+    # a column that says the same in every row is left out
+    context = [name for name in ("task", "reference") if board[name].nunique() > 1]
+    table = Table(title=title, title_justify="left")
+    for heading in ["model", *context]:
+        table.add_column(heading)
+    level = "length-controlled" if controlled else "length-adjusted"
+    for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
+        table.add_column(heading, justify="right")
+    for _, rows in board.groupby("task", sort=False):
+        for row in rows.to_dict("records"):
+            table.add_row(
+                str(row["name"]),
+                *(str(row[name]) for name in context),
+                number(row["win_rate"]),
+                f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
+                number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
+                f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
+                number(row["avg_length"], 0),
+                number(row["length_ratio"], 2),
+                str(row["n_failed"]),
+            )
+        table.add_section()
+    return table
+
+
+def number(value: Any, digits: int = 1) -> str:
+    """`value` rounded to `digits`, or n/a where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+        return "n/a"
+    text = f"{value:,.{digits}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,58 @@
+"""The jinja2 environment of every page: autoescaped, strict about missing values, with the few filters it uses."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.board.leaderboard import number
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# matplotlib's markers as SVG paths around (0, 0).
+MARKER_PATHS = {
+    "o": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0",
+    "s": "M-4.5 -4.5h9v9h-9z",
+    "^": "M0 -5.5L5.5 4.5h-11z",
+    "D": "M0 -6L6 0L0 6L-6 0z",
+    "v": "M0 5.5L5.5 -4.5h-11z",
+    "P": "M-2 -5.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z",
+    "X": "M-5 -2.5L-2.5 -5L0 -2.5L2.5 -5L5 -2.5L2.5 0L5 2.5L2.5 5L0 2.5L-2.5 5L-5 2.5L-2.5 0z",
+    "h": "M0 -5.5L5 -2.8V2.8L0 5.5L-5 2.8V-2.8z",
+}
+
+
+def render(template: str, **context: Any) -> str:
+    """A page from a template of this package; everything but our own pictures is escaped."""
+    return _environment().get_template(template).render(**context)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page; half a character, which a model cut at the token limit may say, becomes a question mark."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed}
+    environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
+    return environment
+
+
+def signed(value: Any, digits: int = 1) -> str:
+    """A difference with its sign or n/a."""
+    text = number(value, digits)
+    return f"+{text}" if text[0].isdigit() and float(text.replace(",", "")) > 0 else text

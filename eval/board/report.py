@@ -1,0 +1,319 @@
+"""One self-contained page over any number of runs: who won, how sure, how long, and what made it.
+
+Reads only the files of the folders and fetches nothing: style and pictures are inside the page, which has no script.
+A part whose files are missing is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.board.effective_tokens import run_sentence
+from eval.board.examples import Example, examples, failures, sample
+from eval.board.figures import MANY_LABELS, Style, curve, styles, win_rate_against_length
+from eval.board.leaderboard import board_title, pairs_of_models, write_leaderboard
+from eval.board.pages import render, write_page
+from eval.board.run_files import Board, RunFiles, boards, read_run, safe_name, shown_names
+from eval.board.sentences import claim, count, explanation, world_sentence
+from eval.board.weights_page import pair_views
+
+EXAMPLES_SHOWN = 30
+PROMPTS_A_PAGE = 100
+PAIRS_SHOWN = 30
+WEIGHTS_SHOWN = 5
+CURVES = {
+    "loss": "Loss",
+    "rewards/accuracies": "Reward accuracy",
+    "rewards/margins": "Reward margin",
+    "rewards/chosen": "Reward of chosen",
+    "rewards/rejected": "Reward of rejected",
+    "weights/entropy_chosen": "Weight entropy, chosen",
+    "weights/entropy_rejected": "Weight entropy, rejected",
+    "weights/transport_mass": "Transport mass",
+    "lengths/chosen": "Tokens of chosen",
+    "lengths/rejected": "Tokens of rejected",
+    "grad_norm": "Gradient norm",
+    "logps/chosen": "Log-probability of chosen",
+}
+MAX_CURVES = 12
+# Heading, column and digits; a column without any number is left out.
+VERBOSITY = [
+    ("Longer than reference", "longer_share", 1),
+    ("Of its wins, longer", "wins_when_longer", 1),
+    ("Win rate when longer", "win_rate_when_longer", 1),
+    ("Win rate when shorter", "win_rate_when_shorter", 1),
+    ("Tokens an answer", "avg_tokens", 1),
+    ("Cut at the limit", "truncation_rate", 1),
+    ("Verdicts that flip", "flip_rate", 1),
+    ("Judge, USD", "judge_price_usd", 2),
+]
+
+
+def build(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write `report.html` into `out`, and the pages of verdicts beside it.
+
+    Args:
+        run_dirs: folders of runs, or of `otpo judge`.
+        out: the folder to write to; for one run, usually its own. For several runs their one `leaderboard.csv` is
+            written too, with the column `run`.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: a folder that is none, or holds nothing to report.
+    """
+    runs = [read_run(Path(folder)) for folder in run_dirs]
+    names = shown_names(runs)
+    found = boards(runs, names)
+    found = sorted(found, key=lambda board: _between_models(board, found))
+    looks = _looks(names, found)
+    out.mkdir(parents=True, exist_ok=True)
+    if len(runs) > 1 and found:
+        write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / "leaderboard.csv")
+    title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    views = [
+        _board_view(board, looks, out, _slug(board.task, i, found))
+        | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
+        for i, board in enumerate(found)
+    ]
+    curves, curve_values, curve_labels = _curves(runs, names, looks)
+    weight_rows = [
+        row | {"label": names[i, str(row.get("label"))]} for i, run in enumerate(runs) for row in run.weights
+    ]
+    weights, top = pair_views(weight_rows, WEIGHTS_SHOWN)
+    even = [
+        sentence
+        for i, run in enumerate(runs)
+        for label, frame in run.metrics.items()
+        if (sentence := run_sentence(names[i, label], frame))
+    ]
+    context: dict[str, Any] = {
+        "title": f"{title}: report",
+        "eyebrow": f"Report on {title}",
+        "footer": "Every number comes from the files of the run's folder. The page loads nothing from elsewhere.",
+        "problems": [problem for run in runs for problem in run.problems],
+        "boards": views,
+        "looks": looks,
+        "has_pairs": any(view["pairs"] for view in views),
+        "has_examples": any(view["examples"] for view in views),
+        "has_failures": any(view["failures"] for view in views),
+        "truths": [_truth(run.name, run.world) for run in runs if run.world],
+        "curves": curves,
+        "curve_values": curve_values,
+        "curve_labels": curve_labels,
+        "weights": weights,
+        "even": even,
+        "weights_top": top,
+        "weights_left_out": f"The first {len(weights)} pairs; all are in weights.json."
+        if len(weight_rows) > sum(len(item["sides"][0]["rows"]) - 1 for item in weights)
+        else "",
+        "provenance": [view for run in runs if (view := _provenance(run))],
+    }
+    context["has_weights"] = bool(weights or even)
+    context["sections"] = _sections(context)
+    return write_page(out / "report.html", render("report.html.j2", **context))
+
+
+def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict[str, Style]:
+    labels = dict.fromkeys([*names.values(), *(label for _, label in names)])
+    neutral = {board.reference for board in found if not _between_models(board, found)} | {"base"}
+    return styles(list(labels), [label for label in labels if label.split("/")[-1] in neutral])
+
+
+def _between_models(board: Board, found: Sequence[Board]) -> bool:
+    """Whether a board's reference is itself a row of another board of the task: models judged against each other."""
+    rows = [name.split("/")[-1] for other in found if other.task == board.task for name in other.table["name"]]
+    return board.reference in rows
+
+
+def _board_name(board: Board, found: Sequence[Board]) -> str:
+    """The task, and the reference where several boards share the task."""
+    shared = sum(other.task == board.task for other in found) > 1
+    return f"{board.task}, against {board.reference}" if shared else board.task
+
+
+def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    several = len(context["boards"]) > 1
+    listed = [
+        (f"{anchor}-{n}", f"{board['name']}: {name.split()[-1].lower()}" if several else name)
+        for n, board in enumerate(context["boards"], 1)
+        for anchor, name in (("leaderboard", "Leaderboard"), ("length", "Win rate against length"))
+        if anchor == "leaderboard" or not board["between_models"]
+    ]
+    parts = [
+        ("has_pairs", "pairs", "Paired differences"),
+        ("truths", "truth", "Known truth"),
+        ("curves", "curves", "Training curves"),
+        ("has_weights", "weights", "Token weights"),
+        ("has_examples", "examples", "Examples"),
+        ("has_failures", "failures", "Failed verdicts"),
+        ("provenance", "provenance", "What made it"),
+    ]
+    return listed + [(anchor, name) for key, anchor, name in parts if context[key]]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain dictionaries, None where there is no number."""
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{str(k): v for k, v in row.items()} for row in rows]
+
+
+def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) -> dict[str, Any]:
+    table = board.table
+    if board.verdicts.empty:
+        pairs = pd.DataFrame(columns=["better", "other", "difference", "low", "high", "n"])
+    else:
+        pairs = pairs_of_models(board.verdicts, board.outputs)
+    official = bool(table["length_controlled_winrate"].notna().any())
+    rows = _records(table)
+    for row in rows:
+        row["level"] = row["length_controlled_winrate" if official else "length_adjusted_winrate"]
+    all_examples = examples(board)
+    shown = sample(all_examples, EXAMPLES_SHOWN)
+    pages = _verdict_pages(all_examples, board, looks, out, slug) if len(all_examples) > len(shown) else []
+    failed = failures(board)
+    ordered = pairs.sort_values("difference", key=abs, ascending=False)
+    return {
+        "task": board.task,
+        "title": board_title(board.task, board.judge, board.protocol, board.reference),
+        "claim": claim(table, pairs),
+        "sentences": explanation(table, pairs),
+        "rows": rows,
+        "numbered": len(rows) > MANY_LABELS,
+        "level_name": "Length-controlled" if official else "Length-adjusted",
+        "level_note": _level_note(official),
+        "scale": _scale(table),
+        "scatter": win_rate_against_length(table, looks),
+        "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
+        "verbosity": [column for column in VERBOSITY if (table[column[1]].fillna(0) != 0).any()],
+        "pairs": _records(ordered.head(PAIRS_SHOWN)),
+        "pairs_left_out": f" (the {PAIRS_SHOWN} largest of {len(pairs)})" if len(pairs) > PAIRS_SHOWN else "",
+        "reach": _reach(pairs),
+        "examples": shown,
+        "n_examples": len(all_examples),
+        "examples_sentence": f"{count(len(all_examples), 'prompt')}, all shown."
+        if not pages
+        else f"{len(shown)} of {count(len(all_examples), 'prompt')}, drawn at random, not picked.",
+        "pages": pages,
+        "failures": failed,
+        "n_failed": sum(row["failed"] for row in failed),
+        "n_verdicts": sum(row["verdicts"] for row in failed),
+        "failure_types": sorted({kind for row in failed for kind in row["types"]}),
+    }
+
+
+def _scale(table: pd.DataFrame) -> tuple[float, float]:
+    """The ends of the bars: 50 % and every interval, rounded outwards to 10 points."""
+    ends = [50.0, *table["win_rate_low"].dropna(), *table["win_rate_high"].dropna()]
+    return max(0.0, 10 * math.floor(min(ends) / 10)), min(100.0, 10 * math.ceil(max(ends) / 10 + 1e-9))
+
+
+def _reach(pairs: pd.DataFrame) -> tuple[float, float]:
+    """The ends of the bars of differences: zero and every interval, with a little room."""
+    ends = [0.0, *(float(v) for c in ("low", "high") for v in pairs[c].dropna())]
+    room = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - room, max(ends) + room
+
+
+def _level_note(official: bool) -> str:
+    if official:
+        return (
+            "Length-controlled: AlpacaEval's definition, with its calibration files. Its published standard error "
+            "(lc_standard_error in leaderboard.csv) is the spread of fitted probabilities, not a sampling error."
+        )
+    return (
+        "Length-adjusted: what these verdicts predict if no answer were longer than the reference's, by a logistic fit "
+        "to this board alone. It is not AlpacaEval's length-controlled win rate; do not compare it with published ones."
+    )
+
+
+def _verdict_pages(
+    items: Sequence[Example], board: Board, looks: Mapping[str, Style], out: Path, slug: str
+) -> list[str]:
+    parts = [items[i : i + PROMPTS_A_PAGE] for i in range(0, len(items), PROMPTS_A_PAGE)]
+    pages = [f"verdicts-{slug}-{n}.html" for n in range(1, len(parts) + 1)]
+    for n, part in enumerate(parts, 1):
+        title = f"Verdicts on {board.task}" + (f", page {n} of {len(parts)}" if len(parts) > 1 else "")
+        page = render(
+            "verdicts.html.j2", title=title, items=part, total=len(items), pages=pages, current=n, looks=looks
+        )
+        write_page(out / pages[n - 1], page)
+    return pages
+
+
+def _slug(task: str, i: int, found: Sequence[Board]) -> str:
+    slug = safe_name(task)
+    return slug if sum(board.task == task for board in found) == 1 else f"{slug}-board{i + 1}"
+
+
+def _curves(
+    runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str], looks: Mapping[str, Style]
+) -> tuple[list[dict[str, str]], list[dict[str, Any]], list[str]]:
+    metrics = {
+        names[i, label]: frame
+        for i, run in enumerate(runs)
+        for label, frame in run.metrics.items()
+        if "step" in frame and len(frame)
+    }
+    extra = sorted({str(c) for frame in metrics.values() for c in frame if str(c).startswith("weights/")} - set(CURVES))
+    titles = CURVES | {key: key.replace("/", ": ").replace("_", " ").capitalize() for key in extra}
+    keys = [key for key in titles if any(key in f and f[key].notna().any() for f in metrics.values())][:MAX_CURVES]
+    panels = [{"title": titles[key], "svg": curve(key, titles[key], metrics, looks)} for key in keys]
+    values = []
+    for label, frame in metrics.items():
+        tail = {key: frame[key].dropna() if key in frame else pd.Series(dtype=float) for key in keys}
+        cells = [float(v.tail(max(1, len(v) // 10)).mean()) if len(v) else None for v in tail.values()]
+        values.append({"label": label, "steps": frame["step"].max(), "cells": cells})
+    return panels, values, list(metrics) if panels else []
+
+
+def _truth(run: str, world: dict[str, Any]) -> dict[str, Any]:
+    accuracy, words = world.get("accuracy") or {}, world.get("words") or {}
+    parts = list(dict.fromkeys(part for row in accuracy.values() for part in row))
+    rows = [
+        {
+            "label": label,
+            "parts": [_percent(row.get(part)) for part in parts],
+            "words": [(words.get(label) or {}).get(part) for part in parts],
+        }
+        for label, row in accuracy.items()
+    ]
+    return {
+        "run": run,
+        "note": world.get("note"),
+        "sentence": world_sentence(world),
+        "parts": [{"title": part.replace("_", " ").capitalize()} for part in parts],
+        "accuracy": rows,
+        "deciding": [
+            {k: row.get(k) for k in ("label", "reg", "auc", "ratio", "n")} for row in world.get("deciding_token") or []
+        ],
+    }
+
+
+def _percent(cell: dict[str, Any] | None) -> dict[str, float | None]:
+    """An accuracy {value, low, high, n} in fractions as percentages."""
+    cell = cell or {}
+    scaled = {k: None if cell.get(k) is None else 100 * cell[k] for k in ("value", "low", "high")}
+    return scaled | {"n": cell.get("n")}
+
+
+def _provenance(run: RunFiles) -> dict[str, Any] | None:
+    if run.manifest is None and run.recipe is None:
+        return None
+    manifest = run.manifest or {}
+    rows = [
+        {
+            "name": name,
+            "seconds": stage.get("seconds"),
+            "finished": str(stage.get("finished") or "")[:19].replace("T", " "),
+            "inputs": str(stage.get("inputs") or "")[:16],
+        }
+        for name, stage in (manifest.get("stages") or {}).items()
+    ]
+    return {"name": run.name, "stages": rows, "versions": manifest.get("versions") or {}, "recipe": run.recipe}

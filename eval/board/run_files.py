@@ -1,0 +1,184 @@
+"""Reads what a run folder, or a folder of `otpo judge`, holds; a missing part is left empty and never an error."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.board.leaderboard import CONTEXT_COLUMNS, read_leaderboard
+from otpo.errors import UserError
+
+
+@dataclass
+class RunFiles:
+    """One folder. `problems` are sentences about files that are there and cannot be read."""
+
+    name: str
+    board: pd.DataFrame | None = None
+    verdicts: dict[str, pd.DataFrame] = field(default_factory=dict)
+    outputs: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    references: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    metrics: dict[str, pd.DataFrame] = field(default_factory=dict)
+    weights: list[dict[str, Any]] = field(default_factory=list)
+    world: dict[str, Any] | None = None
+    manifest: dict[str, Any] | None = None
+    recipe: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Board:
+    """What is comparable: one task, judge, protocol and reference, over all the runs.
+
+    `verdicts` has the names of `table` as its generators; `outputs` has them as keys. Either may be empty.
+    """
+
+    task: str
+    judge: str
+    protocol: str
+    reference: str
+    table: pd.DataFrame
+    verdicts: pd.DataFrame
+    outputs: dict[str, list[dict[str, Any]]]
+    reference_rows: list[dict[str, Any]]
+
+
+def write_answers(
+    folder: Path, task: str, outputs: Mapping[str, Sequence[dict[str, Any]]], reference: Sequence[dict[str, Any]]
+) -> None:
+    """Put the answers that were judged where `read_run` finds them, in AlpacaEval's own format."""
+    for label, rows in outputs.items():
+        _write_rows(folder / "models" / safe_name(label) / safe_name(task) / "model_outputs.json", rows)
+    _write_rows(folder / "judge" / safe_name(task) / "reference.json", reference)
+
+
+def safe_name(name: str) -> str:
+    """`name` as one part of a path: a model may be called `org/model`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(rows), indent=1), encoding="utf-8")
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        UserError: the folder does not exist or holds nothing that a report could show.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected the folder of a run or of `otpo judge`, found none.")
+    run = RunFiles(name=folder.resolve().name)
+    if (path := folder / "leaderboard.csv").is_file():
+        run.board = read_leaderboard(path)
+    for path in [folder / "verdicts.parquet", *sorted(folder.glob("judge/*/verdicts.parquet"))]:
+        if path.is_file():
+            for task, frame in pd.read_parquet(path).groupby("task", sort=False):
+                run.verdicts[str(task)] = frame.reset_index(drop=True)
+    for path in sorted(folder.glob("judge/*/reference.json*")):
+        run.references[path.parent.name] = _json(path, run, list) or []
+    for path in sorted(folder.glob("models/*/*/model_outputs.json*")):
+        rows = _json(path, run, list)
+        if rows:  # verdicts know a model by `generator`; its folder may be called otherwise
+            label = str(rows[0].get("generator") or path.parent.parent.name)
+            run.outputs.setdefault(path.parent.name, {})[label] = rows
+    for path in sorted(folder.glob("models/*/metrics.jsonl")):
+        run.metrics[path.parent.name] = _lines(path, run)
+    run.weights = _json(folder / "weights.json", run, list) or []
+    run.world = _json(folder / "world.json", run, dict)
+    run.manifest = _json(folder / "manifest.json", run, dict)
+    if (path := folder / "recipe.yaml").is_file():
+        run.recipe = path.read_text(encoding="utf-8", errors="replace")
+    if run.board is None and not (run.verdicts or run.metrics or run.weights or run.world or run.manifest):
+        raise UserError(
+            f"{folder}: expected the folder of a run or of `otpo judge` (leaderboard.csv, judge/, models/), found "
+            f"{sorted(p.name for p in folder.iterdir())[:8]}."
+        )
+    return run
+
+
+def _json(path: Path, run: RunFiles, kind: type) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        raw = path.read_bytes()
+        value = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    except (OSError, ValueError) as error:
+        run.problems.append(f"{path.name} of {run.name} cannot be read: {error}")
+        return None
+    if not isinstance(value, kind):
+        run.problems.append(f"{path.name} of {run.name}: expected a {kind.__name__}, found a {type(value).__name__}")
+        return None
+    return value
+
+
+def _lines(path: Path, run: RunFiles) -> pd.DataFrame:
+    rows = []
+    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            # A run that was killed leaves half a line behind; a resumed one goes on after it.
+            run.problems.append(f"line {n} of {path.parent.name}/{path.name} of {run.name} is not JSON")
+    return pd.DataFrame(rows)
+
+
+def shown_names(runs: Sequence[RunFiles]) -> dict[tuple[int, str], str]:
+    """(run number, label) -> the name on the page: the label, with the run before it where two runs share one."""
+    labels = [_labels(run) for run in runs]
+    names = [run.name for run in runs]
+    shown = {}
+    for i, run in enumerate(runs):
+        unique = run.name if names.count(run.name) == 1 else f"{run.name} ({i + 1})"
+        for label in labels[i]:
+            shared = sum(label in other for other in labels) > 1
+            shown[i, label] = f"{unique}/{label}" if shared else label
+    return shown
+
+
+def _labels(run: RunFiles) -> list[str]:
+    found = [*run.metrics, *(label for outputs in run.outputs.values() for label in outputs)]
+    found += [str(name) for frame in run.verdicts.values() for name in frame["generator"].unique()]
+    if run.board is not None:
+        found += run.board["name"].tolist()
+    found += [str(row.get("label")) for row in run.weights] + list((run.world or {}).get("accuracy", {}))
+    return list(dict.fromkeys(found))
+
+
+def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> list[Board]:
+    """The boards of all runs, those of one task, judge, protocol and reference merged into one."""
+    merged: dict[tuple[str, ...], list[tuple[int, pd.DataFrame]]] = {}
+    for i, run in enumerate(runs):
+        if run.board is not None:
+            for key, table in run.board.groupby(list(CONTEXT_COLUMNS), sort=False, dropna=False):
+                merged.setdefault(tuple(str(k) for k in key), []).append((i, table))
+    result = []
+    for (task, judge, protocol, reference), parts in merged.items():
+        tables, verdicts = [], []
+        outputs: dict[str, list[dict[str, Any]]] = {}
+        reference_rows: list[dict[str, Any]] = []
+        for i, table in parts:
+            run, rename = runs[i], {label: names[i, label] for label in table["name"]}
+            tables.append(table.assign(name=table["name"].map(rename), run=run.name))
+            if (frame := run.verdicts.get(task)) is not None:
+                frame = frame[frame["generator"].isin(rename) & (frame["reference"] == reference)]
+                verdicts.append(frame.assign(generator=frame["generator"].map(rename)))
+            own = run.outputs.get(safe_name(task), {})
+            outputs |= {rename[k]: rows for k, rows in own.items() if k in rename}
+            found = run.references.get(safe_name(task)) or []
+            if reference in own and (not found or found[0].get("generator") != reference):
+                found = own[reference]  # models judged against each other
+            reference_rows = reference_rows or found
+        table = pd.concat(tables, ignore_index=True).sort_values("win_rate", ascending=False, ignore_index=True)
+        frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()
+        result.append(Board(task, judge, protocol, reference, table, frame, outputs, reference_rows))
+    return result

@@ -1,0 +1,229 @@
+"""Win rates with the answers' lengths held equal.
+
+Two estimates under two names. `length_controlled` is AlpacaEval's definition (Dubois et al. 2024, arXiv:2404.04475;
+code: alpaca_eval/metrics/glm_winrate.py, `length_controlled_v1`). It leans on calibration files that belong to the 805
+AlpacaEval instructions and to the reference gpt4_1106_preview, and is not defined elsewhere. `length_adjusted` is the
+same idea without those files: it answers "what if no answer were longer" on any prompts, and is not comparable with
+published length-controlled numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from eval.stats.win_rate import RESAMPLES, Interval, valid_preferences
+from otpo.errors import UserError
+
+OFFICIAL_REFERENCE = "gpt4_1106_preview"
+# Of the 805 instructions in their published order: the calibration files know them only by position.
+OFFICIAL_INSTRUCTIONS_SHA256 = "c5770d532bf3f697768ed9a57a05d8b58b2617321ca65070620f059676e7c99a"
+# Weight of the rows of the two gamed baselines together (`regularize_to_baseline_lambda`).
+GAMED_WEIGHT = 0.2
+# A ridge on the length coefficient: without one it is infinite where length alone decides every verdict.
+SLOPE_RIDGE, LEVEL_RIDGE = 0.04, 1e-6
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """AlpacaEval's calibration: difficulty (n,), and the gamed rows' features (g, 3) and preferences (g,) in [0, 1]."""
+
+    difficulty: np.ndarray
+    gamed_features: np.ndarray
+    gamed_preference: np.ndarray
+    files: tuple[str, ...]
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read `instruction_difficulty.csv` and the one `df_gamed*.csv` of a folder.
+
+    Raises:
+        UserError: a file is missing, there are several gamed files, or columns are not the published ones.
+    """
+    difficulty_path, gamed_paths = folder / "instruction_difficulty.csv", sorted(folder.glob("df_gamed*.csv"))
+    if not difficulty_path.is_file() or len(gamed_paths) != 1:
+        found = sorted(p.name for p in folder.glob("*.csv")) if folder.is_dir() else "no such folder"
+        raise UserError(
+            f"calibration {folder}: expected instruction_difficulty.csv and one df_gamed*.csv, found {found}. "
+            "Both come with the AlpacaEval data set; without `calibration` the board shows length_adjusted_winrate."
+        )
+    difficulty, gamed = pd.read_csv(difficulty_path, index_col=0), pd.read_csv(gamed_paths[0])
+    needed = ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline"]
+    for path, frame, columns in [(difficulty_path, difficulty, needed[3:4]), (gamed_paths[0], gamed, needed)]:
+        if missing := [c for c in columns if c not in frame]:
+            raise UserError(f"calibration {path}: expected the columns {columns}, missing {missing}.")
+    features = np.column_stack(
+        [
+            np.tanh(gamed["std_delta_len"].to_numpy(float)),
+            gamed["instruction_difficulty"].to_numpy(float),
+            gamed["not_gamed_baseline"].to_numpy(bool).astype(float),
+        ]
+    )
+    return Calibration(
+        difficulty=difficulty["instruction_difficulty"].sort_index().to_numpy(float),
+        gamed_features=features,
+        gamed_preference=gamed["preference"].to_numpy(float),
+        files=(difficulty_path.name, gamed_paths[0].name),
+    )
+
+
+def why_not_official(reference: Sequence[Mapping[str, Any]]) -> str:
+    """Empty where `reference` is the list that AlpacaEval's calibration belongs to, else what differs, in a sentence.
+
+    The list must be AlpacaEval's 805 instructions, in order, each answered by gpt4_1106_preview.
+    """
+    if len(reference) != 805:
+        return f"the reference has {len(reference)} answers, not AlpacaEval's 805"
+    digest = hashlib.sha256(json.dumps([row["instruction"] for row in reference]).encode()).hexdigest()
+    if digest != OFFICIAL_INSTRUCTIONS_SHA256:
+        return "the reference's instructions are not AlpacaEval's 805 in their published order"
+    if generators := {str(row.get("generator")) for row in reference} - {OFFICIAL_REFERENCE}:
+        return f"the reference answers are by {', '.join(sorted(generators))}, not {OFFICIAL_REFERENCE}"
+    return ""
+
+
+def standard_length_difference(reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike) -> np.ndarray:
+    """(n,) reference minus model in characters over its standard deviation (ddof 1, not centred)."""
+    delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
+    spread = delta.std(ddof=1) if len(delta) > 1 else 0.0
+    if spread > 0:
+        return delta / spread
+    return np.sign(delta)
+
+
+def length_controlled(
+    preference: npt.ArrayLike, reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike, calibration: Calibration
+) -> dict[str, float]:
+    """AlpacaEval's length-controlled win rate of one model (`length_controlled_v1`).
+
+    A logistic model without intercept: logit P(model wins) = a tanh(d) + b difficulty + c not_gamed, with d from
+    `standard_length_difference`; L1-penalised, its strength chosen by 5-fold cross-validation grouped by prompt. The
+    win rate is its mean prediction with d = 0.
+
+    Args:
+        preference: (n,) in the calibration's order; NaN where the judge gave no verdict (not trained on, predicted).
+        reference_lengths: (n,) characters.
+        lengths: (n,) characters.
+        calibration: of the same n instructions.
+
+    Returns:
+        length_controlled_winrate and lc_standard_error. The latter is AlpacaEval's: the spread of the fitted
+        probabilities over prompts, not a sampling error (it is several times too small for one).
+    """
+    chance = valid_preferences(preference) - 1
+    if len(chance) != len(calibration.difficulty):
+        raise ValueError(f"{len(chance)} verdicts for {len(calibration.difficulty)} calibrated instructions")
+    if np.isnan(chance).all():
+        return {"length_controlled_winrate": math.nan, "lc_standard_error": math.nan}
+    delta = standard_length_difference(reference_lengths, lengths)
+    own = np.column_stack([np.tanh(delta), calibration.difficulty, np.ones_like(delta)])
+    # Gamed rows first, as upstream: the order decides which prompts share a fold.
+    features = np.vstack([calibration.gamed_features, own])
+    target = np.concatenate([calibration.gamed_preference, chance])
+    weight = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT / 2)
+    kept = ~np.isnan(target)
+    model = _fit_soft_labels(features[kept], target[kept], weight[kept])
+    own[:, 0] = 0.0
+    predicted = model.predict_proba(own)[:, 1] * 100
+    return {
+        "length_controlled_winrate": float(predicted.mean()),
+        "lc_standard_error": float(predicted.std(ddof=1) / math.sqrt(len(predicted))),
+    }
+
+
+def _fit_soft_labels(features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Any:
+    """Logistic regression on probabilities: a row stands twice, as a win weighted p and a loss weighted 1 - p."""
+    import sklearn
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.metrics import make_scorer
+    from sklearn.model_selection import GroupKFold
+
+    def log_loss(y_true: np.ndarray, y_pred: np.ndarray, prob: np.ndarray, true_weight: np.ndarray) -> float:
+        p, q = np.where(y_true == 1, prob, 1 - prob), np.clip(y_pred, 1e-15, 1 - 1e-15)
+        return float(-np.mean(true_weight * (p * np.log(q) + (1 - p) * np.log(1 - q))))
+
+    prob, true_weight = np.concatenate([target, 1 - target]), np.concatenate([weight, weight])
+    labels = np.repeat([1, 0], len(target))
+    with warnings.catch_warnings(), sklearn.config_context(enable_metadata_routing=True):
+        # scikit-learn announces new spellings of `penalty` and of fitted attributes; the fit is the same.
+        warnings.simplefilter("ignore")
+        scorer = make_scorer(log_loss, response_method="predict_proba", greater_is_better=False)
+        model = LogisticRegressionCV(
+            cv=GroupKFold(n_splits=5),
+            scoring=scorer.set_score_request(prob=True, true_weight=True),
+            penalty="l1",
+            solver="liblinear",
+            fit_intercept=False,
+            random_state=123,
+        )
+        model.set_fit_request(sample_weight=True)
+        model.fit(
+            np.vstack([features, features]),
+            labels,
+            sample_weight=prob * true_weight,
+            groups=np.tile(np.arange(len(target)), 2),
+            prob=prob,
+            true_weight=true_weight,
+        )
+    return model
+
+
+def length_adjusted(
+    preference: npt.ArrayLike, reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike, *, seed: int = 0
+) -> tuple[float | None, Interval]:
+    """Win rate at equal length from these verdicts alone, in percent, with a bootstrap interval over prompts.
+
+    logit P(model wins) = a tanh(d) + c by maximum likelihood on the preferences as soft labels (a weak ridge keeps `a`
+    finite); the estimate is the prediction at d = 0. Where every length difference is zero it is the win rate.
+
+    Args:
+        preference: (n,) NaN allowed.
+        reference_lengths: (n,) characters.
+        lengths: (n,) characters.
+        seed: of the resampling.
+    """
+    chance = valid_preferences(preference) - 1
+    kept = ~np.isnan(chance)
+    n = int(kept.sum())
+    if n == 0:
+        return None, Interval(None, None, "no verdict came back, so nothing can be said")
+    x = np.tanh(standard_length_difference(reference_lengths, lengths))[kept]
+    y = chance[kept]
+    estimate = float(_levels(x, y, np.ones((1, n)))[0])
+    if n < 2 or np.ptp(y) == 0:
+        return estimate, Interval(None, None, "every verdict is the same")
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    low, high = np.percentile(_levels(x, y, counts), [2.5, 97.5])
+    return estimate, Interval(float(low), float(high))
+
+
+def _levels(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(b,) levels 100 sigmoid(c) of b fits to the rows (n,) weighted by counts (b, n), by Newton's method at once."""
+    theta = np.zeros((len(counts), 2))
+    ridge = np.array([SLOPE_RIDGE, LEVEL_RIDGE])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(theta[:, :1] * x + theta[:, 1:], -30, 30)))
+        residual, curvature = counts * (y - p), counts * p * (1 - p)
+        gradient = np.stack([residual @ x, residual.sum(axis=1)], axis=1) - ridge * theta
+        h_aa, h_ac = curvature @ (x * x) + ridge[0], curvature @ x
+        h_cc = curvature.sum(axis=1) + ridge[1]
+        det = h_aa * h_cc - h_ac * h_ac
+        step = np.stack(
+            [h_cc * gradient[:, 0] - h_ac * gradient[:, 1], h_aa * gradient[:, 1] - h_ac * gradient[:, 0]], axis=1
+        )
+        # Steps are capped so that nearly separable resamples climb instead of overshooting.
+        step = np.clip(step / det[:, None], -2.0, 2.0)
+        theta += step
+        if np.abs(step).max() < 1e-8:
+            break
+    return 100 / (1 + np.exp(-theta[:, 1]))

@@ -1,0 +1,45 @@
+"""`otpo`: one command, a verb for each stage.
+
+What a person types, for example:
+    otpo run small_world
+    otpo train recipe.yaml train.max_steps=50
+    otpo judge model_outputs.json --reference reference.json --judge-url URL --judge-model NAME --out board
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from jobs.cli.file_verbs import data, doctor, fresh, generate, judge, methods, pairs, report, weights
+from jobs.cli.recipe_verbs import run, submit, sweep, train
+from jobs.cli.terminal import stderr
+from otpo.errors import UserError, WorkError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(__doc__ or "").split("\n")[0],
+)
+for verb in (run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, methods, doctor):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Entry point: errors meant for people are printed as they are, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except WorkError as error:
+        stderr.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except SystemExit as exit:
+        if exit.code != 130:  # typer's code for Ctrl-C
+            raise
+        stderr.print("Interrupted. What was finished is kept; the same command goes on from there.", highlight=False)
+        sys.exit(1)

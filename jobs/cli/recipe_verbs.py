@@ -1,0 +1,113 @@
+"""Verbs that take a recipe: run, train, sweep, submit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.progress import Bars
+from jobs.cli.terminal import console, stderr
+
+Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value, for example methods.otpo.reg=0.03", show_default=False)
+]
+Runs = Annotated[Path, typer.Option("--runs", help="folder that holds the runs")]
+Redo = Annotated[
+    bool, typer.Option("--redo", help="accept a changed recipe under an old name: the changed stages are done again")
+]
+
+
+def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+    """Train, generate, judge, report; what is done already is skipped."""
+    _run(recipe, overrides, runs, redo, until="report")
+
+
+def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+    """Train alone; several methods in one recipe share the cached reference."""
+    _run(recipe, overrides, runs, redo, until="train")
+
+
+def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+    """Ray Tune over any methods.* or train.* key: best trial, table, plot."""
+    from jobs.worlds import world_of
+    from pipeline.recipe.files import load_recipe
+    from pipeline.sweep.results import render
+    from pipeline.sweep.sweep import sweep as sweep_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    with Bars(stderr) as bars:
+        outcome = sweep_recipe(loaded, runs / loaded.name, world=world_of(loaded), show=bars.show, say=say, redo=redo)
+    if not outcome.did:
+        console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
+    console.print(render(outcome))
+    if outcome.caution:
+        console.print(outcome.caution, soft_wrap=True, highlight=False)
+    for name in ("plot.svg", "report.html", "best.yaml"):
+        console.print(f"{name}: {outcome.folder / name}", soft_wrap=True, highlight=False)
+    console.print(f"Best: {outcome.best}; train it with `otpo run {outcome.folder / 'best.yaml'}`.", soft_wrap=True)
+
+
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Annotated[
+        str,
+        typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="the dashboard, e.g. http://127.0.0.1:8265"),
+    ] = "",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="folder of runs, absolute and seen by every node", show_default=False)
+    ] = None,
+    shared: Annotated[
+        list[Path] | None, typer.Option("--shared", help="a folder that every node sees: files in it do not travel")
+    ] = None,
+    python: Annotated[str | None, typer.Option("--python", help="the interpreter on the cluster")] = None,
+    redo: Redo = False,
+    follow: Annotated[bool, typer.Option("--follow", help="show the log and exit with the job's own code")] = False,
+) -> None:
+    """The same run as a Ray job; submitted twice, it runs once."""
+    from jobs.submit import submit as submit_recipe
+
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    code = submit_recipe(
+        recipe,
+        overrides or [],
+        address=address,
+        runs=runs,
+        shared=shared or [],
+        python=python,
+        redo=redo,
+        follow=follow,
+        say=say,
+        show_log=partial(print, end="", flush=True),
+    )
+    raise typer.Exit(code)
+
+
+def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
+    from jobs.worlds import world_of
+    from pipeline.recipe.files import load_recipe
+    from pipeline.run.stages import run as run_recipe
+
+    recipe = load_recipe(source, overrides or [])
+    folder = runs / recipe.name
+    with Bars(stderr) as bars:
+        done = run_recipe(recipe, folder, world=world_of(recipe), show=bars.show, until=until, redo=redo)
+    if not done.did:
+        console.print("Nothing to do: every stage is finished and its inputs are unchanged.")
+    board = folder / "leaderboard.csv"
+    if until == "report" and board.exists():
+        from eval.board.leaderboard import read_leaderboard, render
+
+        console.print(render(read_leaderboard(board)))
+    for label in ["base", *recipe.methods] if until == "train" else []:
+        if (path := done.model_of(label)).is_relative_to(done.folder):
+            console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+    for note in done.notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if until == "report":
+        console.print(f"Report: {(folder / 'report.html').absolute()}", soft_wrap=True, highlight=False)

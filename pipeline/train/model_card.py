@@ -1,0 +1,56 @@
+"""The model card of an exported model."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from huggingface_hub import ModelCardData
+
+from otpo.data.examples import DataReport
+from otpo.methods.spec import MethodSpec
+from pipeline.recipe.sections import Recipe, TrainConfig
+
+_HOW_IT_SCORES = """- Scores an answer at its last token (EOS, or what ends the turn; {template} template): load it with
+  `AutoModelForSequenceClassification`; its one logit is the score. Scores mean something beside others of the prompt.
+"""
+
+
+def model_card(
+    recipe: Recipe, label: str, *, start: str, train: TrainConfig, spec: MethodSpec | None, report: DataReport
+) -> str:
+    """README.md of `models/<label>/model`: what it was made from, how, and with which versions."""
+    method = "supervised training" if spec is None else f"{spec.method.title} ({spec.method.paper})"
+    settings = {"method": method, **({} if spec is None else spec.hyperparameters), **train.model_dump()}
+    if recipe.model.lora:
+        settings |= {"lora": recipe.model.lora.model_dump(), "quantization": recipe.model.quantization}
+    scores = spec is not None and "reward_head" in spec.method.needs
+    versions = {name: version(name) for name in ("torch", "transformers", "ray")}
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification" if scores else "text-generation",
+        tags=["otpo", "reward-model" if scores else "preference-optimization"],
+    )
+    return f"""---
+{data.to_yaml()}
+---
+
+# {recipe.name}: {label}
+
+Trained by the OTPO pipeline with {method}.
+
+- Start, and reference: `{start}`
+- Data: `{report.source}`, {report.n_usable} of {report.n_groups} {report.counted} used ({report.format})
+{_HOW_IT_SCORES.format(template=report.template) if scores else ""}
+## Settings
+
+```json
+{json.dumps(settings, indent=1)}
+```
+
+## Versions
+
+```json
+{json.dumps(versions, indent=1)}
+```
+"""

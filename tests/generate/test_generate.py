@@ -1,0 +1,408 @@
+"""Generation: real vLLM in real Ray actors against transformers, resumed, refused, and gone when its driver is."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.tasks import Prompt
+from otpo.data.tokens import tokenize_completions
+from otpo.errors import UserError, WorkError
+from pipeline.generate.backends import TransformersEngine
+from pipeline.generate.engine import Completion, EngineConfig, Request, Sampling, answer, encode, stop_tokens
+from pipeline.generate.model_folder import open_model, tokenizer_of
+from pipeline.generate.outputs import Partial
+from pipeline.generate.pool import EnginePool, preflight
+
+QUESTIONS = [
+    "Where is it?",
+    "What is the capital of Mongolia, and how high does it lie above the sea?",
+    "No.",
+    "é 谢谢 😀",
+]
+PROMPTS = [Prompt(id=str(i), instruction=f"{QUESTIONS[i % 4]} ({i})", dataset="test") for i in range(24)]
+ON_CPU = EngineConfig(backend="transformers", device="cpu", dtype="fp32")
+
+
+def wait_for(condition, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+# ---- what is refused before anything starts ----
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -1}, {"temperature": 2.5}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}, {"n": 0}, {"n": 2}],
+)
+def test_sampling_that_cannot_be_is_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings)) if settings != {"n": 2} else "greedy"):
+        Sampling(**settings)
+
+
+def broken_copy(source: Path, target: Path, **changes) -> Path:
+    """A copy of a model folder; a key is a file's stem, None removes it, a dict updates its JSON."""
+    shutil.copytree(source, target)
+    for stem, change in changes.items():
+        (path,) = target.glob(f"{stem}.*")
+        if change is None:
+            path.unlink()
+        else:
+            path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "says"),
+    [
+        ({"config": None}, {}, "config.json"),
+        ({"model": None}, {}, "safetensors"),
+        ({"tokenizer": None}, {}, "AutoTokenizer"),
+        ({"chat_template": None}, {}, "generate.template=literal"),
+        ({"config": {"head_dim": 24}}, {}, "24 dimensions.*generate.backend=transformers"),
+        ({}, {"max_model_len": 1 << 20}, "positions"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused(tiny_llama: Path, tmp_path: Path, changes, config, says):
+    model = broken_copy(tiny_llama, tmp_path / "model", **changes)
+    with pytest.raises(UserError, match=says):
+        preflight(model, EngineConfig(backend="vllm", device="cpu", **config))
+
+
+def test_what_is_no_trouble_is_not_refused(tiny_llama: Path, tmp_path: Path):
+    plain = broken_copy(tiny_llama, tmp_path / "plain", chat_template=None)
+    preflight(plain, EngineConfig(device="cpu"), "literal")
+    odd = broken_copy(tiny_llama, tmp_path / "odd", config={"head_dim": 24})
+    preflight(odd, EngineConfig(backend="transformers", device="cpu"))
+    preflight(odd, EngineConfig(backend="vllm", device="gpu"))
+
+
+def test_a_folder_that_is_not_there_and_an_adapter_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match="found nothing there"):
+        preflight(tmp_path / "nowhere", EngineConfig(device="cpu"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="merge it"):
+        preflight(tmp_path, EngineConfig(device="cpu"))
+
+
+# ---- prompts and answers as token ids ----
+
+
+def test_prompts_become_the_tokens_that_training_sees(tiny_llama: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    texts = [prompt.instruction for prompt in PROMPTS[:4]]
+    rows = [{"prompt": text, "completion": " Yes."} for text in texts]
+    for template, trained_as in (("chat", "chat"), ("literal", "auto")):
+        trained, _ = tokenize_completions(rows, tokenizer, template=trained_as)
+        assert [encode(tokenizer, text, template) for text in texts] == [item.prompt_ids for item in trained]
+
+
+def test_the_chat_template_is_applied_once_and_bos_stands_once(tiny_llama: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    ids = encode(tokenizer, messages, "chat")
+    wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert ids == list(wanted)
+    for encoded in (ids, encode(tokenizer, "Hello", "literal"), encode(tokenizer, "", "literal")):
+        assert encoded.count(tokenizer.bos_token_id) == 1 and encoded[0] == tokenizer.bos_token_id
+    with pytest.raises(UserError, match="use 'chat'"):
+        encode(tokenizer, messages, "literal")
+
+
+def greedy(network: torch.nn.Module, prompt: list[int], stops: list[int], length: int) -> tuple[list[int], float]:
+    """Greedy tokens by plain forward passes without a cache, and the smallest gap between the two best logits."""
+    ids, gap = list(prompt), float("inf")
+    with torch.inference_mode():
+        while len(ids) < len(prompt) + length:
+            best = network(torch.tensor([ids])).logits[0, -1].topk(2)
+            gap = min(gap, float(best.values[0] - best.values[1]))
+            ids.append(int(best.indices[0]))
+            if ids[-1] in stops:
+                break
+    return ids[len(prompt) :], gap
+
+
+def oracle(model: Path, prompts: list[Prompt], length: int) -> dict[str, str]:
+    """Greedy answers of those prompts whose tokens are never nearly tied."""
+    folder = open_model(model)
+    tokenizer = tokenizer_of(folder)
+    stops = stop_tokens(folder, tokenizer)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    answers = {}
+    for prompt in prompts:
+        ids, gap = greedy(network, encode(tokenizer, prompt.instruction, "chat"), stops, length)
+        if gap > 1e-2:
+            answers[prompt.id] = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
+    assert len(answers) >= len(prompts) // 2
+    return answers
+
+
+def test_transformers_batches_with_padding_answer_like_single_prompts(sharp_models: list[Path]):
+    folder = open_model(sharp_models[0])
+    requests = [Request(p.id, 0, p.instruction) for p in PROMPTS[:8]]
+    answered = answer(TransformersEngine(ON_CPU, folder), folder, requests, Sampling(max_tokens=16), "chat", 128)
+    wanted = oracle(sharp_models[0], PROMPTS[:8], 16)
+    assert {c.id: c.output for c in answered if c.id in wanted} == wanted
+
+
+def test_seeded_samples_do_not_depend_on_the_batch(sharp_models: list[Path]):
+    folder = open_model(sharp_models[0])
+    engine = TransformersEngine(ON_CPU, folder)
+    sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=12, seed=3)
+    requests = [Request(p.id, sample, p.instruction) for p in PROMPTS[:4] for sample in range(2)]
+    together = answer(engine, folder, requests, sampling, "chat", 128)
+    alone = [answer(engine, folder, [request], sampling, "chat", 128)[0] for request in reversed(requests)][::-1]
+    assert [c.output for c in together] == [c.output for c in alone]
+    other = answer(engine, folder, requests, replace(sampling, seed=4), "chat", 128)
+    assert [c.output for c in together] != [c.output for c in other]
+
+
+def test_seeded_samples_follow_the_models_distribution(tiny_llama: Path):
+    folder = open_model(tiny_llama)
+    engine = TransformersEngine(ON_CPU, folder)
+    engine.batch_size = 500
+    ids, temperature, top_p = encode(tokenizer_of(folder), "Where?", "chat"), 0.5, 0.1
+    with torch.inference_mode():
+        logits = engine.network(torch.tensor([ids])).logits[0, -1].double() / temperature
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    kept = int((probabilities.cumsum(-1) - probabilities < top_p).sum())
+    expected = (probabilities[:kept] / probabilities[:kept].sum()).numpy()
+    drawn = engine.complete([ids] * 3000, list(range(3000)), Sampling(temperature, top_p, max_tokens=1), [])
+    counts = Counter(token for (token,) in drawn)
+    assert set(counts) <= set(order[:kept].tolist())
+    observed = np.array([counts[int(token)] for token in order[:kept]])
+    assert chisquare(observed, 3000 * expected).pvalue > 1e-3
+
+
+# ---- vLLM in Ray ----
+
+
+def test_vllm_answers_like_transformers_from_one_engine_that_changes_models(vllm_pool, sharp_models, tmp_path: Path):
+    sampling, seen = Sampling(max_tokens=24), []
+    for turn, model in enumerate([*sharp_models, sharp_models[0]]):
+        result = vllm_pool.generate(
+            model, f"turn{turn}", PROMPTS, sampling, tmp_path / str(turn), progress=lambda *step: seen.append(step)
+        )
+        wanted = oracle(model, PROMPTS[:10], 24)
+        assert {row["id"]: row["output"] for row in result.outputs if row["id"] in wanted} == wanted
+    first, second, third = (
+        [r["output"] for r in json.loads((tmp_path / d / "model_outputs.json").read_text())] for d in "012"
+    )
+    assert first == third != second
+    assert seen[-1][:2] == (24, 24) and seen[-1][2] > 0
+
+
+def test_files_are_alpaca_evals_with_ids_in_the_prompts_order(vllm_pool, sharp_models, tmp_path: Path):
+    result = vllm_pool.generate(sharp_models[0], "mine", PROMPTS, Sampling(max_tokens=24), tmp_path)
+    assert result.path == tmp_path / "model_outputs.json" and json.loads(result.path.read_text()) == result.outputs
+    assert [row["id"] for row in result.outputs] == [p.id for p in PROMPTS]
+    assert [row["instruction"] for row in result.outputs] == [p.instruction for p in PROMPTS]
+    assert {row["generator"] for row in result.outputs} == {"mine"} and {row["dataset"] for row in result.outputs} == {
+        "test"
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["generation.json", "model_outputs.json"]
+    report = json.loads((tmp_path / "generation.json").read_text())
+    assert report == result.report
+    assert report["model_sha256"] == open_model(sharp_models[0]).digest
+    assert report["engine"]["backend"] == "vllm" and report["engine"]["dtype"] == "fp32"
+    assert report["n"] == 24 and report["truncated"] == sum(row["truncated"] for row in result.outputs)
+    assert report["tokens"] == sum(row["n_tokens"] for row in result.outputs)
+    assert all(row["n_tokens"] == 24 for row in result.outputs if row["truncated"])
+
+
+def test_what_is_finished_is_not_made_again_unless_something_changed(vllm_pool, sharp_models, tmp_path: Path):
+    def outputs(**changes):
+        values = {"model": sharp_models[0], "label": "a", "prompts": PROMPTS[:4], "sampling": Sampling(max_tokens=8)}
+        return vllm_pool.generate(**{**values, **changes}, out=tmp_path / "own.json")
+
+    first = outputs()
+    stamp = (tmp_path / "own.json").stat().st_mtime_ns
+    assert outputs() == first and (tmp_path / "own.json").stat().st_mtime_ns == stamp
+    assert (tmp_path / "own.generation.json").is_file()
+    assert outputs(sampling=Sampling(max_tokens=9)).report["key"] != first.report["key"]
+    assert outputs(model=sharp_models[1]).outputs != first.outputs
+
+
+def test_several_samples_of_a_prompt_differ_and_can_be_repeated(vllm_pool, sharp_models, tmp_path: Path):
+    sampling = Sampling(temperature=1.0, max_tokens=12, n=3, seed=5)
+    first = vllm_pool.generate(sharp_models[0], "a", PROMPTS[:6], sampling, tmp_path / "one").outputs
+    assert [(row["id"], row["sample"]) for row in first] == [(p.id, s) for p in PROMPTS[:6] for s in range(3)]
+    assert len({row["output"] for row in first}) > 12
+    # the same prompts among others, in another order: other batches, the same answers
+    order = [*PROMPTS[6:12], *reversed(PROMPTS[:6])]
+    second = vllm_pool.generate(sharp_models[0], "a", order, sampling, tmp_path / "two").outputs
+    again = {(row["id"], row["sample"]): row["output"] for row in second}
+    same = sum(again[row["id"], row["sample"]] == row["output"] for row in first)
+    assert same >= 17, "one near-tie may fall otherwise in another batch"
+
+
+def test_a_prompt_that_is_too_long_costs_its_own_answer_alone(vllm_pool, sharp_models, tmp_path: Path):
+    long = Prompt(id="long", instruction="word " * 200, dataset="test")
+    result = vllm_pool.generate(sharp_models[0], "a", [PROMPTS[0], long, PROMPTS[1]], Sampling(max_tokens=8), tmp_path)
+    assert [bool(row.get("error")) for row in result.outputs] == [False, True, False]
+    assert result.outputs[1]["output"] == "" and "tokens, more than the 120" in result.outputs[1]["error"]
+    assert result.report["errors"] == {"prompt too long": 1}
+    with pytest.raises(UserError, match=r"lower generate\.max_tokens"):
+        vllm_pool.generate(sharp_models[0], "a", PROMPTS, Sampling(max_tokens=128), tmp_path / "none")
+    with pytest.raises(UserError, match="different id"):
+        vllm_pool.generate(sharp_models[0], "a", [PROMPTS[0]] * 2, Sampling(max_tokens=8), tmp_path / "none")
+
+
+def test_an_interrupted_generation_goes_on_where_it_was(vllm_pool, sharp_models, tmp_path: Path):
+    def interrupt(done, total, rate):
+        raise KeyboardInterrupt
+
+    call = (sharp_models[0], "a", PROMPTS, Sampling(max_tokens=8))
+    with pytest.raises(KeyboardInterrupt):
+        vllm_pool.generate(*call, tmp_path / "stopped", progress=interrupt)
+    partial = tmp_path / "stopped" / "model_outputs.partial.jsonl"
+    kept = len(partial.read_text().splitlines()) - 1
+    assert 0 < kept < 24
+    with open(partial, "a") as file:
+        file.write('{"id": "23", "sample": 0, "outp')  # a line that a kill cut
+    resumed = vllm_pool.generate(*call, tmp_path / "stopped")
+    whole = vllm_pool.generate(*call, tmp_path / "whole")
+    assert resumed.outputs == whole.outputs
+    assert resumed.report["reused"] == kept and whole.report["reused"] == 0
+    assert not partial.exists()
+
+
+def test_answers_made_another_way_are_not_taken_over(tmp_path: Path):
+    kept = Completion("1", 0, "old", 3, False)
+    Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
+    (tmp_path / "p.jsonl").write_text('{"made_with": "one way"}\n' + (tmp_path / "p.jsonl").read_text())
+    assert Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).read() == [kept]
+    assert Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "changed"}).read() == []
+    Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
+    assert Partial(tmp_path / "p.jsonl", "another way", {("1", 0): "prompt"}).read() == []
+
+
+def test_more_gpus_than_there_are_is_refused(ray_cluster, tiny_llama: Path):
+    with pytest.raises(UserError, match=r"2 workers with 4 GPUs each, and the cluster has 0"):
+        EnginePool(EngineConfig(device="gpu", workers=2, tensor_parallel_size=4), tiny_llama)
+
+
+def test_an_engine_that_is_not_ready_in_time_is_an_error_not_a_hang(ray_cluster, tiny_llama: Path, tmp_path: Path):
+    config = replace(ON_CPU, start_timeout=0.01)
+    with EnginePool(config, tiny_llama) as pool, pytest.raises(WorkError, match=r"no engine was ready after 0\.01 s"):
+        pool.generate(tiny_llama, "a", PROMPTS[:2], Sampling(max_tokens=8), tmp_path)
+
+
+# ---- minutes ----
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_answers_of_one_and_another_architecture_gets_new_engines(
+    vllm_pool, sharp_models, tmp_path: Path
+):
+    from otpo.models.fresh import make_model
+
+    one = vllm_pool.generate(sharp_models[0], "a", PROMPTS, Sampling(max_tokens=24), tmp_path / "one")
+    with EnginePool(replace(vllm_pool.config, workers=2, batch_size=4), sharp_models[0]) as pool:
+        two = pool.generate(sharp_models[0], "a", PROMPTS, Sampling(max_tokens=24), tmp_path / "two")
+        sure = oracle(sharp_models[0], PROMPTS, 24)
+        for a, b in zip(one.outputs, two.outputs, strict=True):
+            assert a == b or a["id"] not in sure
+        tokenizer = AutoTokenizer.from_pretrained(sharp_models[0])
+        deeper = tmp_path / "deeper"
+        make_model(tokenizer, hidden=64, layers=3, heads=2).save_pretrained(deeper)
+        tokenizer.save_pretrained(deeper)
+        assert len(pool.generate(deeper, "b", PROMPTS, Sampling(max_tokens=4), tmp_path / "deep").outputs) == 24
+
+
+@pytest.mark.slow
+def test_transformers_behind_the_same_pool_gives_vllms_greedy_answers(vllm_pool, sharp_models, tmp_path: Path):
+    with EnginePool(replace(vllm_pool.config, backend="transformers"), sharp_models[1]) as pool:
+        ours = pool.generate(sharp_models[1], "a", PROMPTS, Sampling(max_tokens=24), tmp_path / "transformers")
+    vllms = vllm_pool.generate(sharp_models[1], "a", PROMPTS, Sampling(max_tokens=24), tmp_path / "vllm")
+    sure = oracle(sharp_models[1], PROMPTS, 24)
+    for a, b in zip(ours.outputs, vllms.outputs, strict=True):
+        assert a == b or a["id"] not in sure
+
+
+DRIVER = """
+import sys, ray
+from eval.tasks import Prompt
+from pipeline.generate.engine import EngineConfig, Sampling
+from pipeline.generate.pool import EnginePool
+
+model, out = sys.argv[1:]
+ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+prompts = [Prompt(id=str(i), instruction=f"Question {i}?", dataset="test") for i in range(4000)]
+with EnginePool(EngineConfig(device="cpu", max_model_len=128, batch_size=8), model) as pool:
+    show = lambda done, *_: print("done", done, flush=True)
+    pool.generate(model, "a", prompts, Sampling(max_tokens=96), out, progress=show)
+"""
+
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    """Living processes that inherited the mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("OTPO_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads other processes' environments")
+@pytest.mark.parametrize("end", ["SIGKILL of the driver", "Ctrl-C in the terminal", "SIGKILL of the engine"])
+def test_nothing_outlives_the_driver_however_it_ends(end: str, sharp_models, tmp_path: Path):
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "OTPO_TEST_MARK": mark, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": root}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(sharp_models[0]), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # a terminal's Ctrl-C reaches a whole group
+        preexec_fn=lambda: ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        ),  # PR_SET_PDEATHSIG: not even if this test is killed
+    )
+    try:
+        assert driver.stdout is not None
+        steps = (int(line.split()[1]) for line in driver.stdout if line.startswith("done "))
+        assert [next(steps) for _ in range(3)] == [8, 16, 24]
+        engines = [p for p in processes_of(mark) if "_EngineActor" in " ".join(p.cmdline())]
+        assert len(engines) == 1
+        if end == "SIGKILL of the engine":
+            engines[0].kill()
+            assert any(step > 200 for step in steps), "a new engine goes on"
+        if end == "Ctrl-C in the terminal":
+            os.killpg(driver.pid, signal.SIGINT)
+        else:
+            driver.kill()
+        assert wait_for(lambda: not processes_of(mark), 30), [" ".join(p.cmdline())[:80] for p in processes_of(mark)]
+        lines = (tmp_path / "model_outputs.partial.jsonl").read_text().splitlines()
+        assert len(lines) > 24 and all(json.loads(line) for line in lines[:24])
+    finally:
+        for process in processes_of(mark):
+            process.kill()
+        driver.wait()

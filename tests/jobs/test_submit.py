@@ -1,0 +1,187 @@
+"""`otpo submit` against a real cluster of its own: token authentication, one job a recipe, log and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.submit import connect, prepare, stage
+from otpo.errors import UserError
+from pipeline.recipe.files import load_recipe
+from pipeline.recipe.sections import make_recipe
+
+TOKEN = "a-token-of-the-test-" + "x" * 24
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Head:
+    address: str
+    env: dict[str, str]
+
+    def submit(self, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "jobs.cli", "submit", *words, "--address", self.address]
+        env = {**(self.env if env is None else env), "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=540)
+
+
+def bare_environment() -> dict[str, str]:
+    """Without what would lead to another cluster, and with a home that holds no token."""
+    dropped = ("RAY_", "OTPO_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head` with token authentication, on ports and in a folder of its own."""
+    # sockets have short names: the session's folder must not lie deep
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/otpo-rayXXXX"], text=True).strip())
+    port = free_port()
+    env = bare_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    options = {"port": free_port(), "dashboard-port": port, "dashboard-agent-listen-port": free_port(),
+               "ray-client-server-port": free_port(), "node-manager-port": 0, "object-manager-port": 0, "num-cpus": 2,
+               "num-gpus": 0, "temp-dir": folder, "object-store-memory": 200_000_000}  # fmt: skip
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+    with (folder / "start.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, *(f"--{key}={value}" for key, value in options.items())],
+            env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    for _ in range(240):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, (folder / "start.log").read_text()
+        time.sleep(0.5)
+    yield Head(f"http://127.0.0.1:{port}", env)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=60)
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)])
+
+
+@pytest.fixture
+def recipe(tiny_llama: Path, tmp_path: Path) -> Path:
+    rows = [{"prompt": f"{n} + {n} = ", "chosen": f"{2 * n}", "rejected": f"{2 * n + 1}, or"} for n in range(24)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"path": str(tiny_llama)},
+        "data": {"path": str(tmp_path / "pairs.jsonl"), "max_length": 64, "validation": 0},
+        "methods": {"dpo": {}},
+        "train": {"max_steps": 2, "global_batch_size": 4, "workers": 1, "use_gpu": False, "dtype": "fp32"},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "tiny.yaml"
+
+
+def test_local_files_travel_unless_every_node_sees_them(recipe: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe)
+    sent = prepare(loaded, runs="/net/runs", shared=[tiny_llama], python="python", redo=False)
+    assert sent.recipe.model.path == str(tiny_llama)
+    ((place, source),) = sent.inputs.items()
+    assert sent.recipe.data.path == place and source == tmp_path / "pairs.jsonl" and not Path(place).is_absolute()
+    assert sent.entrypoint == "python -m jobs.cli run recipe.yaml --runs /net/runs"
+
+    stage(sent, tmp_path / "staging")
+    assert load_recipe(tmp_path / "staging" / "recipe.yaml") == sent.recipe
+    assert (tmp_path / "staging" / place).read_text() == source.read_text()
+    listed = {path.name for path in (tmp_path / "staging").iterdir()}
+    assert listed == {"otpo", "eval", "pipeline", "jobs", "recipe.yaml", "inputs"}
+    assert not list((tmp_path / "staging").rglob("__pycache__"))
+
+
+def test_the_id_is_made_of_content(recipe: Path, tmp_path: Path) -> None:
+    def name(*overrides: str, runs: str = "/net/runs") -> str:
+        return prepare(load_recipe(recipe, overrides), runs=runs, shared=[], python="python", redo=False).id
+
+    first = name()
+    assert first.startswith("tiny-") and name() == first
+    assert len({first, name("train.seed=1"), name(runs="/net/other")}) == 3
+    (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text() + '{"prompt": "a", "chosen": "b"}\n')
+    assert name() != first
+
+
+def test_missing_files_and_wrong_addresses_are_refused(recipe: Path) -> None:
+    loaded = make_recipe(yaml.safe_load(recipe.read_text()) | {"data": {"path": "there_is_no_such.jsonl"}})
+    with pytest.raises(UserError, match=r"data\.path: there is no file"):
+        prepare(loaded, runs="/net/runs", shared=[], python="python", redo=False)
+    with pytest.raises(UserError, match="expected the dashboard's address"):
+        connect("127.0.0.1")
+    with pytest.raises(UserError, match="Nothing answers"):
+        connect(f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    refused = head.submit(str(recipe), env=head.env | {"RAY_AUTH_TOKEN": "wrong" * 9})
+    assert refused.returncode == 2 and "RAY_AUTH_TOKEN" in refused.stderr and not runs.exists()
+    missing = head.submit(str(recipe), env=bare_environment() | {"RAY_AUTH_MODE": "disabled"})
+    assert missing.returncode == 2 and "RAY_AUTH_MODE=token" in missing.stderr
+
+    key = "sk-not-to-be-seen"
+    secretive = head.env | {"OPENAI_API_KEY": key}
+    first = head.submit(str(recipe), "--runs", str(runs), "--follow", env=secretive)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Report:" in first.stdout, "the job's log is shown"
+    model = runs / "tiny" / "models" / "dpo" / "model" / "model.safetensors"
+    written = model.stat().st_mtime_ns
+
+    second = head.submit(str(recipe), "--runs", str(runs), "--follow", env=secretive)
+    assert second.returncode == 0 and "has run already" in second.stderr
+    assert model.stat().st_mtime_ns == written
+
+    jobs = subprocess.check_output(
+        [str(Path(sys.executable).parent / "ray"), "job", "list", "--address", head.address], env=head.env, text=True
+    )
+    assert jobs.count("submission_id='tiny-") == 1 and key not in jobs and TOKEN not in jobs
+
+
+@pytest.mark.slow
+def test_a_failed_job_gives_exit_code_1_and_a_new_attempt(head: Head, recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    broken = ("train.learning_rate=1e12", "train.max_steps=6", "train.max_failures=0")
+    words = (str(recipe), *broken, "--runs", str(runs), "--follow")
+    first = head.submit(*words)
+    assert first.returncode == 1 and "xpected finite numbers" in first.stdout
+    second = head.submit(*words)
+    assert second.returncode == 1 and "-attempt2" in second.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_job_running(head: Head, recipe: Path, tmp_path: Path) -> None:
+    words = [str(recipe), "train.max_steps=400", "--runs", str(tmp_path / "runs"), "--address", head.address]
+    command = [sys.executable, "-m", "jobs.cli", "submit", *words]
+    follower = subprocess.Popen(
+        [*command, "--follow"], env=head.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert follower.stdout is not None
+    while "Running entrypoint" not in follower.stdout.readline():
+        assert follower.poll() is None
+    follower.send_signal(signal.SIGINT)
+    _, told = follower.communicate(timeout=60)
+    assert follower.returncode == 1 and "The job goes on" in told and "--follow" in told
+    again = head.submit(*words[:-2])
+    assert "is there already: RUNNING" in again.stderr
+    job = next(word for word in again.stderr.split() if word.startswith("tiny-"))
+    stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", job, "--address", head.address]
+    subprocess.run(stop, env=head.env, check=True, capture_output=True)

@@ -1,0 +1,165 @@
+"""Prompt sets and outputs: every accepted format, and what is said about the others."""
+
+import gzip
+import json
+
+import pandas as pd
+import pytest
+
+from eval.tasks import SUMMARIZE, load_outputs, load_task, match_outputs, transcript
+from otpo.errors import UserError
+
+ROWS = [{"instruction": "What is 2 + 2?", "id": 7}, {"instruction": "Name a river.\nOnly one.", "dataset": "geo"}]
+
+
+def write(path, rows):
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    if plain.suffix == ".parquet":
+        data = pd.DataFrame(rows).to_parquet()
+    elif plain.suffix == ".csv":
+        data = pd.DataFrame(rows).to_csv(index=False).encode()
+    elif plain.suffix == ".jsonl":
+        data = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+    else:
+        data = json.dumps(rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet", "a.json.gz", "a.jsonl.gz", "a.csv.gz"])
+def test_every_file_format_gives_the_same_prompts(tmp_path, name):
+    rows = [{"instruction": "Ünï — \u2028 NA", "output": "4"}, {"instruction": "Name\na river.", "output": "Nile"}]
+    task = load_task(str(write(tmp_path / name, rows)))
+    assert [(p.instruction, p.reference, p.id) for p in task.prompts] == [
+        ("Ünï — \u2028 NA", "4", "0"),
+        ("Name\na river.", "Nile", "1"),
+    ]
+    assert (task.name, task.kind, task.duplicates) == ("a", "instruction", 0)
+
+
+def test_rows_keep_their_id_and_dataset(tmp_path):
+    first, second = load_task(str(write(tmp_path / "a.json", ROWS)), name="mine").prompts
+    assert (first.id, first.dataset, first.reference) == ("7", "mine", None)
+    assert (second.id, second.dataset) == ("1", "geo")
+
+
+@pytest.mark.parametrize("key", ["messages", "prompt"])
+@pytest.mark.parametrize("name", ["a.json", "a.parquet"])
+def test_conversations_are_kept_and_shown_as_a_transcript(tmp_path, key, name):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    turns.append({"role": "user", "content": "Bye"})
+    [prompt] = load_task(str(write(tmp_path / name, [{key: turns}]))).prompts
+    assert prompt.messages == turns
+    assert prompt.instruction == "User: Hi\n\nAssistant: Hello!\n\nUser: Bye"
+
+
+def test_a_single_user_turn_is_its_own_transcript():
+    assert transcript([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]) == "Hi"
+
+
+def test_posts_become_a_summarization_task(tmp_path):
+    rows = [{"post": "My dog ate {output_1}.", "summary": "Dog ate it."}]
+    task = load_task(str(write(tmp_path / "posts.jsonl", rows)))
+    assert task.kind == "summarization"
+    assert task.prompts[0].instruction == SUMMARIZE + "\n\nMy dog ate {output_1}."
+    assert task.prompts[0].reference == "Dog ate it."
+
+
+def test_limit_takes_the_first_and_duplicates_are_counted(tmp_path):
+    path = str(write(tmp_path / "a.json", [{"prompt": text} for text in "abacab"]))
+    assert load_task(path).duplicates == 3
+    assert [p.instruction for p in load_task(path, limit=3).prompts] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.json", None, "no such file"),
+        ("broken.json", b'[{"instruction": ', "cannot be read as json"),
+        ("broken.json.gz", b"no gzip", "cannot be read"),
+        ("broken.parquet", b"no parquet", "cannot be read as parquet"),
+        ("empty.json", b"[]", "found none"),
+        ("values.json", b"[1, 2]", "found other values"),
+        ("columns.json", b'[{"instruction": "a"}, {"question": "b"}]', "1 of 2 rows.*rows 1.*question"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s){name}.*{said}"):
+        load_task(str(path))
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"'alpaca': expected one of alpaca_eval, tldr"):
+        load_task("alpaca")
+
+
+@pytest.mark.parametrize("name", ["alpaca_eval", "tldr"])
+def test_an_unreachable_hub_asks_for_a_file(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(UserError, match=r"(?s)Hugging Face hub.*Give a file of prompts"):
+        load_task(name)
+
+
+def outputs(*texts, generator="model"):
+    return [{"instruction": t, "output": f"{generator} {i}", "generator": generator} for i, t in enumerate(texts)]
+
+
+def test_outputs_are_laid_beside_the_reference_by_instruction_in_its_order():
+    matched = match_outputs(outputs("b", "c", "a"), outputs("a", "b", "c", generator="ref"))
+    assert [(p.index, p.instruction, p.output, p.reference) for p in matched.pairs] == [
+        (0, "a", "model 2", "ref 0"),
+        (1, "b", "model 0", "ref 1"),
+        (2, "c", "model 1", "ref 2"),
+    ]
+    assert (matched.pairs[0].generator, matched.pairs[0].reference_generator) == ("model", "ref")
+
+
+def test_repeated_instructions_are_matched_in_order_and_counted():
+    matched = match_outputs(outputs("a", "b", "a"), outputs("a", "a", "b", generator="ref"))
+    assert [(p.output, p.reference) for p in matched.pairs] == [
+        ("model 0", "ref 0"),
+        ("model 2", "ref 1"),
+        ("model 1", "ref 2"),
+    ]
+    assert matched.duplicates == 1
+
+
+def test_other_instructions_are_refused_with_counts_and_examples():
+    with pytest.raises(UserError, match=r"2 outputs have no reference, e\.g\. 'x'; 'y'.*1 instructions .*'b'"):
+        match_outputs(outputs("a", "x", "y"), outputs("a", "b", generator="ref"))
+
+
+def test_a_part_is_judged_only_when_asked_for():
+    with pytest.raises(UserError, match="1 instructions of the reference have no output"):
+        match_outputs(outputs("b"), outputs("a", "b", generator="ref"))
+    matched = match_outputs(outputs("b"), outputs("a", "b", generator="ref"), subset=True)
+    assert [p.index for p in matched.pairs] == [1]
+    assert matched.unanswered == 1
+    with pytest.raises(UserError, match="1 outputs have no reference"):
+        match_outputs(outputs("b", "x"), outputs("a", "b", generator="ref"), subset=True)
+
+
+def test_outputs_without_text_are_refused(tmp_path):
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": None}]
+    with pytest.raises(UserError, match=r"1 of 2 rows have no text under output \(rows 1"):
+        load_outputs(write(tmp_path / "o.json", rows))
+
+
+def test_a_reference_without_an_answer_is_refused():
+    with pytest.raises(UserError, match=r"The reference: 1 of 2 rows have no text under output \(rows 1"):
+        match_outputs(outputs("a", "b"), [*outputs("a"), {"instruction": "b", "output": None}])
+
+
+def test_real_outputs_match_their_reference(shared_data):
+    reference = load_outputs(shared_data / "alpaca_eval" / "reference_gpt4_1106_preview.json.gz")
+    model = load_outputs(shared_data / "alpaca_eval" / "alpaca-7b" / "model_outputs.json.gz")
+    matched = match_outputs(model[::-1], reference)
+    assert [p.instruction for p in matched.pairs] == [row["instruction"] for row in reference]
+    assert [p.output for p in matched.pairs] == [row["output"] for row in model]
+    assert (len(matched.pairs), matched.duplicates, matched.unanswered) == (805, 0, 0)

@@ -1,0 +1,203 @@
+"""Recipes: YAML, overrides, and what is refused in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otpo.errors import UserError
+from pipeline.recipe.sections import TrainConfig, make_recipe
+from pipeline.recipe.files import (
+    EXECUTION_KEYS_OF_TRAINING,
+    apply_overrides,
+    dump_yaml,
+    find_recipe,
+    identity,
+    load_recipe,
+    parse_value,
+)
+
+TREE = {
+    "name": "x",
+    "model": {"path": "m"},
+    "data": {"path": "d.json"},
+    "methods": {"dpo": {"beta": 0.05}, "sharp": {"method": "otpo", "reg": 0.03, "learning_rate": 1e-4}},
+    "train": {"max_steps": 7, "learning_rate": 5e-7},
+}
+
+
+def write(path: Path, tree) -> Path:
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-7", 5e-7), ("1e-4", 1e-4), ("1E5", 1e5), ("3e3", 3000.0), (".5e-3", 5e-4), ("0.03", 0.03),
+        ("-2.5e-1", -0.25), ("50", 50), ("true", True), ("null", None), ("~", None), ("abc", "abc"), ("1e", "1e"),
+        ("e5", "e5"), ("5e-7x", "5e-7x"), ("1.2.3", "1.2.3"), ("[0.03, 1e-1]", [0.03, 0.1]), ("{a: 1}", {"a": 1}),
+        ("'5e-7'", "5e-7"), ("2024-01-01x", "2024-01-01x"),
+    ],
+)  # fmt: skip
+def test_values_read_as_people_mean_them(text, value):
+    found = parse_value(text)
+    assert found == value and type(found) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_number_that_python_writes_is_a_number(number):
+    assert parse_value(repr(number)) == number
+
+
+def test_overrides_set_keys_and_make_sections(tmp_path):
+    recipe = load_recipe(
+        write(tmp_path / "r.yaml", TREE),
+        ["train.max_steps=9", "methods.sharp.reg=3e-1", "methods.sampo=", "judge.url=http://127.0.0.1:1/v1", "name=y"],
+    )
+    assert recipe.train.max_steps == 9 and recipe.judge.url == "http://127.0.0.1:1/v1" and recipe.name == "y"
+    assert recipe.method("sharp").hyperparameters["reg"] == 0.3
+    assert recipe.method("sampo").method.name == "sampo"
+    assert recipe.labels() == ["base", "dpo", "sharp", "sampo"]
+
+
+def test_overrides_leave_the_tree_alone():
+    before = yaml.safe_dump(TREE)
+    apply_overrides(TREE, ["methods.dpo.beta=9"])
+    assert yaml.safe_dump(TREE) == before
+
+
+def test_a_label_overrides_train_and_nothing_else():
+    recipe = make_recipe(TREE)
+    assert recipe.train_of("sharp").learning_rate == 1e-4 and recipe.train_of("dpo").learning_rate == 5e-7
+    assert recipe.train_of("sharp").max_steps == 7
+    assert "learning_rate" not in recipe.method("sharp").hyperparameters
+
+
+def test_the_base_does_not_inherit_what_speaks_of_preferences():
+    evaluated = {"eval_every": 2, "best_metric": "eval_loss", "early_stopping_patience": 1, "max_steps": 3, "seed": 5}
+    recipe = make_recipe({**TREE, "train": evaluated, "base": {"data": "b.jsonl", "epochs": 2}})
+    base = recipe.train_of("base")
+    assert (base.max_steps, base.eval_every, base.best_metric, base.early_stopping_patience) == (None,) * 4
+    assert base.seed == 5 and base.epochs == 2
+
+
+def test_the_resolved_recipe_reads_back_equal(tmp_path):
+    recipe = make_recipe({**TREE, "generate": {"tasks": {"a": "x.jsonl"}}, "sweep": {"params": {"train.seed": [1, 2]}}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(recipe))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("key", EXECUTION_KEYS_OF_TRAINING)
+def test_what_changes_only_the_speed_is_no_part_of_the_identity(key):
+    other = dict.fromkeys(("use_gpu", "activation_checkpointing", "torch_compile"), True).get(key, 7)
+    changed = make_recipe({**TREE, "train": TREE["train"] | {key: other}})
+    assert getattr(changed.train, key) != TrainConfig.model_fields[key].default
+    assert identity(changed) == identity(make_recipe(TREE))
+
+
+@pytest.mark.parametrize(
+    "override", ["train.seed=1", "methods.dpo.beta=0.2", "train.eval_every=3", "data.max_length=9"]
+)
+def test_what_changes_the_result_is_part_of_the_identity(override):
+    assert identity(make_recipe(apply_overrides(TREE, [override]))) != identity(make_recipe(TREE))
+
+
+def test_shipped_recipes_are_recipes():
+    folder = find_recipe("small_world").parent
+    names = [path.stem for path in folder.glob("*.yaml")]
+    assert "small_world" in names
+    for name in names:
+        assert load_recipe(name).labels()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.max_step=3"], ["unknown key 'train.max_step'", "Did you mean 'max_steps'?"]),
+        (["methode.dpo="], ["unknown key 'methode'", "Did you mean 'methods'?"]),
+        (["judge.modell=x"], ["unknown key 'judge.modell'", "'model'"]),
+        (["zzz=1"], ["unknown key 'zzz'", "Known keys: name,"]),
+        (["train.max_steps=many"], ["train.max_steps", "integer", "'many'"]),
+        (["train.max_steps=0"], ["train.max_steps", "greater than or equal to 1", "0"]),
+        (["train.dtype=fp16"], ["train.dtype", "'fp32' or 'bf16'"]),
+        (["train.learning_rate=-1"], ["train.learning_rate", "greater than 0"]),
+        (["methods.dpo.learning_rate=-1"], ["methods.dpo", "learning_rate", "greater than 0"]),
+        (["methods.dpo.bet=1"], ["methods.dpo.bet", "did you mean 'beta'"]),
+        (["methods.otpo.reg=0"], ["methods.otpo.reg", "above 0", "0"]),
+        (["methods.otpo.regm=1"], ["methods.otpo.regm", "did you mean 'reg_m'"]),
+        (["methods.dppo="], ["methods.dppo", "did you mean 'dpo'", "Known methods"]),
+        (["methods.mine.method=dpoo"], ["did you mean 'dpo'"]),
+        (["methods.dpo=3"], ["methods.dpo", "dictionary"]),
+        (["methods.a/b={method: dpo}"], ["'a/b' becomes a folder"]),
+        (["methods.base={method: dpo}"], ["'base'"]),
+        (["methods.dpo.workers=1"], ["methods.dpo.workers", "set train.workers"]),
+        (["name=a/b"], ["'a/b' becomes a folder"]),
+        (["name=.."], ["becomes a folder"]),
+        (["base.max_steps=3"], ["base: needs `data`"]),
+        (["base={data: b.jsonl, max_stepps: 3}"], ["base", "max_stepps", "max_steps"]),
+        (["base={data: b.jsonl, eval_every: 3}"], ["base.eval_every"]),
+        (["data.path=null"], ["methods need preference pairs"]),
+        (["pairs={prompts: p.jsonl}"], ["keep one"]),
+        (["train.best_metric=eval_loss"], ["need train.eval_every"]),
+        (["train.eval_every=2", "train.best_metric=loss"], ["figure of an evaluation", "'loss'"]),
+        (["train.eval_every=2", "train.early_stopping_patience=1"], ["needs train.best_metric"]),
+        (["train.eval_every=2", "train.best_metric=eval_loss", "data.validation=0"], ["set data.validation above 0"]),
+        (["train"], ["not an override", "key.path=value"]),
+        (["=3"], ["not an override"]),
+        (["train.seed=[1"], ["not YAML"]),
+        (["name.x=3"], ["name is a value, not a section"]),
+        (["model=null"], ["model"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused_and_in_which_words(overrides, words):
+    with pytest.raises(UserError) as error:
+        make_recipe(apply_overrides(TREE, overrides))
+    for word in words:
+        assert word in str(error.value)
+    assert "Value error" not in str(error.value) and "pydantic" not in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(UserError) as error:
+        make_recipe(apply_overrides(TREE, ["train.max_step=3", "judge.modell=x", "data.max_length=two"]))
+    assert len(str(error.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [", "not YAML"),
+        ("- a\n- b\n", "found list"),
+        ("", "found NoneType"),
+        ("just text", "found str"),
+        ("1: 2\nname: x\nmodel: {path: m}\n", "1"),
+        ("name: 2024-01-01\nmodel: {path: m}\n", "name"),
+        ("name: !!python/object/apply:os.system ['true']\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, words):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_recipe(path)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(UserError, match=r"No recipe at 'nowhere'.*small_world"):
+        load_recipe("nowhere")
+    with pytest.raises(UserError, match=r"not YAML|No recipe"):
+        load_recipe(__file__.replace(".py", ".pyc"))
+
+
+def test_two_tasks_of_one_name_are_refused():
+    recipe = make_recipe({**TREE, "generate": {"tasks": ["a/x.jsonl", "b/x.jsonl"]}})
+    with pytest.raises(UserError, match="same name"):
+        recipe.generate.named_tasks()
+    assert make_recipe({**TREE, "generate": {"tasks": ["a/x.jsonl.gz", "alpaca_eval"]}}).generate.named_tasks() == {
+        "x": "a/x.jsonl.gz",
+        "alpaca_eval": "alpaca_eval",
+    }

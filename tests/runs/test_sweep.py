@@ -1,0 +1,342 @@
+"""What a sweep tries, and real sweeps on Ray: a grid, a failing trial, a killed and repeated call, Optuna, ASHA."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from otpo.errors import UserError, WorkError
+from pipeline.recipe.sections import Recipe, make_recipe
+from pipeline.recipe.files import load_recipe
+from pipeline.sweep.search import best_recipe, combinations, plan, frozen_labels, trial_name, trial_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+REGS = "methods.otpo.reg"
+
+
+@pytest.fixture
+def tree(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of a few steps on made-up pairs, swept over OTPO's `reg`."""
+    rows = [
+        {
+            "prompt": f"What is {n} plus {n}? ",
+            "chosen": f"It is {2 * n}.",
+            "rejected": f"I think that it may be {2 * n + 1}, or so.",
+        }
+        for n in range(24)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "name": "tiny",
+        "model": {"path": str(tiny_llama)},
+        "data": {"path": str(tmp_path / "pairs.jsonl"), "max_length": 96, "validation": 8},
+        "methods": {"dpo": {}, "otpo": {}},
+        "train": {
+            "max_steps": 4,
+            "eval_every": 2,
+            "global_batch_size": 4,
+            "micro_batch_size": 4,
+            "workers": 1,
+            "use_gpu": False,
+            "dtype": "fp32",
+            "learning_rate": 1e-3,
+            "max_failures": 0,
+        },
+        "sweep": {"params": {REGS: [0.1, 1.0]}, "metric": "eval_loss"},
+    }
+
+
+def swept(tree: dict[str, Any], **sweep: Any) -> Recipe:
+    return make_recipe({**tree, "sweep": {**tree["sweep"], **sweep}})
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+def test_grid_is_the_product_of_the_lists(tree: dict[str, Any]) -> None:
+    recipe = swept(tree, params={REGS: [0.1, 1.0], "methods.otpo.cost": ["l2", "cosine"]})
+    found = plan(recipe)
+    assert found.grid == [
+        {REGS: reg, "methods.otpo.cost": cost} for reg in (0.1, 1.0) for cost in ("l2", "cosine")
+    ]  # fmt: skip
+    assert (found.label, found.mode, found.task, found.n_trials) == ("otpo", "min", None, 4)
+    assert [trial_name(params) for params in found.grid][1] == "reg-0.1_cost-cosine"
+
+
+def test_random_draws_are_seeded_distinct_and_within_bounds(tree: dict[str, Any]) -> None:
+    params = {REGS: {"low": 0.01, "high": 10, "log": True}, "train.max_steps": {"low": 2, "high": 9, "integer": True}}
+    recipe = swept(tree, params=params, search="random", num_samples=40)
+    draws = combinations(recipe)
+    assert draws == combinations(recipe) and len({trial_name(draw) for draw in draws}) == 40
+    assert all(0.01 <= draw[REGS] <= 10 and draw["train.max_steps"] in range(2, 10) for draw in draws)
+    # log-uniform: half of the draws below the geometric mean
+    assert 10 <= sum(draw[REGS] < math.sqrt(0.01 * 10) for draw in draws) <= 30
+    few = swept(tree, params={REGS: [0.1, 1.0]}, search="random", num_samples=40)
+    assert len(combinations(few)) == 2
+
+
+def test_nested_params_of_the_command_line_are_dotted(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tree))
+    recipe = load_recipe(path, [f"sweep.params.{REGS}=[0.3]", "sweep.params.train.learning_rate={low: 1e-5, high: 1}"])
+    assert recipe.sweep.params[REGS] == [0.3]
+    assert recipe.sweep.params["train.learning_rate"].high == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"params": {}}, "sweep.params is empty"),
+        ({"params": {"generate.seed": [1]}}, "expected methods.LABEL.KEY or train.KEY"),
+        ({"params": {"methods.simpo.beta": [1.0]}}, "no label 'simpo'"),
+        ({"params": {"methods.otpo.regg": [1.0]}}, "did you mean 'reg'"),
+        ({"params": {REGS: [0.1, -1.0]}}, "above 0"),
+        ({"params": {"train.workers": [1, 2]}}, "does not change what is trained"),
+        ({"params": {"train.learning_rates": [1e-3]}, "label": "otpo"}, "Did you mean 'learning_rate'"),
+        ({"params": {"train.learning_rate": [1e-3, 1e-4]}}, "sweep.label"),
+        ({"params": {REGS: [0.1], "methods.dpo.beta": [0.1]}}, "one label"),
+        ({"params": {REGS: {"low": 0.1, "high": 1}}}, "grid needs a list"),
+        ({"params": {REGS: [0.1, 0.1]}}, "list each value once"),
+        ({"metric": "eval_los"}, "Did you mean eval_loss"),
+        ({"metric": "win_rate"}, "set generate.tasks and judge.url"),
+    ],
+)
+def test_bad_sweeps_are_refused_with_the_remedy(tree: dict[str, Any], sweep: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan(swept(tree, **sweep))
+
+
+def test_a_key_that_the_label_overrides_is_refused(tree: dict[str, Any]) -> None:
+    tree["methods"]["otpo"] = {"learning_rate": 1e-4}
+    with pytest.raises(UserError, match=r"Sweep methods\.otpo\.learning_rate instead"):
+        plan(swept(tree, label="otpo", params={"train.learning_rate": [1e-3, 1e-4]}))
+
+
+def test_an_evaluated_metric_needs_evaluations(tree: dict[str, Any]) -> None:
+    tree["train"].pop("eval_every")
+    with pytest.raises(UserError, match=r"set train\.eval_every"):
+        plan(swept(tree))
+
+
+def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
+    recipe = swept(tree)
+    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3", Path("/runs/tiny/models"))
+    assert list(trial.methods) == ["reg-0.3"]
+    assert trial.method("reg-0.3").method.name == "otpo" and trial.method("reg-0.3").hyperparameters["reg"] == 0.3
+    best = best_recipe(recipe, {REGS: 0.3})
+    assert best.name == "tiny-best" and list(best.methods) == ["dpo", "otpo"] and not best.sweep.params
+    assert best.method("otpo").hyperparameters["reg"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cpus", "judged", "expected"),
+    [
+        (2, 0, [2], True, (1, 1, True)),
+        (2, 0, [8, 8], False, (4, 2, True)),  # four trials, eight workers
+        (2, 0, [3, 3], False, (3, 1, True)),
+        (4, 0, [3, 3, 3, 3], False, (3, 1, True)),
+        (4, 0, [5, 5, 5], False, (3, 1, True)),
+        (6, 0, [4, 4], False, (1, 1, True)),  # 8 // 6 would be 1; two workers a node of 4 would not make six
+        (2, 8, [64], False, (4, 8, True)),
+        (2, 8, [64], True, (3, 10, True)),  # one GPU stays the engine's
+        (1, 1, [8], True, (1, 8, False)),  # training and the engine take turns
+        (4, 4, [32], True, (1, 8, False)),
+    ],
+)
+def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
+    tree: dict[str, Any], workers: int, gpus: int, cpus: list[int], judged: bool, expected: tuple[int, int, bool]
+) -> None:
+    from pipeline.sweep.search import Search
+    from pipeline.sweep.tuner import divide
+
+    tree["train"]["workers"] = workers
+    search = Search("otpo", "win_rate", "max", "facts" if judged else None, None, 4)
+    found = divide(swept(tree), search, gpus=gpus, cpus=cpus, on_gpu=gpus > 0)
+    assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
+def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, Any]) -> None:
+    tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
+    oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})
+    assert plan(oracles).label == "tgdpo" and frozen_labels(oracles, "tgdpo") == ["dpo", "otpo"]
+    trial = trial_recipe(oracles, "tgdpo", {"methods.tgdpo.oracle": "otpo"}, "oracle-otpo", Path("/runs/tiny/models"))
+    assert trial.method("oracle-otpo").frozen_models == {"oracle": "/runs/tiny/models/otpo/model"}
+    assert frozen_labels(swept(tree), "otpo") == []
+
+
+def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
+    from pipeline.sweep.search import Search
+    from pipeline.sweep.results import read_outcome, render, write_results
+
+    def trial(reg: float, **end: Any) -> dict[str, Any]:
+        return {"name": f"reg-{reg:g}", "params": {REGS: reg}, "state": "done"} | end
+
+    def rate(value: float, half: float) -> dict[str, Any]:
+        return {"figures": {"win_rate": value, "win_rate_low": value - half, "win_rate_high": value + half}}
+
+    search = Search("otpo", "win_rate", "max", "facts", None, 4)
+    trials = [trial(0.1, **rate(40, 3)), trial(1, **rate(52, 3)), trial(3, **rate(48, 3)),
+              trial(9, state="failed", error="out of memory")]  # fmt: skip
+    outcome = write_results(swept(tree), search, tmp_path, trials)
+    assert outcome.results["trial"].tolist() == ["reg-1", "reg-3", "reg-0.1", "reg-9"]
+    assert (outcome.best, outcome.failed) == ("reg-1", 1)
+    assert "intervals of 1 other" in str(outcome.caution) and "optimistic" in str(outcome.caution)
+    assert load_recipe(tmp_path / "best.yaml").method("otpo").hyperparameters["reg"] == 1
+    again = read_outcome(tmp_path, search)
+    assert again.best == "reg-1" and not again.did and render(again).row_count == 4
+
+
+def test_too_small_a_cluster_is_refused_before_anything_is_trained(
+    tree: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    tree["train"]["workers"] = 64
+    with pytest.raises(UserError, match=r"train\.workers"):
+        sweep(swept(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+    assert not (tmp_path / "runs" / "tiny" / "models").exists()
+
+
+def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    said: list[str] = []
+    folder = tmp_path / "runs" / "tiny"
+    outcome = sweep(swept(tree), folder, world=None, show=silent, say=said.append)
+    assert "2 trials, 2 at a time: each has 1 training worker with 1 CPU." in said
+
+    # the objective is the last evaluation of each trial's own training, and the best is the smallest
+    losses = {}
+    for name in ("reg-0.1", "reg-1"):
+        lines = (folder / "sweep" / "models" / name / "metrics.jsonl").read_text().splitlines()
+        evaluations = [json.loads(line) for line in lines if "eval_loss" in line]
+        assert [line["step"] for line in evaluations] == [2, 4]
+        losses[name] = evaluations[-1]["eval_loss"]
+    results = pd.read_csv(folder / "sweep" / "results.csv")
+    assert dict(zip(results["trial"], results["eval_loss"], strict=True)) == pytest.approx(losses)
+    assert losses["reg-0.1"] != losses["reg-1"]
+    assert outcome.best == min(losses, key=losses.__getitem__) == results["trial"][0]
+    assert (folder / "sweep" / "plot.svg").read_text().lstrip().startswith("<?xml")
+    assert "reg-0.1" in (folder / "sweep" / "report.html").read_text()
+    best = load_recipe(folder / "sweep" / "best.yaml")
+    assert best.method("otpo").hyperparameters["reg"] == {"reg-0.1": 0.1, "reg-1": 1.0}[outcome.best]
+    # the reference was computed once: its cache holds each row once
+    from pipeline.train.frozen_cache import FrozenLogProbs
+
+    (cache,) = (tmp_path / "runs" / "scorers").iterdir()
+    assert len(FrozenLogProbs(cache).rows) == 24
+
+    # again: nothing is done; one more value: only that one is trained
+    written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
+    assert not sweep(swept(tree), folder, world=None, show=silent, say=silent).did
+    assert (folder / "sweep" / "results.csv").stat().st_mtime_ns == written
+    trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
+    more = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, show=silent, say=silent)
+    assert len(more.results) == 3 and more.failed == 0
+    assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    params = {"train.learning_rate": [1e-3, 1e30]}
+    folder = tmp_path / "runs" / "tiny"
+    outcome = sweep(swept(tree, label="otpo", params=params), folder, world=None, show=silent, say=silent)
+    assert outcome.failed == 1 and outcome.best == "learning_rate-0.001"
+    row = outcome.results.iloc[-1]
+    assert row["state"] == "failed" and "not finite" in row["error"]
+    assert "sweep" not in json.loads((folder / "manifest.json").read_text())["stages"]
+
+    with pytest.raises(WorkError, match="Not one of 1 trials"):
+        recipe = swept(tree, label="otpo", params={"train.learning_rate": [1e30]})
+        sweep(recipe, folder, world=None, show=silent, say=silent)
+
+
+@pytest.mark.slow
+def test_a_scorer_is_trained_once_before_the_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    tree["methods"] = {"sampo": {}, "dpo": {}, "tgdpo": {"oracle": "dpo"}}
+    folder = tmp_path / "runs" / "tiny"
+    params = {"methods.tgdpo.beta": [0.1, 0.5]}
+    outcome = sweep(swept(tree, params=params), folder, world=None, show=silent, say=silent)
+    assert outcome.failed == 0 and len(outcome.results) == 2
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    assert "train/dpo" in stages and "train/sampo" not in stages and "train/tgdpo" not in stages
+    # caches by model: the reference, and the oracle
+    assert len(list((tmp_path / "runs" / "scorers").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    params = {REGS: {"low": 0.01, "high": 10, "log": True}}
+    folder = tmp_path / "runs" / "tiny"
+    first = sweep(
+        swept(tree, params=params, search="optuna", num_samples=2), folder, world=None, show=silent, say=silent
+    )
+    assert len(first.results) == 2 and first.results[REGS].between(0.01, 10).all()
+    second = sweep(
+        swept(tree, params=params, search="optuna", num_samples=3), folder, world=None, show=silent, say=silent
+    )
+    assert len(second.results) == 3 and set(first.results["trial"]) < set(second.results["trial"])
+
+
+@pytest.mark.slow
+def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    tree["train"] |= {"max_steps": 160, "eval_every": 20}  # long after the first evaluation: Tune stops in its own time
+    tree["sweep"] = {
+        "params": {"methods.otpo.learning_rate": [1e-2, 1e-7, 2e-7]},
+        "metric": "eval_loss",
+        "scheduler": "asha",
+        "reduction_factor": 2,
+        "max_concurrent_trials": 1,
+    }
+    outcome = sweep(make_recipe(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+    assert outcome.best == "learning_rate-0.01" and outcome.failed == 0
+    stopped = outcome.results[outcome.results["state"] == "stopped"]
+    assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}
+    for name in stopped["trial"]:
+        assert not (tmp_path / "runs" / "tiny" / "sweep" / "models" / name / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["sweep"]["max_concurrent_trials"] = 1
+    (tmp_path / "tiny.yaml").write_text(json.dumps(tree))
+    command = [sys.executable, "-m", "jobs.cli", "sweep", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    models = tmp_path / "runs" / "tiny" / "sweep" / "models"
+
+    def state(name: str) -> str:
+        path = models / name / "trial.json"
+        return json.loads(path.read_text())["state"] if path.exists() else "not started"
+
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while state("reg-1") != "running":
+            assert first.poll() is None, "the sweep ended before it could be killed"
+            time.sleep(0.1)
+        first.kill()
+    assert state("reg-0.1") == "done"
+    trained = (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns
+    second = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert second.returncode == 0, second.stderr
+    assert (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert state("reg-1") == "done" and "best.yaml" in second.stdout
+    third = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert "Nothing to do" in third.stdout

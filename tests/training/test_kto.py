@@ -1,0 +1,384 @@
+"""KTO: the loss against TRL and closed forms, the mismatched completions, and steps that batching does not change."""
+
+import math
+from collections import Counter, defaultdict
+from types import MethodType, SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.random_pairs import random_side, spec_of
+from support.small_lm import PAIRS, small_lm
+
+from otpo.errors import UserError, WorkError
+from otpo.methods.losses import completion_loss
+from otpo.methods.losses.unpaired import kto_values
+from otpo.models.policy import PolicyModel
+from otpo.records import TokenCompletion, TokenPair
+from otpo.training.step import evaluate, optimisation_step
+from otpo.training.unpaired import as_pairs, collate_unpaired, mismatched, split_pairs, unpaired_losses
+
+LENGTHS = [9, 3, 5, 12, 1, 7]
+LABELS = torch.tensor([True, False, False, True, False, False])
+
+
+def run(answers, labels, others, **settings):
+    return completion_loss(spec_of("kto", **settings), answers, labels, kto_values(others, labels))
+
+
+# ---- the loss ----
+
+
+def trl_loss(answers, labels, others, *, beta, desirable_weight, undesirable_weight):
+    """Loss and metrics of TRL's KTOTrainer on the same per-token log-probabilities."""
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    def outputs(side):
+        zeros = torch.zeros_like(side.policy)
+        return SimpleNamespace(log_probs=side.policy, entropy=zeros, mean_logits=zeros)
+
+    def ids(side, first):
+        return torch.nn.functional.pad(side.mask.long(), (1, 0), value=first)
+
+    policy = torch.nn.Identity()
+    policy.forward = lambda input_ids, **_: outputs(others if input_ids[0, 0] == 1 else answers)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        model=policy,
+        calculate_KL=True,
+        loss_type="kto",
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    trainer._compute_kl_logps = MethodType(KTOTrainer._compute_kl_logps, trainer)
+    inputs = {
+        "input_ids": ids(answers, 0),
+        "attention_mask": ids(answers, 1),
+        "completion_mask": ids(answers, 0),
+        "KL_input_ids": ids(others, 1),
+        "KL_attention_mask": ids(others, 1),
+        "KL_completion_mask": ids(others, 0),
+        "label": labels,
+        "ref_logps": answers.frozen_logps("reference").sum(-1),
+        "ref_KL_logps": others.frozen_logps("reference").sum(-1),
+    }
+    loss = KTOTrainer._compute_loss(trainer, policy, inputs, False)
+    return loss, {name: values[0] for name, values in trainer._metrics["train"].items() if isinstance(values, list)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.4)])
+def test_loss_metrics_and_gradient_are_those_of_trl(seed, weights):
+    settings = {"beta": 0.3, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
+    answers, others = random_side(LENGTHS, seed=seed), random_side(LENGTHS[::-1], seed=seed + 50)
+    answers.policy.requires_grad_()
+    output = run(answers, LABELS, others, **settings)
+    (ours,) = torch.autograd.grad(output.losses.mean(), answers.policy)
+    loss, metrics = trl_loss(answers, LABELS, others, **settings)
+    (theirs,) = torch.autograd.grad(loss, answers.policy)
+    assert output.losses.mean().item() == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(ours * answers.mask, theirs * answers.mask, rtol=1e-5, atol=1e-9)
+    named = {"kl", *(f"{name}/{side}" for name in ("rewards", "logps") for side in ("chosen", "rejected"))}
+    for name in named | {"rewards/margins"}:
+        assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
+
+
+def test_the_kl_term_of_trl_is_met_on_either_side_of_zero():
+    """Else the comparison above would not see a missing clamp."""
+    found = [kto_values(random_side(LENGTHS[::-1], seed=seed + 50), LABELS)[:, 0].mean().item() for seed in range(6)]
+    assert min(found) < 0 < max(found)
+
+
+def by_hand(ratio, other_ratio):
+    """One completion with log-ratio `ratio`, and a mismatched one."""
+    answers, others = random_side([2]), random_side([2])
+    answers.policy, answers.frozen["reference"] = torch.tensor([[-1.0, ratio - 1]]), torch.tensor([[-1.0, -1.0]])
+    others.policy, others.frozen["reference"] = torch.tensor([[other_ratio, -1.0]]), torch.tensor([[0.0, -1.0]])
+    return answers, others
+
+
+@pytest.mark.parametrize(
+    ("ratio", "other", "label", "expected"),
+    [
+        (2.0, 0.5, True, 1 / (1 + math.exp(0.5 * 1.5))),
+        (2.0, -3.0, True, 1 / (1 + math.exp(0.5 * 2.0))),  # z is at least 0
+        (2.0, 0.5, False, 3 / (1 + math.exp(-0.5 * 1.5))),
+        (-1.0, 0.5, False, 3 / (1 + math.exp(0.5 * 1.5))),
+        (-900.0, 0.0, True, 1.0),
+        (-900.0, 0.0, False, 0.0),
+    ],
+)
+def test_closed_form(ratio, other, label, expected):
+    answers, others = by_hand(ratio, other)
+    output = run(answers, torch.tensor([label]), others, beta=0.5, undesirable_weight=3)
+    assert output.losses.item() == pytest.approx(expected, rel=1e-6)
+    assert output.metrics["kl"].item() == max(other, 0)
+    side, missing = ("chosen", "rejected") if label else ("rejected", "chosen")
+    assert output.metrics[f"rewards/{side}"].item() == pytest.approx(0.5 * ratio)
+    assert not {f"rewards/{missing}", f"logps/{missing}", "rewards/margins"} & set(output.metrics)
+
+
+def test_golden_value_where_policy_equals_reference():
+    answers, others = random_side(LENGTHS, equal=True), random_side(LENGTHS[::-1], seed=1, equal=True)
+    torch.testing.assert_close(run(answers, LABELS, others).losses, torch.full((6,), 0.5))
+    weighted = run(answers, LABELS, others, desirable_weight=2, undesirable_weight=0.5).losses
+    torch.testing.assert_close(weighted, torch.where(LABELS, 1.0, 0.25))
+
+
+def test_gradients_in_float64_do_not_pass_through_the_kl_term():
+    answers = random_side([4, 2, 1], dtype=torch.float64)
+    others = random_side([3, 5, 2], seed=1, dtype=torch.float64)
+    labels = torch.tensor([True, False, True])
+    others.policy = others.frozen_logps("reference") + 0.1 * others.mask  # z above 0
+    others.policy.requires_grad_()
+    global_values = kto_values(others, labels)
+    assert global_values[:, 0].mean() > 0 and not global_values.requires_grad
+    spec = spec_of("kto", sft_weight=0.3)
+
+    def losses(policy):
+        answers.policy = policy
+        return completion_loss(spec, answers, labels, global_values).losses
+
+    assert torch.autograd.gradcheck(losses, answers.policy.clone().requires_grad_())
+
+
+def test_sft_weight_adds_the_likelihood_of_desirable_completions():
+    answers, others = random_side(LENGTHS), random_side(LENGTHS, seed=1)
+    plain, added = (run(answers, LABELS, others, sft_weight=w) for w in (0.0, 0.7))
+    likelihood = -(answers.policy.sum(-1) / torch.tensor(LENGTHS))
+    torch.testing.assert_close(added.losses - plain.losses, torch.where(LABELS, 0.7 * likelihood, 0.0))
+    assert added.metrics["nll_loss"].mean().item() == pytest.approx(likelihood[LABELS].mean().item())
+
+
+# ---- the rows ----
+
+
+def labelled(prompts):
+    """A row for each prompt; completions are all different."""
+    return [TokenCompletion(row, [1, prompt], [100 + row], row % 3 == 0) for row, prompt in enumerate(prompts)]
+
+
+@given(st.lists(st.integers(0, 12), min_size=2, max_size=40), st.integers(0, 99))
+def test_a_mismatched_completion_is_of_another_prompt(prompts, seed):
+    items = labelled(prompts)
+    if len(set(prompts)) == 1:
+        with pytest.raises(UserError, match="at least two prompts"):
+            mismatched(items, seed=seed)
+        return
+    matched = mismatched(items, seed=seed)
+    others = [item.mismatched_ids[0] - 100 for item in matched]
+    assert all(prompts[row] != prompts[other] for row, other in enumerate(others))
+    assert [(m.row, m.prompt_ids, m.completion_ids, m.label) for m in matched] == [
+        (i.row, i.prompt_ids, i.completion_ids, i.label) for i in items
+    ]
+    if 2 * Counter(prompts).most_common(1)[0][1] <= len(prompts):
+        assert sorted(others) == list(range(len(prompts))), "each completion is used once"
+
+
+def test_the_pairing_goes_by_seed_alone():
+    items = labelled(range(50))
+    assert mismatched(items, seed=3) == mismatched(items, seed=3) != mismatched(items, seed=4)
+
+
+def test_a_mismatched_completion_is_cut_to_the_room_its_prompt_leaves():
+    items = [TokenCompletion(0, [1] * 7, [2], True), TokenCompletion(1, [3], [4] * 9, False)]
+    found = mismatched(items, seed=0, max_length=10)
+    assert [item.mismatched_ids for item in found] == [[4] * 3, [2]]
+
+
+def test_pairs_are_split_as_trl_does():
+    from datasets import Dataset
+    from trl.data_utils import unpair_preference_dataset
+
+    columns = {
+        "prompt": [p.prompt_ids for p in PAIRS],
+        "chosen": [p.chosen_ids for p in PAIRS],
+        "rejected": [p.rejected_ids for p in PAIRS],
+    }
+    theirs = unpair_preference_dataset(Dataset.from_dict(columns))
+    ours = split_pairs(PAIRS)
+    assert sorted((i.prompt_ids, i.completion_ids, i.label) for i in ours) == sorted(
+        (row["prompt"], row["completion"], row["label"]) for row in theirs
+    )
+    assert [item.row for item in ours] == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_is_scored_has_a_key_of_its_own():
+    items = mismatched(split_pairs(PAIRS), seed=0)
+    keys = [pair.row for pair in as_pairs(items)]
+    assert len(set(keys)) == 6
+    first = TokenPair(keys[0], items[0].prompt_ids, items[0].completion_ids, items[0].mismatched_ids or [])
+    assert as_pairs(items)[0] == first
+    batch = collate_unpaired(items)
+    assert batch.keys == keys
+    batch.rows[2] = -1
+    assert batch.keys == [*keys[:2], -1, *keys[3:]]
+
+
+# ---- steps ----
+
+ITEMS = mismatched(split_pairs(PAIRS), seed=0)
+ALL = [[0, 1, 2, 3, 4, 5]]
+
+
+def reference():
+    frozen = PolicyModel(small_lm())
+
+    @torch.no_grad()
+    def logps(batch):
+        return frozen(batch)[0], frozen(batch.mismatched)[0]
+
+    return logps
+
+
+def batches_of(groups, items=ITEMS):
+    return [collate_unpaired([items[i] for i in group]) for group in groups]
+
+
+def train(groups, *, steps=4, items=ITEMS, filler=False, **settings):
+    """(figures of each step, the model's parameters after the last)."""
+    model = PolicyModel(small_lm())
+    losses = unpaired_losses(model, spec_of("kto", **settings), reference())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    batches = batches_of(groups, items)
+    if filler:
+        batches += batches_of([[3]], items)
+        batches[-1].rows[:] = -1
+    lines = [
+        optimisation_step(model, optimizer, batches, losses, denominator=len(items), max_grad_norm=1.0, lr=0.05)
+        for _ in range(steps)
+    ]
+    return lines, [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("groups", [[[0], [1], [2], [3], [4], [5]], [[5, 1], [0, 2, 4, 3]]])
+def test_micro_batches_change_nothing(groups):
+    """Not even ones without a desirable completion, or of one row, where TRL's KL term is the reward itself."""
+    whole, parameters = train(ALL)
+    parts, others = train(groups)
+    assert whole[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert whole[-1]["loss"] < 0.45 and whole[-1]["kl"] > 0.01 and whole[-1]["rewards/margins"] > 0.1
+    for a, b in zip(whole, parts, strict=True):
+        assert a == pytest.approx(b, rel=2e-5, abs=2e-6) and a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["tokens"] == 2 * 10 + 9 + 12, "each prompt with each answer; mismatched completions do not count"
+    for a, b in zip(parameters, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_kl_term_is_of_the_mismatched_completions():
+    lines, _ = train(ALL, steps=2)
+    model = PolicyModel(small_lm())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    losses = unpaired_losses(model, spec_of("kto"), reference())
+    optimisation_step(model, optimizer, batches_of(ALL), losses, denominator=6, max_grad_norm=1.0, lr=0.05)
+    start, trained, total = small_lm(), small_lm(), 0.0
+    trained.load_state_dict(model.lm.state_dict())  # a model of its own, with transformers' attention
+    for item in ITEMS:
+        ids = torch.tensor([item.prompt_ids + item.mismatched_ids])
+        with torch.no_grad():
+            now, before = (lm(ids).logits.log_softmax(-1) for lm in (trained, start))
+        for place in range(len(item.prompt_ids), ids.shape[1]):
+            token = ids[0, place]
+            total += (now[0, place - 1, token] - before[0, place - 1, token]).item()
+    assert lines[1]["kl"] == pytest.approx(max(total / 6, 0), rel=1e-4) and total > 0
+
+
+def test_a_filler_row_counts_for_nothing():
+    assert train(ALL, filler=True)[0] == [pytest.approx(line, rel=1e-5, abs=1e-6) for line in train(ALL)[0]]
+
+
+def test_swapped_answers_are_swapped_labels():
+    flipped = [TokenCompletion(i.row, i.prompt_ids, i.completion_ids, not i.label, i.mismatched_ids) for i in ITEMS]
+    assert train(ALL, swap_answers=True)[0] == [
+        pytest.approx(line, rel=1e-6, abs=1e-7) for line in train(ALL, items=flipped)[0]
+    ]
+
+
+def test_evaluation_has_a_steps_figures():
+    model = PolicyModel(small_lm())
+    losses = unpaired_losses(model, spec_of("kto"), reference())
+    figures = evaluate(batches_of([[0, 3], [1, 2, 4, 5]]), losses, denominator=6)
+    step, _ = train(ALL, steps=1)
+    expected = {f"eval_{name}": value for name, value in step[0].items() if name not in ("grad_norm", "learning_rate")}
+    assert figures == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_number_that_is_not_finite_names_the_row_and_the_completion(others):
+    start = reference()
+
+    def broken(batch):
+        values = start(batch)
+        values[others][batch.rows == 1, 0] = math.nan
+        return values
+
+    batch = batches_of([[0, 3, 4]])
+    expected = "mismatched completion" if others else "undesirable completion"
+    losses = unpaired_losses(PolicyModel(small_lm()), spec_of("kto"), broken)
+    with pytest.raises(WorkError, match=f"data row 1: log-probabilities of 'reference', {expected}") as error:
+        evaluate(batch, losses, denominator=3)
+    assert "row 0" not in str(error.value) and "row 2" not in str(error.value)
+
+
+# ---- TRL's whole trainer ----
+
+
+def test_twenty_steps_are_those_of_trls_trainer(tmp_path, tiny_llama):
+    """Same tokens, same order, TRL's own pairing: with a batch in one piece its KL term is that of the batch."""
+    from conftest import SENTENCES
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer
+
+    rows = {
+        "prompt": [f"{SENTENCES[i % 10][: 20 + i]} " for i in range(80)],
+        "completion": [SENTENCES[(3 * i + 1) % 10][: 30 + i % 7] for i in range(80)],
+        "label": [i % 3 > 0 for i in range(80)],
+    }
+    found = []
+
+    class Recording(KTOTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            found.append(loss.item())
+            return loss
+
+    config = KTOConfig(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=20, learning_rate=1e-3, lr_scheduler_type="constant",
+        gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", save_strategy="no", beta=0.1,
+        precompute_ref_log_probs=True, disable_tqdm=True, desirable_weight=1.2,
+    )  # fmt: skip
+    trainer = Recording(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), args=config, train_dataset=Dataset.from_dict(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny_llama),
+    )  # fmt: skip
+    items = [
+        TokenCompletion(number, row["prompt_ids"], row["completion_ids"], row["label"], row["KL_completion_ids"])
+        for number, row in enumerate(trainer.train_dataset)
+    ]
+    trainer.train()
+
+    policy, frozen = (PolicyModel(AutoModelForCausalLM.from_pretrained(tiny_llama)).eval() for _ in range(2))
+
+    @torch.no_grad()
+    def start(batch):
+        return frozen(batch)[0], frozen(batch.mismatched)[0]
+
+    losses = unpaired_losses(policy, spec_of("kto", desirable_weight=1.2), start)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
+    ours = [
+        optimisation_step(
+            policy, optimizer, batches_of([[4 * step, 4 * step + 3], [4 * step + 1, 4 * step + 2]], items), losses,
+            denominator=4, max_grad_norm=1.0, lr=1e-3,
+        )["loss"]
+        for step in range(20)
+    ]  # fmt: skip
+    assert len(found) == 20 and ours == pytest.approx(found, rel=1e-4)
+    assert max(ours) - min(ours) > 0.05, "the losses move"
