@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ from eval.judge.verdicts import check, judge, ledger, write_verdicts
 from eval.tasks import load_outputs, match_outputs
 from otpo.errors import UserError, WorkError
 from pipeline.judge.reward_model import RewardJudge, check_reward_model
+from pipeline.progress import Progress
 
 
 def judge_files(
@@ -26,7 +26,7 @@ def judge_files(
     out: Path,
     task: str,
     *,
-    show: Callable[[str, int, int, str], None],
+    show: Progress,
     subset: bool = False,
     template: str = "auto",
 ) -> pd.DataFrame:

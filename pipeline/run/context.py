@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 from otpo.identity import source_identity
 from pipeline.judge.reward_model import check_reward_model
+from pipeline.progress import Progress
 from pipeline.recipe.files import identity
 from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.run.manifest import open_run
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from pipeline.generate.engine import EngineConfig
     from pipeline.generate.pool import EnginePool
     from pipeline.train.tokens import Tokens
-
-Show = Callable[[str, int, int, str], None]
-"""Progress of one piece of work: (what, done, total, a few words)."""
 
 
 class World(Protocol):
@@ -51,7 +49,7 @@ class Context:
         spent_usd: paid to the judge by this call.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, world: World | None, show: Show, redo: bool):
+    def __init__(self, recipe: Recipe, folder: Path, world: World | None, show: Progress, redo: bool):
         self.recipe, self.folder, self.world, self.show, self.redo = recipe, folder, world, show, redo
         self.inputs_of: dict[str, Any] = {}
         self.did: list[str] = []

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError
 from otpo.identity import source_identity
+from pipeline.progress import Progress
 from pipeline.recipe.files import EXECUTION_KEYS_OF_TRAINING
 from pipeline.recipe.sections import ModelConfig, Recipe
 from pipeline.run.board import write_board, write_weights
-from pipeline.run.context import Context, Show, World
+from pipeline.run.context import Context, World
 from pipeline.run.metrics import nearly_uniform, seconds_of_steps
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ Rows = list[dict[str, Any]]
 
 
 def run(
-    recipe: Recipe, folder: Path, *, world: World | None, show: Show, until: str = "report", redo: bool = False
+    recipe: Recipe, folder: Path, *, world: World | None, show: Progress, until: str = "report", redo: bool = False
 ) -> Run:
     """Do what of a recipe is not done yet.
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
+from pipeline.progress import Progress
 from pipeline.recipe.files import digest
 from pipeline.recipe.sections import Recipe
-from pipeline.run.context import Show, World
+from pipeline.run.context import World
 from pipeline.run.stages import Run
 from pipeline.sweep.results import Outcome, read_outcome, write_results
 from pipeline.sweep.search import Search, frozen_labels, plan
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 
 
 def sweep(
-    recipe: Recipe, folder: Path, *, world: World | None, show: Show, say: Say = print, redo: bool = False
+    recipe: Recipe, folder: Path, *, world: World | None, show: Progress, say: Say = print, redo: bool = False
 ) -> Outcome:
     """Do what of a sweep is not done yet.
 

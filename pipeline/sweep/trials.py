@@ -19,6 +19,7 @@ import ray
 from ray import tune
 
 from otpo.errors import UserError, WorkError
+from pipeline.progress import Progress
 from pipeline.recipe.sections import ModelConfig, Recipe
 from pipeline.run.metrics import newest_step
 from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe
@@ -236,10 +237,10 @@ def trial_records(setting: Setting) -> list[dict[str, Any]]:
     return [record for record in records if record["key"] == setting.key and set(record["params"]) == keys]
 
 
-class Progress(tune.Callback):
+class SweepCallback(tune.Callback):
     """Shows where the running trials are, and settles what became of those that could not say so themselves."""
 
-    def __init__(self, setting: Setting, show: Callable[[str, int, int, str], None]):
+    def __init__(self, setting: Setting, show: Progress):
         self.setting, self.show = setting, show
         self.shown, self.ended, self.died = 0.0, 0, set[str]()
 

@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.progress import Progress
 from pipeline.recipe.sections import Recipe, SweepRange
-from pipeline.run.context import Show
 from pipeline.sweep.search import Search, trial_name
 
 if TYPE_CHECKING:
@@ -62,19 +62,19 @@ def divide(recipe: Recipe, search: Search, *, gpus: int, cpus: list[int], on_gpu
     return Share(concurrent, cpus_per_worker(concurrent * workers, cpus), keep_engine)
 
 
-def run_trials(setting: Setting, desk: Any, concurrent: int, show: Show) -> list[dict[str, Any]]:
+def run_trials(setting: Setting, desk: Any, concurrent: int, show: Progress) -> list[dict[str, Any]]:
     """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
     # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
     quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
     from ray import tune
 
-    from pipeline.sweep.trials import Progress, run_trial, trial_records
+    from pipeline.sweep.trials import SweepCallback, run_trial, trial_records
 
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     search, sweep = setting.search, setting.recipe.sweep
-    progress = Progress(setting, show)
+    callback = SweepCallback(setting, show)
     space: dict[str, Any] = {}
     sampler, remaining = None, search.n_trials
     if search.grid is not None:
@@ -102,9 +102,9 @@ def run_trials(setting: Setting, desk: Any, concurrent: int, show: Show) -> list
             tune_config=tune.TuneConfig(
                 search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[progress]),
+            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
         ).fit()  # fmt: skip
-        progress.settle()
+        callback.settle()
     records = {trial["name"]: trial for trial in trial_records(setting)}
     if search.grid is None:
         return sorted(records.values(), key=lambda trial: trial["started"])

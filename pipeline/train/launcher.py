@@ -20,8 +20,8 @@ from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
 from pipeline.cluster.connect import check_workers, cpus_per_worker, node_pool, training_nodes
+from pipeline.progress import Progress
 from pipeline.recipe.sections import ModelConfig, Recipe, TrainConfig
-from pipeline.run.context import Show
 from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
 from pipeline.train.tokens import Tokens
@@ -81,7 +81,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
 
 
 def fit(
-    jobs: list[TrainJob], folder: Path, *, name: str, train: TrainConfig, show: Show, cpus: int | None = None
+    jobs: list[TrainJob], folder: Path, *, name: str, train: TrainConfig, show: Progress, cpus: int | None = None
 ) -> None:
     """Run jobs on one Ray Train worker group, in order. What is finished already is not done again.
 
@@ -153,7 +153,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _following(jobs: list[TrainJob], show: Show) -> Iterator[None]:
+def _following(jobs: list[TrainJob], show: Progress) -> Iterator[None]:
     """Show the newest line of each job's metrics while the body runs."""
     stop = threading.Event()
 
@@ -171,7 +171,7 @@ def _following(jobs: list[TrainJob], show: Show) -> Iterator[None]:
         _show_newest(jobs, show)
 
 
-def _show_newest(jobs: list[TrainJob], show: Show) -> None:
+def _show_newest(jobs: list[TrainJob], show: Progress) -> None:
     for job in jobs:
         line = newest_step(job.folder / "metrics.jsonl")
         if line:
