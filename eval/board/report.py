@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval import layout
 from eval.board.effective_tokens import run_sentence
 from eval.board.examples import Example, examples, failures, sample
 from eval.board.figures import MANY_LABELS, Style, curve, styles, win_rate_against_length
@@ -75,7 +76,7 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
     looks = _looks(names, found)
     out.mkdir(parents=True, exist_ok=True)
     if len(runs) > 1 and found:
-        write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / "leaderboard.csv")
+        write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / layout.LEADERBOARD)
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     views = [
         _board_view(board, looks, out, _slug(board.task, i, found))
@@ -117,7 +118,7 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
     }
     context["has_weights"] = bool(weights or even)
     context["sections"] = _sections(context)
-    return write_page(out / "report.html", render("report.html.j2", **context))
+    return write_page(out / layout.REPORT, render("report.html.j2", **context))
 
 
 def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict[str, Style]:

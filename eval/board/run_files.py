@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval import layout
 from eval.board.leaderboard import CONTEXT_COLUMNS, read_leaderboard
 from otpo.errors import UserError
 
@@ -55,8 +56,8 @@ def write_answers(
 ) -> None:
     """Put the answers that were judged where `read_run` finds them, in AlpacaEval's own format."""
     for label, rows in outputs.items():
-        _write_rows(folder / "models" / safe_name(label) / safe_name(task) / "model_outputs.json", rows)
-    _write_rows(folder / "judge" / safe_name(task) / "reference.json", reference)
+        _write_rows(layout.outputs_file(folder, safe_name(label), safe_name(task)), rows)
+    _write_rows(layout.reference_file(folder, safe_name(task)), reference)
 
 
 def safe_name(name: str) -> str:
@@ -78,25 +79,25 @@ def read_run(folder: Path) -> RunFiles:
     if not folder.is_dir():
         raise UserError(f"{folder}: expected the folder of a run or of `otpo judge`, found none.")
     run = RunFiles(name=folder.resolve().name)
-    if (path := folder / "leaderboard.csv").is_file():
+    if (path := folder / layout.LEADERBOARD).is_file():
         run.board = read_leaderboard(path)
-    for path in [folder / "verdicts.parquet", *sorted(folder.glob("judge/*/verdicts.parquet"))]:
+    for path in [folder / layout.VERDICTS, *sorted(folder.glob(str(layout.verdicts_file(Path(), "*"))))]:
         if path.is_file():
             for task, frame in pd.read_parquet(path).groupby("task", sort=False):
                 run.verdicts[str(task)] = frame.reset_index(drop=True)
-    for path in sorted(folder.glob("judge/*/reference.json*")):
+    for path in sorted(folder.glob(f"{layout.reference_file(Path(), '*')}*")):
         run.references[path.parent.name] = _json(path, run, list) or []
-    for path in sorted(folder.glob("models/*/*/model_outputs.json*")):
+    for path in sorted(folder.glob(f"{layout.outputs_file(Path(), '*', '*')}*")):
         rows = _json(path, run, list)
         if rows:  # verdicts know a model by `generator`; its folder may be called otherwise
             label = str(rows[0].get("generator") or path.parent.parent.name)
             run.outputs.setdefault(path.parent.name, {})[label] = rows
-    for path in sorted(folder.glob("models/*/metrics.jsonl")):
+    for path in sorted(folder.glob(str(layout.label_folder(Path(), "*") / layout.METRICS))):
         run.metrics[path.parent.name] = _lines(path, run)
-    run.weights = _json(folder / "weights.json", run, list) or []
-    run.world = _json(folder / "world.json", run, dict)
-    run.manifest = _json(folder / "manifest.json", run, dict)
-    if (path := folder / "recipe.yaml").is_file():
+    run.weights = _json(folder / layout.WEIGHTS, run, list) or []
+    run.world = _json(folder / layout.KNOWN_TRUTH, run, dict)
+    run.manifest = _json(folder / layout.MANIFEST, run, dict)
+    if (path := folder / layout.RECIPE).is_file():
         run.recipe = path.read_text(encoding="utf-8", errors="replace")
     if run.board is None and not (run.verdicts or run.metrics or run.weights or run.world or run.manifest):
         raise UserError(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import layout
 from otpo.files import write_atomically
 from pipeline.generate.engine import Completion
 
@@ -42,9 +43,9 @@ class Files:
     def at(cls, out: str | Path) -> Files:
         """In a folder, or around a file that ends in .json; the folder is made."""
         out = Path(out)
-        outputs = out if out.suffix == ".json" else out / "model_outputs.json"
+        outputs = out if out.suffix == ".json" else out / layout.OUTPUTS
         outputs.parent.mkdir(parents=True, exist_ok=True)
-        report = "generation.json" if outputs.stem == "model_outputs" else f"{outputs.stem}.generation.json"
+        report = "generation.json" if outputs.name == layout.OUTPUTS else f"{outputs.stem}.generation.json"
         return cls(outputs, outputs.with_name(report), outputs.with_name(f"{outputs.stem}.partial.jsonl"))
 
 
