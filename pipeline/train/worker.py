@@ -57,6 +57,7 @@ from otpo.training.step import (
 from otpo.training.unpaired import UnpairedBatch, as_pairs, collate_unpaired, unpaired_losses
 from pipeline.recipe.sections import TrainConfig
 from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
+from pipeline.train.metrics_log import MetricsLog
 
 FAILURE = "failure.json"
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # enough for large products; more would take memory alone
@@ -142,7 +143,7 @@ class _Trainer:
         self.budget = self.train.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         self.items = load_tokens(job.tokens)
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
-        self.metrics = job.folder / "metrics.jsonl"
+        self.metrics = MetricsLog(job.folder / "metrics.jsonl", writes=self.rank == 0)
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
         self.saved = 0
 
@@ -245,7 +246,8 @@ class _Trainer:
     def _resume(self) -> int:
         checkpoints = complete_checkpoints(self.job.folder / "checkpoints")
         if not checkpoints:
-            self._keep_metrics_before(0)
+            self.metrics.rewind(0)
+            dist.barrier()
             return 0
         found = read_state(checkpoints[-1])["reference"]
         if found != self.job.model_fingerprint:
@@ -255,7 +257,8 @@ class _Trainer:
             )
         state = load_checkpoint(checkpoints[-1], self.model, self.optimizer)
         self.best = state["best"]
-        self._keep_metrics_before(state["step"])
+        self.metrics.rewind(state["step"])
+        dist.barrier()
         return state["step"]
 
     def _step(self, step: int, losses: LossFunction | CoupledLosses) -> int:
@@ -280,7 +283,7 @@ class _Trainer:
         seconds = time.perf_counter() - started
         step += 1
         epoch = ((step - 1) * size + len(members)) / len(self.items)
-        self._log(
+        self.metrics.log(
             {"step": step, "epoch": round(epoch, 4)}
             | figures
             | {"tokens_per_second": figures["tokens"] / seconds, "seconds": seconds}
@@ -326,7 +329,7 @@ class _Trainer:
         with self._naming(f"evaluation after step {step}"):
             figures = evaluate(self._batches(members, times=2), losses, denominator=self._denominator(members))
         self.model.train(training)
-        self._log({"step": step} | figures)
+        self.metrics.log({"step": step} | figures)
         name = self.train.best_metric
         if name is None:
             return
@@ -387,20 +390,6 @@ class _Trainer:
             yield
         except WorkError as error:
             raise WorkError(f"{self.job.label}, {when}: {error}") from error
-
-    def _log(self, line: dict[str, Any]) -> None:
-        if self.rank == 0:
-            with self.metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def _keep_metrics_before(self, step: int) -> None:
-        """Forget the lines of steps that will be done again."""
-        if self.rank == 0:
-            self.job.folder.mkdir(parents=True, exist_ok=True)
-            lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
-        dist.barrier()
 
 
 def total_steps(train: TrainConfig, items: int) -> int:
