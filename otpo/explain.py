@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.data.tokens import load_tokenizer
 from otpo.methods.spec import MethodSpec
 from otpo.methods.weights.explain import explain_grid, explain_pairs

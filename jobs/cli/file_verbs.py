@@ -29,7 +29,8 @@ def data(
     split: Annotated[str, typer.Option("--split")] = "train",
 ) -> None:
     """What a preference file holds: format, rows, lengths, how often the longer answer is chosen, unusable rows."""
-    from otpo.data.examples import convert, load_rows
+    from otpo.data.convert import convert
+    from otpo.data.load import load_rows
 
     rows = load_rows(source, split)
     _, report = convert(rows, source, template=template)
@@ -252,7 +253,7 @@ def weights(
     if out.suffix not in (".html", ".json"):
         raise UserError(f"--out {out}: expected a name that ends in .html (a page) or .json (rows for programs).")
     writable(out.parent)
-    from otpo.data.examples import load_rows
+    from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
     from otpo.explain import pair_token_weights
 

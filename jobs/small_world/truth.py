@@ -147,7 +147,7 @@ def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
 
 def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, MethodSpec]) -> list[Row]:
     """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own OTPOs."""
-    from otpo.data.examples import load_rows
+    from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
     from otpo.explain import pair_token_weights
     from otpo.methods.spec import resolve

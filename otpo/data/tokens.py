@@ -1,4 +1,4 @@
-"""Examples become token ids. Batches, the sampler and the file of ids are in `otpo.data.batches`."""
+"""Examples become token ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from otpo.data.examples import DataReport, check_usable, convert
+from otpo.data.convert import convert
+from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, Messages, Row, Text
 from otpo.errors import UserError
 from otpo.records import TokenCompletion, TokenPair
@@ -62,7 +63,7 @@ def tokenize_pairs(
     or EOS where there is no BOS: a prompt always has a token that predicts the answer's first.
 
     Args:
-        rows: as `otpo.data.examples.load_rows` gives them.
+        rows: as `otpo.data.load.load_rows` gives them.
         tokenizer: with an EOS token, and with a chat template if any row needs one.
         template: "auto" or "chat".
         max_length: tokens of prompt + answer; None: no limit.

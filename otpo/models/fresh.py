@@ -21,7 +21,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from otpo.data.examples import convert, load_rows
+from otpo.data.convert import convert
+from otpo.data.load import load_rows
 from otpo.data.rows import content
 from otpo.errors import UserError
 from otpo.models.quiet import no_bars
@@ -43,7 +44,7 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
     """Train a tokenizer on the texts of a data file and save it with a random model as a Hugging Face folder.
 
     Args:
-        data: a preference or `{prompt, completion}` file of any format that `otpo.data.examples.load_rows` reads.
+        data: a preference or `{prompt, completion}` file of any format that `otpo.data.load.load_rows` reads.
         out: the folder; files of the same names in it are overwritten.
         vocab_size: the most tokens that the tokenizer may have; little text gives fewer.
         **shape: architecture, hidden, layers, heads, kv_heads, intermediate, tie and seed of `make_model`.

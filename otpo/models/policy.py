@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from otpo.data.batches import padded
+from otpo.data.collate import padded
 from otpo.errors import UserError
 from otpo.kernels.cpu.buckets import filled
 from otpo.kernels.mixed_precision import compute_in

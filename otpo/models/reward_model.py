@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from otpo.data.batches import collate_completions
+from otpo.data.collate import collate_completions
 from otpo.data.rows import BadRow, Row, Text, number_of
 from otpo.data.tokens import load_tokenizer, tokenize_answers
 from otpo.errors import UserError, WorkError

@@ -17,7 +17,7 @@ def write_weights(run: Run) -> None:
         return
     import ray
 
-    from otpo.data.batches import load_tokens
+    from otpo.data.token_file import load_tokens
     from otpo.explain import pair_token_weights
     from pipeline.cluster.connect import connect
 

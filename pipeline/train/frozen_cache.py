@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch, TokenPair
 from otpo.training.step import micro_batches

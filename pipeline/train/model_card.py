@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from huggingface_hub import ModelCardData
 
-from otpo.data.examples import DataReport
+from otpo.data.report import DataReport
 from otpo.methods.spec import MethodSpec
 from pipeline.recipe.sections import Recipe, TrainConfig
 

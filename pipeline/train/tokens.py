@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from otpo.data.batches import Item, save_tokens, split_validation, tokens_hash
-from otpo.data.examples import DataReport, load_rows
-from otpo.data.formats.columns import FORMATS, recognise
+from otpo.data.formats import FORMATS, recognise
+from otpo.data.load import load_rows
+from otpo.data.report import DataReport
 from otpo.data.rows import Row
+from otpo.data.token_file import Item, save_tokens, tokens_hash
 from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
+from otpo.data.unpaired import mismatched, split_pairs
+from otpo.data.validation import split_validation
 from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec
 from otpo.models.reward_model import margins_of, pad_token, save_margins
-from otpo.training.unpaired import mismatched, split_pairs
 from pipeline.recipe.sections import Recipe
 
 

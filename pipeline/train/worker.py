@@ -24,7 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from otpo.data.batches import Item, collate_completions, collate_pairs, load_tokens, next_indices
+from otpo.data.collate import collate_completions, collate_pairs
+from otpo.data.sampler import next_indices
+from otpo.data.token_file import Item, load_tokens
+from otpo.data.unpaired import UnpairedBatch, as_pairs, collate_unpaired
 from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 from otpo.identity import model_fingerprint
@@ -54,7 +57,7 @@ from otpo.training.step import (
     preference_losses,
     supervised_losses,
 )
-from otpo.training.unpaired import UnpairedBatch, as_pairs, collate_unpaired, unpaired_losses
+from otpo.training.unpaired import unpaired_losses
 from pipeline.recipe.sections import TrainConfig
 from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
 from pipeline.train.metrics_log import MetricsLog

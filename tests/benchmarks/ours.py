@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.methods.spec import resolve
 from otpo.models.adapters import add_adapters
 from otpo.models.compiled import compile_layers

@@ -207,7 +207,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM
 
-    from otpo.data.batches import collate_pairs, padded
+    from otpo.data.collate import collate_pairs, padded
     from otpo.records import TokenPair
 
     shape = SHAPES[name]

@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 from trl import extract_prompt
 
-from otpo.data.examples import convert, load_rows
-from otpo.data.formats.columns import recognise
+from otpo.data.convert import convert
+from otpo.data.formats import recognise
+from otpo.data.load import load_rows
 from otpo.errors import UserError
 
 ROWS = [

@@ -13,8 +13,9 @@ from trl import maybe_extract_prompt
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from otpo.data.examples import convert, load_rows
-from otpo.data.formats.columns import FORMATS, recognise
+from otpo.data.convert import convert
+from otpo.data.formats import FORMATS, recognise
+from otpo.data.load import load_rows
 from otpo.data.tokens import tokenize_completions, tokenize_pairs
 from otpo.errors import UserError
 from otpo.models.fresh import make_tokenizer
@@ -111,7 +112,7 @@ TRANSLATE = {"instruction": "Translate into English.", "input": "Es regnet."}
 EVERY = {
     "instruction": ([TRANSLATE | {"chosen": "It rains.", "rejected": "It snows."}], "after a blank line the input"),
     "instruction-ranked": ([TRANSLATE | {"output": ["It rains.", "It snows."]}], "output = [chosen, rejected]"),
-    "instruction-output": ([TRANSLATE | {"output": "It rains."}], "one answer, as Alpaca's rows"),
+    "instruction-output": ([TRANSLATE | {"output": "It rains."}], "one completion a row, as Alpaca's"),
     "hh": ([HH], "Human/Assistant transcripts"),
     "ultrafeedback": ([ULTRA], "UltraFeedback binarized"),
     "helpsteer": (STEER, "two rows of one prompt make a pair"),

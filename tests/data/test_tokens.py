@@ -8,7 +8,7 @@ from conftest import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from otpo.data.examples import load_rows
+from otpo.data.load import load_rows
 from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 from otpo.errors import UserError
 from otpo.models.fresh import make_tokenizer

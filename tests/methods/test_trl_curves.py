@@ -21,9 +21,11 @@ from support.training import write_pairs
 from support.trl_side import CLIP, PEAK, STEPS, Curve, pair_ids, train_with_trl
 from torch import Tensor
 
-from otpo.data.batches import collate_completions, collate_pairs
-from otpo.data.examples import convert, load_rows
+from otpo.data.collate import collate_completions, collate_pairs
+from otpo.data.convert import convert
+from otpo.data.load import load_rows
 from otpo.data.tokens import load_tokenizer, tokenize_pairs
+from otpo.data.unpaired import UnpairedBatch, as_pairs, collate_unpaired, mismatched, split_pairs
 from otpo.methods.losses import pair_loss
 from otpo.methods.losses.reference_free import chosen_nll
 from otpo.methods.weights.rules import token_weights
@@ -31,7 +33,7 @@ from otpo.models.fresh import fresh, make_model
 from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
 from otpo.records import LossOutput, SequenceBatch, TokenCompletion, TokenPair
 from otpo.training.step import learning_rate, micro_batches, optimisation_step, preference_losses
-from otpo.training.unpaired import UnpairedBatch, as_pairs, collate_unpaired, mismatched, split_pairs, unpaired_losses
+from otpo.training.unpaired import unpaired_losses
 from pipeline.train.frozen_cache import FrozenLogProbs, fill_cache
 
 MERGES = "tokens merge across the end of the prompt: answer tokenised alone"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_pairs import random_pair, spec_of
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.errors import WorkError
 from otpo.methods.spec import METHODS, resolve
 from otpo.methods.weights.explain import explain_pairs

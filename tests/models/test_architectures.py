@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.models import logprobs as head
 from otpo.models import policy as models
 from otpo.models.attention import ARCHITECTURES, why_padded

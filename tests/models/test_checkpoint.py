@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.files import write_atomically
 from otpo.methods.spec import resolve
 from otpo.models.checkpoint import (

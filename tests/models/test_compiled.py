@@ -13,7 +13,7 @@ from test_architectures import PAIRS as FAMILY_PAIRS
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
 from otpo.methods.spec import resolve
 from otpo.models.adapters import adapters_off, add_adapters

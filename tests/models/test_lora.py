@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
 from otpo.methods.spec import resolve
 from otpo.models.adapters import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.small_lm import PAIRS, small_lm
 
 import otpo.models.logprobs
-from otpo.data.batches import collate_completions, collate_pairs
+from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError
 from otpo.models.logprobs import Predictions
 from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs

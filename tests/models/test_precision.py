@@ -12,7 +12,7 @@ from support.small_lm import PAIRS, small_lm
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.methods.spec import resolve
 from otpo.models.checkpoint import load_checkpoint, save_checkpoint
 from otpo.models.policy import PolicyModel, distribute, shard

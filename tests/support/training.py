@@ -9,7 +9,7 @@ from typing import Any
 
 from conftest import SENTENCES
 
-from otpo.data.batches import load_tokens
+from otpo.data.token_file import load_tokens
 from otpo.records import TokenPair
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from support.random_pairs import random_side, spec_of
 from support.small_lm import PAIRS, small_lm
 
+from otpo.data.unpaired import as_pairs, collate_unpaired, mismatched, split_pairs
 from otpo.errors import UserError, WorkError
 from otpo.methods.losses import completion_loss
 from otpo.methods.losses.unpaired import kto_values
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenCompletion, TokenPair
 from otpo.training.step import evaluate, optimisation_step
-from otpo.training.unpaired import as_pairs, collate_unpaired, mismatched, split_pairs, unpaired_losses
+from otpo.training.unpaired import unpaired_losses
 
 LENGTHS = [9, 3, 5, 12, 1, 7]
 LABELS = torch.tensor([True, False, False, True, False, False])

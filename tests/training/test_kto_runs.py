@@ -13,12 +13,13 @@ from support.training import losses, metrics, pairs_of, settings
 from test_cli import nothing_begun, otpo, refused
 from transformers import AutoModelForCausalLM
 
-from otpo.data.batches import load_tokens
+from otpo.data.token_file import load_tokens
+from otpo.data.unpaired import collate_unpaired, split_pairs
 from otpo.errors import UserError
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenCompletion
 from otpo.training.step import evaluate
-from otpo.training.unpaired import collate_unpaired, split_pairs, unpaired_losses
+from otpo.training.unpaired import unpaired_losses
 from pipeline.recipe.files import dump_yaml
 from pipeline.recipe.sections import make_recipe
 from pipeline.run.stages import Run, run

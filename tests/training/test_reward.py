@@ -24,7 +24,7 @@ from eval.judge.config import JudgeConfig
 from eval.judge.reward_scores import judge_by_scores
 from eval.judge.verdicts import COLUMNS, ledger, pair_preferences
 from eval.tasks import Prompt, Task
-from otpo.data.batches import collate_completions, collate_pairs
+from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError, WorkError
 from otpo.methods.losses.reward import bradley_terry
 from otpo.methods.spec import resolve

@@ -9,7 +9,7 @@ import torch
 from support.small_lm import PAIRS, small_lm
 from support.training import pairs_of, settings
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenPair
 from pipeline.recipe.sections import make_recipe

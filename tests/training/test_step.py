@@ -16,7 +16,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from otpo.data.batches import collate_completions, collate_pairs
+from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import WorkError
 from otpo.methods.spec import FROZEN_MODELS, resolve
 from otpo.models.policy import PolicyModel

@@ -16,7 +16,7 @@ import torch
 from support.training import losses, metrics, pairs_of, settings, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otpo.data.batches import collate_pairs
+from otpo.data.collate import collate_pairs
 from otpo.errors import WorkError
 from otpo.identity import model_fingerprint
 from otpo.methods.spec import MethodSpec

@@ -1,68 +1,14 @@
-"""Preference files: read them, recognise their format, and say what they hold.
-
-`load_rows` gives the rows as they are, `convert` turns them into examples (a prompt and its answers, still text) with
-a report. The formats are in `otpo.data.formats`; `otpo.data.tokens` makes token ids of examples. Rows are numbered from
-0 in the order of the file.
-"""
+"""What a data file holds and what became of each of its rows."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from otpo.data.formats.columns import FORMATS, recognise
-from otpo.data.rows import BadRow, Example, Row, check_answers, content
 from otpo.errors import UserError
-from otpo.files import ROW_SUFFIXES, read_rows
-
-# ---- reading ----
-
-
-def load_rows(source: str | Path, split: str = "train") -> list[Row]:
-    """Read the rows of a local file, or of a data set of the Hugging Face hub.
-
-    Args:
-        source: a file that `otpo.files.read_rows` reads; anything else is a name (or a folder) for
-            `datasets.load_dataset`.
-        split: the split of a hub data set; files have none.
-
-    Raises:
-        UserError: nothing there, not readable as what its name says, or no rows.
-    """
-    path = Path(source).expanduser()
-    if path.is_file() or (not path.is_dir() and _names_a_file(str(source))):
-        return read_rows(path)
-    rows = _read_hub(str(source), split)
-    if not rows:
-        raise UserError(f"{source} holds no rows: expected at least one")
-    return rows
-
-
-def _names_a_file(source: str) -> bool:
-    # Hub names are "name" or "owner/name".
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith((*ROW_SUFFIXES, ".gz"))
-
-
-def _read_hub(name: str, split: str) -> list[Row]:
-    try:
-        import datasets
-
-        return list(datasets.load_dataset(name, split=split))
-    except Exception as error:  # the hub client raises dozens of unrelated types; all mean "not to be had"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"'{name}' is neither a file here (looked in {Path.cwd()}) nor a data set that could be loaded from the "
-            f"hub (split '{split}'): {reason:.300}. Give the path of a {', '.join(ROW_SUFFIXES)} file, or check the "
-            "name and the network."
-        ) from error
-
-
-# ---- examples and the report ----
 
 
 @dataclass
@@ -158,73 +104,6 @@ class DataReport:
                 f"{counts['chosen'] + counts['rejected']:,} pairs ({share}) by {unit}; {counts['equal']:,} are equal"
             )
         return lines
-
-
-def convert(
-    rows: Sequence[Row], source: str = "rows", *, pairs: bool | None = None, template: str = "auto"
-) -> tuple[list[Example], DataReport]:
-    """Turn rows into examples, and report what was left out.
-
-    Left out and counted: rows that lack a column or hold something that is not text; empty answers (nothing but white
-    space); identical answers, which carry no preference (TRL keeps them). Duplicate prompts and duplicate rows stay and
-    are counted. Nothing is repaired silently.
-
-    Args:
-        rows: as `load_rows` gives them.
-        source: what the report and the errors call them.
-        pairs: True wants pairs; False wants single completions, and takes the chosen answers of pairs; None takes what
-            the rows are.
-        template: "chat" makes messages of the turns of transcripts (`Format.messages`); otherwise strings stay as they
-            are.
-
-    Raises:
-        UserError: unknown format, no pairs where they are wanted, or no usable row.
-    """
-    name = recognise(rows)
-    known = FORMATS[name]
-    if pairs and not known.pairs:
-        raise UserError(
-            f"{source}: expected preference pairs (columns chosen and rejected), found the format '{name}' with the "
-            f"columns {', '.join(known.columns)}"
-        )
-    single = pairs is False and known.pairs
-    why = "; ".join(
-        [f"columns {', '.join(known.columns)}"]
-        + [known.about] * bool(known.about)
-        + ["the chosen answers are the completions"] * single
-    )
-    numbered = known.group(rows) if known.group else list(enumerate(rows))
-    report = DataReport(str(source), name, why, n_rows=len(rows), n_groups=len(numbered))
-    examples: list[Example] = []
-    seen: set[str] = set()
-    for number, row in numbered:
-        try:
-            parts = known.parts(row)
-            if template == "chat" and known.messages:
-                parts = known.messages(parts)
-            answers = parts.answers[:1] if single else parts.answers
-            check_answers(answers)
-        except BadRow as reason:
-            report.problems.setdefault(str(reason), []).append(number)
-            continue
-        except KeyError as column:
-            report.problems.setdefault(f"no {column.args[0]}", []).append(number)
-            continue
-        for note in parts.notes:
-            report.notes.setdefault(note, []).append(number)
-        for what, key in (("duplicate prompt", parts.prompt), ("duplicate row", [parts.prompt, answers, parts.label])):
-            text = what + json.dumps(key, sort_keys=True, default=str)
-            if text in seen:
-                report.notes.setdefault(what, []).append(number)
-            seen.add(text)
-        if parts.label is not None:
-            label = str(parts.label).lower()
-            report.labels[label] = report.labels.get(label, 0) + 1
-        examples.append(Example(parts.prompt, answers, parts.label, parts.notes, number))
-    report.n_usable = len(examples)
-    check_usable(report)
-    report.measure("characters", [[len(content(text)) for text in (e.prompt, *e.answers)] for e in examples])
-    return examples, report
 
 
 def check_usable(report: DataReport) -> None:

@@ -1,0 +1,85 @@
+"""Token ids become batches: each prompt is stored once, and the completions that share it follow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+
+
+def collate_pairs(pairs: Sequence[TokenPair]) -> SequenceBatch:
+    """Lay out B pairs as S = 2B sequences: first the B chosen, then the B rejected; each prompt is stored once.
+
+    Args:
+        pairs: with non-empty prompts and answers.
+    """
+    chosen, rejected = ([(3 * i, 3 * i + side) for i in range(len(pairs))] for side in (1, 2))
+    return _lay_out(
+        [ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)],
+        chosen + rejected,
+        [pair.row for pair in pairs] * 2,
+    )
+
+
+def collate_completions(items: Sequence[TokenCompletion]) -> SequenceBatch:
+    """Lay out S completions, each with a prompt of its own, as S sequences."""
+    return _lay_out(
+        [ids for item in items for ids in (item.prompt_ids, item.completion_ids)],
+        [(2 * i, 2 * i + 1) for i in range(len(items))],
+        [item.row for item in items],
+    )
+
+
+def _lay_out(segments: list[list[int]], sequences: list[tuple[int, int]], rows: list[int]) -> SequenceBatch:
+    for (prompt, answer), row in zip(sequences, rows, strict=True):
+        if not segments[prompt] or not segments[answer]:
+            raise ValueError(f"row {row}: a sequence needs a prompt (to predict the first token from) and an answer")
+    sizes = [len(ids) for ids in segments]
+    ends = [0, *itertools.accumulate(sizes)]
+    places = [0] * len(segments)  # where a segment begins in its sequence
+    width = max((sizes[answer] for _, answer in sequences), default=0)
+    shape = (len(sequences), width)
+    positions, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for index, (prompt, answer) in enumerate(sequences):
+        size = sizes[answer]
+        places[answer] = sizes[prompt]
+        positions[index, 0] = ends[prompt + 1] - 1  # the prompt's last token predicts the answer's first
+        positions[index, 1:size] = torch.arange(ends[answer], ends[answer] + size - 1)
+        targets[index, :size] = torch.tensor(segments[answer])
+        mask[index, :size] = True
+    return SequenceBatch(
+        input_ids=torch.tensor(list(itertools.chain.from_iterable(segments)), dtype=torch.long),
+        position_ids=torch.cat(
+            [torch.arange(p, p + n) for p, n in zip(places, sizes, strict=True)] or [torch.empty(0, dtype=torch.long)]
+        ),
+        segments=tuple(sizes),
+        sequences=tuple(sequences),
+        positions=positions,
+        targets=targets,
+        mask=mask,
+        rows=torch.tensor(rows, dtype=torch.long),
+    )
+
+
+def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch for models that cannot take it flat: every sequence whole, padded on the right.
+
+    Returns:
+        input_ids (S, L); attention_mask (S, L), 1 on real tokens; positions (S, T), the index into L of the token that
+        predicts each completion token, 0 where padded.
+    """
+    device = batch.input_ids.device
+    pieces = batch.input_ids.split(batch.segments)
+    sequences = [torch.cat([pieces[prompt], pieces[answer]]) for prompt, answer in batch.sequences]
+    lengths = torch.tensor(batch.lengths, device=device)
+    starts = torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences], device=device)
+    # which id pads does not matter: causal attention never looks to the right
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    attention_mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    steps = torch.arange(batch.mask.shape[1], device=device)
+    return ids, attention_mask, torch.where(batch.mask, starts[:, None] + steps - 1, 0)
