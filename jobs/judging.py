@@ -13,7 +13,7 @@ from eval.board.run_files import write_answers
 from eval.judge.config import JudgeConfig
 from eval.judge.reward_scores import judge_by_scores
 from eval.judge.verdicts import check, judge, ledger, write_verdicts
-from eval.tasks import load_outputs, match_outputs
+from eval.outputs import load_outputs, match_outputs
 from otpo.errors import UserError, WorkError
 from pipeline.judge.reward_model import RewardJudge, check_reward_model
 from pipeline.progress import Progress

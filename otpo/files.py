@@ -1,4 +1,4 @@
-"""Files: one way to write them, so that a reader never sees a part, and one way to read rows. Imports nothing heavy."""
+"""Writes files atomically and reads rows from data files. Light to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from otpo.errors import UserError
 
@@ -27,10 +27,10 @@ ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under a temporary name; it takes the place of `path` when the body ends without an error.
+    """Write a file under a temporary name and rename it to `path` once the block ends without an error.
 
     Yields:
-        The temporary path, in the same folder. The folder is made if needed.
+        The temporary path, in the same folder, which is created if needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file; a reader sees the new content or the old, never a part."""
+def write_atomically(path: str | Path, text: str, *, errors: Literal["strict", "replace"] = "strict") -> None:
+    """Write a UTF-8 text file. A reader sees either the old content or the new, never a part.
+
+    Args:
+        path: the file.
+        text: its new content.
+        errors: "replace" writes a question mark for half of a surrogate pair, which UTF-8 cannot hold.
+
+    Raises:
+        UnicodeEncodeError: `text` holds half of a surrogate pair and `errors` is "strict".
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -60,11 +69,12 @@ def read_rows(path: str | Path) -> list[Row]:
     """Read the rows of a local file.
 
     Args:
-        path: a JSON file (a list of rows, or `{"data": [rows]}`), JSONL, CSV or parquet file, each also gzipped
-            (`.gz`). JSON lines under the name `.json` are understood. Cells of a CSV file are text.
+        path: a JSON file (a list of rows, or `{"data": [rows]}`), a JSONL, CSV or parquet file, or any of these
+            gzipped (`.gz`). JSON lines may also be named `.json`. All cells of a CSV file are read as text.
 
     Raises:
-        UserError: nothing there, not readable as what its name says, no rows, or rows that are no objects.
+        UserError: the file is missing, its name has no known suffix, its content is not what the suffix says, it has
+            no rows, or a row is not an object.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -72,7 +82,7 @@ def read_rows(path: str | Path) -> list[Row]:
     suffix = (Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
     if suffix not in ROW_SUFFIXES:
         raise UserError(
-            f"cannot tell what {path} is by its name: expected {', '.join(ROW_SUFFIXES)}, each also with .gz"
+            f"cannot tell the format of {path} by its name: expected {', '.join(ROW_SUFFIXES)}, with or without .gz"
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
@@ -103,7 +113,7 @@ def _parse_json(text: str, path: Path) -> list[Row]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg.startswith("Extra data"):  # how JSON lines under the name .json look
+        if error.msg.startswith("Extra data"):  # JSON lines in a file named .json
             return _parse_lines(text, path)
         raise UserError(f"{path} is not JSON: {error}") from None
     rows = found.get("data") if isinstance(found, dict) else found
@@ -115,7 +125,7 @@ def _parse_json(text: str, path: Path) -> list[Row]:
 
 def _parse_lines(text: str, path: Path) -> list[Row]:
     rows = []
-    # not str.splitlines: it also breaks at U+2028 and the like, which JSON allows inside strings
+    # str.splitlines would also break at U+2028 and similar characters, which JSON allows inside strings.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:

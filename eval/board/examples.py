@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from eval.board.run_files import Board
+from eval.outputs import by_occurrence, occurrences
 from eval.stats.win_rate import by_prompt
 
 
@@ -44,23 +44,24 @@ def examples(board: Board) -> list[Example]:
     """Every judged prompt of a board, in order; several runs may have judged the same one."""
     if board.verdicts.empty:
         return []
-    texts = {name: _by_occurrence(rows) for name, rows in board.outputs.items()}
-    reference = _by_occurrence(board.reference_rows)
+    rows_of = {name: by_occurrence(rows) for name, rows in board.outputs.items()}
+    reference = by_occurrence(board.reference_rows)
     errors: dict[tuple[str, int], list[str]] = {}
     if "error" in board.verdicts:
         failed = board.verdicts[board.verdicts["error"].notna()]
         for name, index, error in zip(failed["generator"], failed["index"], failed["error"], strict=True):
             errors.setdefault((name, index), []).append(str(error))
     prompts = by_prompt(board.verdicts)
-    prompts["occurrence"] = prompts.groupby(["generator", "instruction"]).cumcount()
+    asked = occurrences(zip(prompts["generator"], prompts["instruction"], strict=True))
+    prompts["occurrence"] = [n for _, n in asked]
     order = {name: i for i, name in enumerate(board.table["name"])}
     found: dict[tuple[str, int], list[Answer]] = {}
     for row in prompts.sort_values("index", kind="stable").to_dict("records"):
         key = (row["instruction"], row["occurrence"])
-        text = texts.get(row["generator"], {}).get(key)
-        found.setdefault(key, []).append(_answer(row, text, errors.get((row["generator"], row["index"]), [])))
+        output = rows_of.get(row["generator"], {}).get(key)
+        found.setdefault(key, []).append(_answer(row, _text(output), errors.get((row["generator"], row["index"]), [])))
     return [
-        Example(n, key[0], reference.get(key), sorted(answers, key=lambda a: order.get(a.name, len(order))))
+        Example(n, key[0], _text(reference.get(key)), sorted(answers, key=lambda a: order.get(a.name, len(order))))
         for n, (key, answers) in enumerate(found.items(), 1)
     ]
 
@@ -76,13 +77,8 @@ def _answer(row: Mapping[Any, Any], text: str | None, errors: list[str]) -> Answ
     return Answer(row["generator"], text, preference - 1, outcome, detail)
 
 
-def _by_occurrence(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
-    found: dict[tuple[str, int], str] = {}
-    seen: Counter[str] = Counter()
-    for row in rows:
-        found[row["instruction"], seen[row["instruction"]]] = str(row["output"])
-        seen[row["instruction"]] += 1
-    return found
+def _text(row: Mapping[str, Any] | None) -> str | None:
+    return None if row is None else str(row["output"])
 
 
 def sample(items: Sequence[Example], n: int) -> list[Example]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from eval.outputs import rows_of_prompts
 from eval.stats.length_control import (
     OFFICIAL_REFERENCE,
     Calibration,
@@ -21,6 +21,7 @@ from eval.stats.length_control import (
 )
 from eval.stats.win_rate import by_prompt, paired_differences, verbosity, win_rate_interval, win_rates
 from otpo.errors import UserError
+from otpo.files import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,7 +108,8 @@ def _row(
 ) -> dict[str, Any]:
     own = verdicts[verdicts["generator"] == name]
     reference_name = str(own["reference"].iloc[0])
-    mine, theirs = _matched(prompts, outputs, name), _matched(prompts, reference, "the reference")
+    mine = rows_of_prompts(prompts["instruction"], outputs, name)
+    theirs = rows_of_prompts(prompts["instruction"], reference, "the reference")
     preference = prompts["preference"].to_numpy(float)
     lengths = np.array([len(row["output"]) for row in mine], dtype=float)
     reference_lengths = np.array([len(row["output"]) for row in theirs], dtype=float)
@@ -157,22 +159,6 @@ def _row(
             notes.append(f"only {share:.0f}% of its answers are {side} than the reference's: equal length extrapolates")
     row["note"] = "; ".join(n for n in notes if n)
     return row
-
-
-def _matched(prompts: pd.DataFrame, rows: Rows, owner: str) -> list[Mapping[str, Any]]:
-    """The row of each prompt, by instruction; a repeated instruction by its occurrence."""
-    found: dict[tuple[str, int], Mapping[str, Any]] = {}
-    seen: Counter[str] = Counter()
-    for row in rows:
-        found[row["instruction"], seen[row["instruction"]]] = row
-        seen[row["instruction"]] += 1
-    keys = list(zip(prompts["instruction"], prompts.groupby("instruction").cumcount(), strict=True))
-    if missing := [instruction for instruction, n in keys if (instruction, n) not in found]:
-        raise UserError(
-            f"answers of {owner}: expected one for each of the {len(keys)} judged prompts, {len(missing)} are missing "
-            f"(the first: {missing[0][:80]!r}). Give the file that was judged."
-        )
-    return [found[key] for key in keys]
 
 
 def _official(
@@ -230,7 +216,8 @@ def pairs_of_models(
         table["length"] = np.nan
         for name, group in prompts.groupby("generator"):
             if rows := outputs.get(str(name)):
-                table.loc[group.index, "length"] = [float(len(r["output"])) for r in _matched(group, rows, str(name))]
+                own = rows_of_prompts(group["instruction"], rows, str(name))
+                table.loc[group.index, "length"] = [float(len(row["output"])) for row in own]
     return paired_differences(table, seed=seed)
 
 
@@ -246,8 +233,8 @@ def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
 
 def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
     """Write `board` as CSV, in full precision."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    board.to_csv(path, index=False)
+    with replacing(path) as partial:
+        board.to_csv(partial, index=False)
     return path
 
 

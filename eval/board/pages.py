@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.board.leaderboard import number
+from otpo.files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,9 +31,8 @@ def render(template: str, **context: Any) -> str:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page; half a character, which a model cut at the token limit may say, becomes a question mark."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="replace")
+    """Write a page. Half a surrogate pair, which a model cut at its token limit may leave, becomes a question mark."""
+    write_atomically(path, page, errors="replace")
     return path
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from eval import layout
 from eval.board.leaderboard import CONTEXT_COLUMNS, read_leaderboard
 from otpo.errors import UserError
+from otpo.files import write_atomically
 
 
 @dataclass
@@ -66,8 +67,7 @@ def safe_name(name: str) -> str:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(rows), indent=1), encoding="utf-8")
+    write_atomically(path, json.dumps(list(rows), indent=1))
 
 
 def read_run(folder: Path) -> RunFiles:

@@ -11,7 +11,8 @@ import pandas as pd
 from eval.judge.client import Answer
 from eval.judge.config import JudgeConfig
 from eval.judge.verdicts import COLUMNS, verdict_row
-from eval.tasks import Row, match_outputs
+from eval.outputs import match_outputs
+from otpo.files import Row
 
 Scores = Callable[[Sequence[tuple[str, str]]], list[float]]
 """(instruction, answer) pairs -> the score of each; higher is better."""
@@ -35,7 +36,7 @@ def judge_by_scores(
     Raises:
         UserError: instructions that do not match.
     """
-    pairs = match_outputs(outputs, reference, subset=subset).pairs
+    pairs = match_outputs(outputs, reference, subset=subset)
     asked = list(
         dict.fromkeys(
             (pair.instruction, text)

@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import json
 import math
-import os
 from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import Endpoint, Failure, advice, open_endpoint
 from eval.judge.protocols import PROTOCOLS, find_protocol, model_first, render
 from eval.judge.store import open_store
-from eval.tasks import Pair, Row, match_outputs
+from eval.outputs import Pair, match_outputs
 from otpo.errors import UserError, WorkError
+from otpo.files import Row, replacing
 
 COLUMNS = {
     "task": "str", "generator": "str", "reference": "str", "index": "int64", "instruction": "str",
@@ -74,7 +74,7 @@ def judge(
         WorkError: a key or model refused in the middle; the replies so far are in the store.
     """
     protocol = find_protocol(config.protocol, "pair")
-    pairs = match_outputs(outputs, reference, subset=subset).pairs
+    pairs = match_outputs(outputs, reference, subset=subset)
     asked = [(pair, first) for pair in pairs for first in _orders(pair, config)]
     open_rows = [(pair, first) for pair, first in asked if pair.output != pair.reference]
     drawn = len(asked) - len(open_rows)
@@ -128,20 +128,6 @@ def rate(
     return [None if answer.error else answer.value for answer in answers]
 
 
-def pair_preferences(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair: the mean of `preference` over the orders asked, NaN if one of them failed.
-
-    Returns:
-        Columns task, generator, reference, index, instruction, preference, and the two orders' own preferences
-        `reference_first` and `model_first` (NaN where that order was not asked).
-    """
-    keys = ["task", "generator", "reference", "index", "instruction"]
-    grouped = frame.groupby(keys, sort=False)["preference"]
-    pairs = grouped.agg(lambda values: values.mean(skipna=False)).reset_index()
-    orders = frame.pivot_table(index=keys, columns="order", values="preference", dropna=True, aggfunc="first")
-    return pairs.join(orders.reindex(columns=["reference_first", "model_first"]), on=keys)
-
-
 def ledger(frame: pd.DataFrame) -> dict[str, Any]:
     """What a table of verdicts cost and how much of it failed.
 
@@ -165,16 +151,10 @@ def ledger(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def write_verdicts(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write the table as parquet; the file is whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    """Write the table as parquet, atomically."""
+    with replacing(path) as partial:
         frame.to_parquet(partial, index=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def check(config: JudgeConfig) -> None:

@@ -73,7 +73,7 @@ class Run(Context):
         stages, recipe = self.manifest.tree["stages"], self.recipe
         if not self.tasks or all(f"judge/{name}" in stages for name in self.tasks):
             return
-        from eval.tasks import match_outputs
+        from eval.outputs import match_outputs
         from pipeline.generate.pool import preflight
 
         preflight(self.resolve(recipe.model.path), self.engine_config(), recipe.generate.template)
@@ -367,7 +367,7 @@ class Run(Context):
         return (None, None) if task.prompts and all(p.reference for p in task.prompts) else ("base", None)
 
     def _reference_rows(self, task: Task) -> Rows:
-        from eval.tasks import load_outputs
+        from eval.outputs import load_outputs
 
         label, file = self._reference(task)
         if label:

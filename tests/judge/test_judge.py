@@ -17,9 +17,11 @@ from eval.judge.client import parameters
 from eval.judge.config import JudgeConfig
 from eval.judge.protocols import PROTOCOLS, fenced_texts, model_first
 from eval.judge.store import open_store, request_key
-from eval.judge.verdicts import COLUMNS, judge, ledger, pair_preferences, rate, write_verdicts
-from eval.tasks import load_outputs, read_rows
+from eval.judge.verdicts import COLUMNS, judge, ledger, rate, write_verdicts
+from eval.outputs import load_outputs
+from eval.stats.win_rate import by_prompt
 from otpo.errors import UserError, WorkError
+from otpo.files import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO.parent / "shared" / "tools" / "replay_judge.py"
@@ -115,12 +117,12 @@ def test_both_orders_keep_their_rows_and_a_pair_is_their_mean(tmp_path):
         frame = ask(server, tmp_path, n=3, both_orders=True)
     assert frame["order"].tolist() == ["reference_first", "model_first"] * 3
     assert frame["preference"].tolist() == pytest.approx([1.2, 1.8] * 3)
-    pairs = pair_preferences(frame)
-    assert pairs["preference"].tolist() == pytest.approx([1.5] * 3)
-    assert pairs["reference_first"].tolist() == pytest.approx([1.2] * 3)
+    prompts = by_prompt(frame)
+    assert prompts["preference"].tolist() == pytest.approx([1.5] * 3)
+    assert frame.loc[frame["order"] == "reference_first", "preference"].tolist() == pytest.approx([1.2] * 3)
     frame.loc[1, "preference"] = np.nan
-    assert pair_preferences(frame)["preference"].isna().tolist() == [True, False, False]
-    assert pair_preferences(frame[frame["order"] == "model_first"])["reference_first"].isna().all()
+    assert by_prompt(frame)["preference"].isna().tolist() == [True, False, False]
+    assert by_prompt(frame[frame["order"] == "model_first"])["flipped"].isna().all()
 
 
 def test_the_same_answers_twice_are_asked_and_paid_once(tmp_path):

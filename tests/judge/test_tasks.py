@@ -6,7 +6,8 @@ import json
 import pandas as pd
 import pytest
 
-from eval.tasks import SUMMARIZE, load_outputs, load_task, match_outputs, transcript
+from eval.outputs import load_outputs, match_outputs, rows_of_prompts
+from eval.tasks import SUMMARIZE, load_task, transcript
 from otpo.errors import UserError
 
 ROWS = [{"instruction": "What is 2 + 2?", "id": 7}, {"instruction": "Name a river.\nOnly one.", "dataset": "geo"}]
@@ -34,7 +35,7 @@ def test_every_file_format_gives_the_same_prompts(tmp_path, name):
         ("Ünï — \u2028 NA", "4", "0"),
         ("Name\na river.", "Nile", "1"),
     ]
-    assert (task.name, task.kind, task.duplicates) == ("a", "instruction", 0)
+    assert (task.name, task.kind) == ("a", "instruction")
 
 
 def test_rows_keep_their_id_and_dataset(tmp_path):
@@ -65,21 +66,21 @@ def test_posts_become_a_summarization_task(tmp_path):
     assert task.prompts[0].reference == "Dog ate it."
 
 
-def test_limit_takes_the_first_and_duplicates_are_counted(tmp_path):
+def test_limit_takes_the_first(tmp_path):
     path = str(write(tmp_path / "a.json", [{"prompt": text} for text in "abacab"]))
-    assert load_task(path).duplicates == 3
+    assert [p.instruction for p in load_task(path).prompts] == list("abacab")
     assert [p.instruction for p in load_task(path, limit=3).prompts] == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("missing.json", None, "no such file"),
-        ("broken.json", b'[{"instruction": ', "cannot be read as json"),
-        ("broken.json.gz", b"no gzip", "cannot be read"),
-        ("broken.parquet", b"no parquet", "cannot be read as parquet"),
-        ("empty.json", b"[]", "found none"),
-        ("values.json", b"[1, 2]", "found other values"),
+        ("missing.json", None, "found nothing there"),
+        ("broken.json", b'[{"instruction": ', "is not JSON"),
+        ("broken.json.gz", b"no gzip", "Not a gzipped file"),
+        ("broken.parquet", b"no parquet", "is not parquet"),
+        ("empty.json", b"[]", "holds no rows"),
+        ("values.json", b"[1, 2]", "row 0 is 1"),
         ("columns.json", b'[{"instruction": "a"}, {"question": "b"}]', "1 of 2 rows.*rows 1.*question"),
     ],
 )
@@ -111,23 +112,25 @@ def outputs(*texts, generator="model"):
 
 
 def test_outputs_are_laid_beside_the_reference_by_instruction_in_its_order():
-    matched = match_outputs(outputs("b", "c", "a"), outputs("a", "b", "c", generator="ref"))
-    assert [(p.index, p.instruction, p.output, p.reference) for p in matched.pairs] == [
+    pairs = match_outputs(outputs("b", "c", "a"), outputs("a", "b", "c", generator="ref"))
+    assert [(p.index, p.instruction, p.output, p.reference) for p in pairs] == [
         (0, "a", "model 2", "ref 0"),
         (1, "b", "model 0", "ref 1"),
         (2, "c", "model 1", "ref 2"),
     ]
-    assert (matched.pairs[0].generator, matched.pairs[0].reference_generator) == ("model", "ref")
+    assert (pairs[0].generator, pairs[0].reference_generator) == ("model", "ref")
 
 
-def test_repeated_instructions_are_matched_in_order_and_counted():
-    matched = match_outputs(outputs("a", "b", "a"), outputs("a", "a", "b", generator="ref"))
-    assert [(p.output, p.reference) for p in matched.pairs] == [
+def test_repeated_instructions_are_matched_in_order():
+    model, reference = outputs("a", "b", "a"), outputs("a", "a", "b", generator="ref")
+    assert [(p.output, p.reference) for p in match_outputs(model, reference)] == [
         ("model 0", "ref 0"),
         ("model 2", "ref 1"),
         ("model 1", "ref 2"),
     ]
-    assert matched.duplicates == 1
+    assert [row["output"] for row in rows_of_prompts(["b", "a", "a"], model, "m")] == ["model 1", "model 0", "model 2"]
+    with pytest.raises(UserError, match=r"outputs of m: expected one for each of the 3 .* 1 are missing .*'a'"):
+        rows_of_prompts(["a", "a", "a"], model, "m")
 
 
 def test_other_instructions_are_refused_with_counts_and_examples():
@@ -138,9 +141,7 @@ def test_other_instructions_are_refused_with_counts_and_examples():
 def test_a_part_is_judged_only_when_asked_for():
     with pytest.raises(UserError, match="1 instructions of the reference have no output"):
         match_outputs(outputs("b"), outputs("a", "b", generator="ref"))
-    matched = match_outputs(outputs("b"), outputs("a", "b", generator="ref"), subset=True)
-    assert [p.index for p in matched.pairs] == [1]
-    assert matched.unanswered == 1
+    assert [p.index for p in match_outputs(outputs("b"), outputs("a", "b", generator="ref"), subset=True)] == [1]
     with pytest.raises(UserError, match="1 outputs have no reference"):
         match_outputs(outputs("b", "x"), outputs("a", "b", generator="ref"), subset=True)
 
@@ -159,7 +160,7 @@ def test_a_reference_without_an_answer_is_refused():
 def test_real_outputs_match_their_reference(shared_data):
     reference = load_outputs(shared_data / "alpaca_eval" / "reference_gpt4_1106_preview.json.gz")
     model = load_outputs(shared_data / "alpaca_eval" / "alpaca-7b" / "model_outputs.json.gz")
-    matched = match_outputs(model[::-1], reference)
-    assert [p.instruction for p in matched.pairs] == [row["instruction"] for row in reference]
-    assert [p.output for p in matched.pairs] == [row["output"] for row in model]
-    assert (len(matched.pairs), matched.duplicates, matched.unanswered) == (805, 0, 0)
+    pairs = match_outputs(model[::-1], reference)
+    assert [p.instruction for p in pairs] == [row["instruction"] for row in reference]
+    assert [p.output for p in pairs] == [row["output"] for row in model]
+    assert len(pairs) == 805

@@ -22,7 +22,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.judge.config import JudgeConfig
 from eval.judge.reward_scores import judge_by_scores
-from eval.judge.verdicts import COLUMNS, ledger, pair_preferences
+from eval.judge.verdicts import COLUMNS, ledger
+from eval.stats.win_rate import by_prompt
 from eval.tasks import Prompt, Task
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError, WorkError
@@ -422,8 +423,8 @@ def test_two_scores_are_a_preference_in_alpaca_evals_convention(exported):
     assert json.loads(frame["raw"][1]) == pytest.approx({"score": ours[1], "reference_score": theirs[1]}, abs=1e-5)
     assert len(asked) == 1 and (PROMPTS[0], ANSWERS[0]) not in asked[0], "identical answers are a draw without a score"
     assert ledger(frame) | {"spent_usd": 0} == ledger(frame) and ledger(frame)["identical"] == 1
-    pairs = pair_preferences(frame)
-    assert pairs["preference"].tolist() == frame["preference"].tolist() and pairs["reference_first"].isna().all()
+    prompts = by_prompt(frame)
+    assert prompts["preference"].tolist() == frame["preference"].tolist() and prompts["flipped"].isna().all()
 
 
 @pytest.mark.parametrize("difference", [-900.0, 0.0, 900.0])

@@ -1,0 +1,166 @@
+"""Model outputs: reading them, and joining them with the reference's outputs or with the prompts that were judged.
+
+Rows have AlpacaEval's columns: `instruction`, `output`, and usually `generator` and `dataset`. An instruction may occur
+in several rows: its first row here belongs to its first row elsewhere, its second row to the second, and so on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from otpo.errors import UserError
+from otpo.files import Row, read_rows
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model's output beside the reference's output for the same instruction.
+
+    Attributes:
+        index: position in the reference, counted from 0.
+        instruction: what both were asked.
+        reference: the reference's output.
+        output: the model's output.
+        generator: the model's name.
+        reference_generator: the reference's name.
+    """
+
+    index: int
+    instruction: str
+    reference: str
+    output: str
+    generator: str
+    reference_generator: str
+
+
+def load_outputs(path: str | Path) -> list[Row]:
+    """Read a file of model outputs, such as AlpacaEval's `model_outputs.json`.
+
+    Raises:
+        UserError: the file cannot be read as rows (see `otpo.files.read_rows`), or a row has no text under
+            `instruction` or `output`.
+    """
+    rows = read_rows(path)
+    _require_texts(rows, str(path))
+    return rows
+
+
+def match_outputs(outputs: Sequence[Row], reference: Sequence[Row], *, subset: bool = False) -> list[Pair]:
+    """Pair a model's outputs with the reference's. Both must cover the same instructions, as in AlpacaEval.
+
+    Args:
+        outputs: the model's rows, in any order.
+        reference: the reference's rows.
+        subset: allow `outputs` to cover only some of the reference's instructions.
+
+    Returns:
+        The pairs, in the order of the reference.
+
+    Raises:
+        UserError: an output has no counterpart in the reference; a row of the reference has no counterpart among the
+            outputs (unless `subset`); nothing matches at all; or a row has no text.
+    """
+    _require_texts(outputs, "The outputs")
+    _require_texts(reference, "The reference")
+    ours, theirs = by_occurrence(outputs), by_occurrence(reference)
+    without_reference = [instruction for instruction, n in ours if (instruction, n) not in theirs]
+    without_output = [instruction for instruction, n in theirs if (instruction, n) not in ours]
+    if without_reference or (without_output and not subset) or not ours:
+        raise UserError(_mismatch(len(outputs), len(reference), without_reference, [] if subset else without_output))
+    return [
+        Pair(
+            index=index,
+            instruction=row["instruction"],
+            reference=row["output"],
+            output=ours[key]["output"],
+            generator=str(ours[key].get("generator") or "model"),
+            reference_generator=str(row.get("generator") or "reference"),
+        )
+        for index, (key, row) in enumerate(theirs.items())
+        if key in ours
+    ]
+
+
+def rows_of_prompts(
+    instructions: Iterable[str], rows: Iterable[Mapping[str, Any]], owner: str
+) -> list[Mapping[str, Any]]:
+    """The row of outputs that belongs to each judged prompt.
+
+    Args:
+        instructions: one a prompt, in the order of the prompts.
+        rows: rows of outputs, in any order.
+        owner: whose outputs they are, for the error.
+
+    Raises:
+        UserError: a prompt has no row.
+    """
+    found, keys = by_occurrence(rows), occurrences(instructions)
+    if missing := [instruction for instruction, n in keys if (instruction, n) not in found]:
+        raise UserError(
+            f"outputs of {owner}: expected one for each of the {len(keys)} judged prompts, {len(missing)} are missing "
+            f"(the first: {missing[0][:80]!r}). Give the file that was judged."
+        )
+    return [found[key] for key in keys]
+
+
+def by_occurrence(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """(instruction, how many earlier rows have the same instruction) -> row, in the order of the rows."""
+    rows = list(rows)
+    return dict(zip(occurrences(row["instruction"] for row in rows), rows, strict=True))
+
+
+def occurrences(values: Iterable[T]) -> list[tuple[T, int]]:
+    """Each value with the number of equal values before it: a, b, a gives (a, 0), (b, 0), (a, 1)."""
+    seen: Counter[T] = Counter()
+    numbered = []
+    for value in values:
+        numbered.append((value, seen[value]))
+        seen[value] += 1
+    return numbered
+
+
+def require_rows(rows: Sequence[Row], source: str, good: Callable[[Row], bool], wanted: str) -> None:
+    """Check every row.
+
+    Args:
+        rows: the rows.
+        source: what they were read from, for the error.
+        good: whether a row will do.
+        wanted: the columns, one of which must hold a text, for the error.
+
+    Raises:
+        UserError: rows that will not do; the message has their numbers and the keys of the first.
+    """
+    bad = [number for number, row in enumerate(rows) if not good(row)]
+    if bad:
+        shown = ", ".join(map(str, bad[:5]))
+        raise UserError(
+            f"{source}: {len(bad)} of {len(rows)} rows have no text under {wanted} (rows {shown}, counted from 0). "
+            f"Row {bad[0]} has the keys: {', '.join(map(str, rows[bad[0]])) or 'none'}."
+        )
+
+
+def _require_texts(rows: Sequence[Row], source: str) -> None:
+    require_rows(rows, source, lambda row: isinstance(row.get("instruction"), str), "instruction")
+    require_rows(rows, source, lambda row: isinstance(row.get("output"), str), "output")
+
+
+def _mismatch(n_outputs: int, n_reference: int, without_reference: list[str], without_output: list[str]) -> str:
+    def examples(texts: list[str]) -> str:
+        return "; ".join(repr(text[:80]) for text in texts[:3])
+
+    parts = [f"The outputs ({n_outputs} rows) and the reference ({n_reference} rows) differ in their instructions."]
+    if without_reference:
+        parts.append(f"{len(without_reference)} outputs have no reference, e.g. {examples(without_reference)}.")
+    if without_output:
+        parts.append(
+            f"{len(without_output)} instructions of the reference have no output, e.g. {examples(without_output)}."
+        )
+    parts.append("Generate both from the same prompts, or say that you judge a subset (`otpo judge --subset`).")
+    return " ".join(parts)
