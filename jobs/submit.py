@@ -27,8 +27,7 @@ from urllib.parse import urlsplit
 import jobs
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
-from pipeline.recipe.files import digest, dump_yaml, load_recipe
-from pipeline.recipe.sections import WORLD_PREFIX, Recipe, make_recipe
+from pipeline.recipe import WORLD_PREFIX, Recipe, digest, dump_yaml, load_recipe, make_recipe
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

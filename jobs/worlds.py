@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
-from pipeline.recipe.sections import Recipe
+from pipeline.recipe import Recipe
 from pipeline.run.context import World
 
 

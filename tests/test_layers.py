@@ -23,8 +23,7 @@ FORBIDDEN = {"otpo": {"ray", "vllm"}, "eval": {"ray", "vllm", "torch", "transfor
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "scipy", "pandas", "datasets", "openai", "ot")
 LIGHT = (
     "jobs.cli",
-    "pipeline.recipe.sections",
-    "pipeline.recipe.files",
+    "pipeline.recipe",
     "pipeline.run.manifest",
     "otpo.methods.spec",
     "otpo.errors",

@@ -55,13 +55,14 @@ VERBOSITY = [
 ]
 
 
-def build(run_dirs: Sequence[Path], out: Path) -> Path:
+def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path:
     """Write `report.html` into `out`, and the pages of verdicts beside it.
 
     Args:
         run_dirs: folders of runs, or of `otpo judge`.
         out: the folder to write to; for one run, usually its own. For several runs their one `leaderboard.csv` is
             written too, with the column `run`.
+        title: of the page; None is made of the runs' names.
 
     Returns:
         The path of report.html.
@@ -77,7 +78,7 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     if len(runs) > 1 and found:
         write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / layout.LEADERBOARD)
-    title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    subject = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     views = [
         _board_view(board, looks, out, _slug(board.task, i, found))
         | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
@@ -95,8 +96,8 @@ def build(run_dirs: Sequence[Path], out: Path) -> Path:
         if (sentence := run_sentence(names[i, label], frame))
     ]
     context: dict[str, Any] = {
-        "title": f"{title}: report",
-        "eyebrow": f"Report on {title}",
+        "title": title or f"{subject}: report",
+        "eyebrow": title or f"Report on {subject}",
         "footer": "Every number comes from the files of the run's folder. The page loads nothing from elsewhere.",
         "problems": [problem for run in runs for problem in run.problems],
         "boards": views,

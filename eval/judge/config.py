@@ -17,31 +17,40 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str | None = None
-    model: str | None = None
-    protocol: str = "preference"
+    url: str | None = Field(None, description="Base address of an OpenAI-compatible server; it usually ends in /v1.")
+    model: str | None = Field(None, description="The judge's model, as its server names it.")
+    protocol: str = Field(
+        "preference", description="How the judge is asked: preference, summary, alpaca_eval or rating."
+    )
     reward_model: str | None = Field(
-        None, description="in place of url and model: a folder, a hub name, or a label of the run"
+        None,
+        description="Judges by its scores, in place of url and model: a folder, a hub name, or a label of the run.",
     )
-    api_key_env: str = "OPENAI_API_KEY"
-    both_orders: bool = False
-    each_other: bool = Field(False, description="also judge every two models of a run against each other")
-    concurrency: int = Field(32, ge=1)
-    max_retries: int = Field(10, ge=0)
-    timeout: float = Field(120.0, gt=0)
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int | None = Field(None, ge=1, description="the protocol's own number unless given")
-    allow_text_verdict: bool = Field(False, description="take a plain m or M where the endpoint gives no logprobs")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    both_orders: bool = Field(False, description="Asks about each pair twice, once in either order: twice the cost.")
+    each_other: bool = Field(False, description="Also judges every two trained models of a run against each other.")
+    concurrency: int = Field(32, ge=1, description="Most requests in flight.")
+    max_retries: int = Field(10, ge=0, description="Times that a question is asked again after a passing failure.")
+    timeout: float = Field(120.0, gt=0, description="Seconds that one request may take.")
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature of the judge.")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of a reply. Unset: the protocol's own number.")
+    allow_text_verdict: bool = Field(
+        False, description="Reads the verdict from the reply's text where the server gives no logprobs."
+    )
     extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="further request fields of this endpoint; null leaves one out"
+        default_factory=dict, description="Further fields of each request; null leaves out one that is sent by default."
     )
-    seed: int = 0
-    budget_usd: float | None = Field(None, ge=0)
-    price_input: float = Field(0.0, ge=0, description="USD per million prompt tokens")
-    price_output: float = Field(0.0, ge=0, description="USD per million completion tokens")
-    max_requests_per_minute: int | None = Field(None, ge=1)
-    calibration: str | None = Field(None, description="folder with instruction_difficulty.csv and df_gamed*.csv")
-    reference: str | None = Field(None, description="model_outputs.json or the label of a model of the run; 'base'")
+    seed: int = Field(0, description="Seed of the order in which the two outputs are shown.")
+    budget_usd: float | None = Field(None, ge=0, description="Most USD that a run may spend. Unset: no limit.")
+    price_input: float = Field(0.0, ge=0, description="USD per million prompt tokens.")
+    price_output: float = Field(0.0, ge=0, description="USD per million completion tokens.")
+    max_requests_per_minute: int | None = Field(None, ge=1, description="Most requests a minute. Unset: no limit.")
+    calibration: str | None = Field(
+        None, description="Folder with instruction_difficulty.csv and df_gamed*.csv, for length-controlled win rates."
+    )
+    reference: str | None = Field(
+        None, description="What outputs are compared with: a model_outputs.json, or a model of the run such as base."
+    )
 
     @model_validator(mode="before")
     @classmethod

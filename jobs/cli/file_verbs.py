@@ -247,7 +247,7 @@ def weights(
 ) -> None:
     """What each token weighs, and the transport plan."""
     from otpo.methods.spec import resolve
-    from pipeline.recipe.files import apply_overrides
+    from pipeline.recipe import apply_overrides
 
     spec = resolve(method, apply_overrides({}, hyperparameters or []))
     if out.suffix not in (".html", ".json"):

@@ -34,7 +34,7 @@ def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
 def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
     """Ray Tune over any methods.* or train.* key: best trial, table, plot."""
     from jobs.worlds import world_of
-    from pipeline.recipe.files import load_recipe
+    from pipeline.recipe import load_recipe
     from pipeline.sweep.results import render
     from pipeline.sweep.sweep import sweep as sweep_recipe
 
@@ -90,7 +90,7 @@ def submit(
 
 def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
     from jobs.worlds import world_of
-    from pipeline.recipe.files import load_recipe
+    from pipeline.recipe import load_recipe
     from pipeline.run.stages import run as run_recipe
 
     recipe = load_recipe(source, overrides or [])

@@ -25,7 +25,7 @@ from pipeline.generate.backends import backend_of, device_of, environment, resol
 from pipeline.generate.engine import Completion, EngineConfig, Request, Sampling, Template, answer
 from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
 from pipeline.generate.outputs import Files, GenerationResult, Partial, finished, row, write_json
-from pipeline.recipe.files import digest
+from pipeline.recipe import digest
 from pipeline.run.manifest import versions
 
 if TYPE_CHECKING:

@@ -1,0 +1,32 @@
+"""Recipes: read, override, check, write."""
+
+from pipeline.recipe.files import (
+    apply_overrides,
+    dump_yaml,
+    find_recipe,
+    load_recipe,
+    parse_value,
+    set_key,
+)
+from pipeline.recipe.identity import EXECUTION_KEYS, EXECUTION_KEYS_OF_TRAINING, digest, identity
+from pipeline.recipe.recipe import Recipe, make_recipe
+from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, SweepRange, TrainConfig
+
+__all__ = [
+    "EXECUTION_KEYS",
+    "EXECUTION_KEYS_OF_TRAINING",
+    "WORLD_PREFIX",
+    "ModelConfig",
+    "Recipe",
+    "SweepRange",
+    "TrainConfig",
+    "apply_overrides",
+    "digest",
+    "dump_yaml",
+    "find_recipe",
+    "identity",
+    "load_recipe",
+    "make_recipe",
+    "parse_value",
+    "set_key",
+]

@@ -1,4 +1,4 @@
-"""Recipes as files: YAML plus dotted overrides, and what of a recipe makes a run that run.
+"""Recipes as files: YAML plus dotted overrides.
 
 otpo run jobs/recipes/small_world.yaml methods.otpo.reg=0.03 train.seed=1
 """
@@ -6,8 +6,6 @@ otpo run jobs/recipes/small_world.yaml methods.otpo.reg=0.03 train.seed=1
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import yaml
 
 from otpo.errors import UserError
-from pipeline.recipe.sections import Recipe, make_recipe
+from pipeline.recipe.recipe import Recipe, make_recipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,38 +98,3 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 def dump_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-# Keys that say where and how fast, not what: they may change under a run's name.
-_JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "budget_usd", "max_requests_per_minute")
-EXECUTION_KEYS = (
-    "cluster",
-    "sweep",
-    *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
-    *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
-)
-EXECUTION_KEYS_OF_TRAINING = (
-    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",
-    "save_every", "keep_checkpoints", "max_failures",
-)  # fmt: skip
-
-
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the keys that cannot change a result."""
-    tree = recipe.model_dump(mode="json")
-    for key in EXECUTION_KEYS:
-        *parents, last = key.split(".")
-        section: Any = tree
-        for parent in parents:
-            section = (section or {}).get(parent)
-        if section:
-            section.pop(last, None)
-    for section in (tree["train"], tree["base"] or {}, *tree["methods"].values()):
-        for key in EXECUTION_KEYS_OF_TRAINING:
-            section.pop(key, None)
-    return tree
-
-
-def digest(value: Any) -> str:
-    """Sixteen hex digits of the SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,20 +1,28 @@
-"""A recipe: what a run is made of, as pydantic models. Checked before anything heavy is imported."""
+"""The sections of a recipe as pydantic models. A field's description is its line in the recipe reference."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
-from otpo.methods.spec import MethodSpec, resolve
 
 WORLD_PREFIX = "world:"  # a path inside the prepared world's folder; `world:judge` is the address of its judge
+
+_SPELLINGS = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def short_dtype(value: Any) -> Any:
+    """`float32` and `bfloat16`, as transformers and vLLM spell them, in this project's spelling."""
+    return _SPELLINGS.get(value, value) if isinstance(value, str) else value
+
+
+Dtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(short_dtype)]
+AutoDtype = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(short_dtype)]
 
 
 class Section(BaseModel):
@@ -26,10 +34,13 @@ class Section(BaseModel):
 class LoraConfig(Section):
     """Adapters beside frozen weights (https://arxiv.org/abs/2106.09685); names and meaning are those of peft."""
 
-    r: int = Field(16, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = Field("all-linear", description="ends of names of modules, or a regex")
+    r: int = Field(16, ge=1, description="Rank of each adapter.")
+    lora_alpha: int = Field(32, ge=1, description="Scale: what an adapter adds is multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Fraction of the adapters' inputs that is dropped.")
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        description="Modules that get an adapter: ends of names, a regular expression, or all-linear.",
+    )
 
     @model_validator(mode="after")
     def _some_modules(self) -> LoraConfig:
@@ -39,12 +50,16 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """The policy before training; it is also the reference of every preference method."""
+    """The model before training. It is also the reference of every preference method."""
 
-    path: str
-    attn_implementation: str = "sdpa"
-    lora: LoraConfig | None = Field(None, description="train adapters alone, in `base` too; `{}` takes every default")
-    quantization: Literal["none", "4bit"] = Field("none", description="of the frozen weights beside adapters (QLoRA)")
+    path: str = Field(description="A model folder or a Hugging Face hub name.")
+    attn_implementation: str = Field("sdpa", description="Attention of the training step, as transformers names it.")
+    lora: LoraConfig | None = Field(
+        None, description="Trains adapters alone, in `base` too; `{}` takes every default. Unset trains all weights."
+    )
+    quantization: Literal["none", "4bit"] = Field(
+        "none", description="How the frozen weights beside adapters are stored; 4bit is QLoRA and needs CUDA GPUs."
+    )
 
     @model_validator(mode="after")
     def _only_adapters_train_in_4_bits(self) -> ModelConfig:
@@ -57,58 +72,86 @@ class ModelConfig(Section):
 
 
 class PairsConfig(Section):
-    """On-policy preference pairs: several answers a prompt, scored, best against worst."""
+    """On-policy preference pairs: several completions of each prompt, scored, best against worst."""
 
-    prompts: str
-    n: int = Field(8, ge=2)
-    per_prompt: int = Field(1, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(512, ge=1)
-    seed: int = 0
-    limit: int | None = Field(None, ge=1)
-    scorer: JudgeConfig = JudgeConfig(protocol="rating")
+    prompts: str = Field(description="A prompts file, or the name of a task.")
+    n: int = Field(8, ge=2, description="Completions sampled for each prompt.")
+    per_prompt: int = Field(1, ge=1, description="Most pairs kept of each prompt.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")
+    max_tokens: int = Field(512, ge=1, description="Most tokens of a completion.")
+    seed: int = Field(0, description="Seed of the sampling.")
+    limit: int | None = Field(None, ge=1, description="Uses only the first prompts: how many. Unset: all.")
+    scorer: JudgeConfig = Field(
+        JudgeConfig(protocol="rating"),
+        description="Who scores them: a judge that rates from 1 to 10, or a reward model. Keys as in `judge`.",
+    )
 
 
 class DataConfig(Section):
     """The preference pairs and how they become tokens."""
 
-    path: str | None = None
-    split: str = "train"
-    template: Literal["auto", "chat"] = "auto"
-    max_length: int = Field(1024, ge=8)
-    max_prompt_length: int | None = Field(None, ge=1)
-    truncation: Literal["keep_start", "drop"] = "keep_start"
-    validation: float = Field(0.05, ge=0, description="a fraction below 1, or a number of pairs")
-    limit: int | None = Field(None, ge=2)
+    path: str | None = Field(None, description="A JSON, JSONL, CSV or parquet file (.gz too), or a hub name.")
+    split: str = Field("train", description="Split of a hub data set; a file has none.")
+    template: Literal["auto", "chat"] = Field(
+        "auto",
+        description="auto: messages by the chat template, strings as they are; chat: strings as messages too.",
+    )
+    max_length: int = Field(1024, ge=8, description="Most tokens of a prompt and one completion together.")
+    max_prompt_length: int | None = Field(
+        None, ge=1, description="Most tokens of a prompt. Unset: no limit of its own."
+    )
+    truncation: Literal["keep_start", "drop"] = Field(
+        "keep_start",
+        description="keep_start cuts a prompt at its beginning, a completion at its end; drop leaves the row out.",
+    )
+    validation: float = Field(
+        0.05, ge=0, description="Rows held out for evaluation: a fraction if below 1, else a number of rows."
+    )
+    limit: int | None = Field(None, ge=2, description="Uses only the first rows: how many. Unset: all.")
 
 
 class TrainConfig(Section):
     """One optimisation run. A label under `methods` (and `base`) may override any of these keys."""
 
-    max_steps: int | None = Field(None, ge=1)
-    epochs: float = Field(1.0, gt=0)
-    learning_rate: float = Field(5e-7, gt=0)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    global_batch_size: int = Field(128, ge=1)
-    micro_batch_size: int = Field(4, ge=1)
-    micro_batch_tokens: int | None = Field(None, ge=1, description="by default 2,048 on a CPU, 16,384 on a GPU")
-    workers: int = Field(2, ge=1)
-    use_gpu: bool | Literal["auto"] = "auto"
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    activation_checkpointing: bool = False
-    torch_compile: bool = Field(False, description="layers and what is done to the vocabulary; a tenth of a step")
-    seed: int = 42
-    eval_every: int | None = Field(None, ge=1)
-    save_every: int | None = Field(None, ge=1)
-    keep_checkpoints: int = Field(1, ge=1)
-    best_metric: str | None = Field(None, description="e.g. eval_loss or eval_rewards/accuracies")
-    best_mode: Literal["min", "max"] = "min"
-    early_stopping_patience: int | None = Field(None, ge=1)
-    max_failures: int = Field(3, ge=0)
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps. Unset trains for `epochs`.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the rows, if max_steps is unset; may be a fraction.")
+    learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate of AdamW.")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Fraction of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; biases and norms have none.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which larger gradients are clipped.")
+    global_batch_size: int = Field(
+        128, ge=1, description="Pairs (or completions) of one optimizer step, over all workers and micro-batches."
+    )
+    micro_batch_size: int = Field(4, ge=1, description="Most pairs (or completions) that a worker computes at once.")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Most tokens that a worker computes at once. Unset: 2,048 on a CPU, 16,384 on a GPU."
+    )
+    workers: int = Field(2, ge=1, description="Training workers; each takes one GPU, or a share of the CPUs.")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="auto takes GPUs if there is one for each worker.")
+    dtype: Dtype = Field("bf16", description="Precision of the computation; weights and optimizer stay in fp32.")
+    activation_checkpointing: bool = Field(
+        False, description="Computes activations again in the backward pass: less memory, more time."
+    )
+    torch_compile: bool = Field(
+        False,
+        description="Compiles the layers and the loss over the vocabulary, which takes 10 to 20 seconds once.",
+    )
+    seed: int = Field(42, description="Seed of the order of rows, of dropout and of the held-out rows.")
+    eval_every: int | None = Field(None, ge=1, description="Steps between evaluations on held-out rows. Unset: none.")
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. Unset: none.")
+    keep_checkpoints: int = Field(1, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
+    best_metric: str | None = Field(
+        None, description="Exports the step that is best by this, such as eval_loss. Unset exports the last step."
+    )
+    best_mode: Literal["min", "max"] = Field("min", description="Whether a smaller or a larger best_metric is better.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Evaluations without a better best_metric after which training stops. Unset: never."
+    )
+    max_failures: int = Field(3, ge=0, description="Times that a failed worker group is started again.")
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> TrainConfig:
@@ -125,21 +168,27 @@ class TrainConfig(Section):
 
 
 class GenerateConfig(Section):
-    """Answers by vLLM workers."""
+    """The outputs that are judged: which prompts, which engine, how they are sampled."""
 
-    tasks: dict[str, str] | list[str] = {}
-    limit: int | None = Field(None, ge=1)
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    workers: int = Field(1, ge=1)
-    tensor_parallel_size: int = Field(1, ge=1)
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    max_model_len: int | None = Field(None, ge=8)
-    template: Literal["chat", "literal"] = "chat"
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
-    seed: int = 0
+    tasks: dict[str, str] | list[str] = Field(
+        {}, description="Name of each task and its source: alpaca_eval, tldr or a prompts file; or a list of sources."
+    )
+    limit: int | None = Field(None, ge=1, description="Uses only the first prompts of a task: how many. Unset: all.")
+    backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto is vLLM where it is installed.")
+    workers: int = Field(1, ge=1, description="Engines that work side by side.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory that vLLM may fill.")
+    dtype: AutoDtype = Field("auto", description="Precision; auto is bf16 on a GPU, fp32 on a CPU.")
+    max_model_len: int | None = Field(
+        None, ge=8, description="Most tokens of a prompt and its output. Unset: the model's own limit, at most 4,096."
+    )
+    template: Literal["chat", "literal"] = Field(
+        "chat", description="chat renders prompts by the chat template; literal takes their text as it is."
+    )
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")
+    max_tokens: int = Field(1024, ge=1, description="Most tokens of an output.")
+    seed: int = Field(0, description="Seed of the sampling.")
 
     def named_tasks(self) -> dict[str, str]:
         """Task name -> known name or path; a path's name is its stem."""
@@ -160,19 +209,18 @@ class GenerateConfig(Section):
 class ReportConfig(Section):
     """The page and its intervals."""
 
-    title: str | None = None
-    bootstrap_samples: int = Field(2000, ge=100)
-    seed: int = 0
-    weight_pairs: int = Field(8, ge=0, description="how many pairs the page shows token weights of")
+    title: str | None = Field(None, description="Title of the page. Unset: the run's name.")
+    seed: int = Field(0, description="Seed of the bootstrap behind every interval.")
+    weight_pairs: int = Field(8, ge=0, description="Pairs whose token weights the page shows.")
 
 
 class SweepRange(Section):
     """Values between two bounds, for `random` and `optuna`."""
 
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+    log: bool = Field(False, description="Draws evenly on a logarithmic scale.")
+    integer: bool = Field(False, description="Draws whole numbers.")
 
     @model_validator(mode="after")
     def _bounds(self) -> SweepRange:
@@ -184,18 +232,24 @@ class SweepRange(Section):
 class SweepConfig(Section):
     """Ray Tune over any `methods.*` or `train.*` key; each trial trains one label."""
 
-    params: dict[str, list[bool | int | float | str] | SweepRange] = {}
-    label: str | None = Field(None, description="which of `methods` is trained; the one that `params` names")
-    search: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: int = Field(8, ge=1, description="trials of random and optuna; a grid tries every combination")
-    metric: str = Field("win_rate", description="of the leaderboard, or of an evaluation: eval_loss, ...")
-    mode: Literal["min", "max"] | None = Field(None, description="by default min for a loss, else max")
-    task: str | None = Field(None, description="whose answers are judged; by default the first of generate.tasks")
-    scheduler: Literal["none", "asha"] = "none"
-    grace_period: int | None = Field(None, ge=1, description="steps before ASHA may stop a trial; train.eval_every")
-    reduction_factor: float = Field(4, gt=1)
-    max_concurrent_trials: int | None = Field(None, ge=1, description="by default as many as the cluster holds")
-    seed: int = 0
+    params: dict[str, list[bool | int | float | str] | SweepRange] = Field(
+        {}, description="Dotted key of the recipe, and the values to try: a list, or {low, high, log, integer}."
+    )
+    label: str | None = Field(None, description="Which of `methods` is trained. Unset: the one that `params` names.")
+    search: Literal["grid", "random", "optuna"] = Field("grid", description="How values are chosen.")
+    num_samples: int = Field(8, ge=1, description="Trials of random and optuna; a grid tries every combination.")
+    metric: str = Field("win_rate", description="What is optimised: a column of the board, or eval_loss, ...")
+    mode: Literal["min", "max"] | None = Field(None, description="Unset: min for a loss, else max.")
+    task: str | None = Field(None, description="Task whose outputs are judged. Unset: the first of generate.tasks.")
+    scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that fall behind.")
+    grace_period: int | None = Field(
+        None, ge=1, description="Steps before ASHA may stop a trial. Unset: train.eval_every."
+    )
+    reduction_factor: float = Field(4, gt=1, description="ASHA goes on with one trial in this many.")
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="Most trials at a time. Unset: as many as the cluster holds."
+    )
+    seed: int = Field(0, description="Seed of random and optuna.")
 
     @model_validator(mode="before")
     @classmethod
@@ -215,183 +269,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 class ClusterConfig(Section):
-    """Where Ray is: an address, or nothing for a cluster of this machine alone."""
+    """Where Ray is."""
 
-    address: str | None = None
-
-
-class Recipe(Section):
-    """Everything a run is made of."""
-
-    name: str
-    world: dict[str, Any] | None = None
-    model: ModelConfig
-    base: dict[str, Any] | None = Field(None, description="supervised training first: `data` plus overrides of `train`")
-    pairs: PairsConfig | None = None
-    data: DataConfig = DataConfig()
-    methods: dict[str, dict[str, Any]] = {}
-    train: TrainConfig = TrainConfig()
-    generate: GenerateConfig = GenerateConfig()
-    judge: JudgeConfig = JudgeConfig()
-    report: ReportConfig = ReportConfig()
-    sweep: SweepConfig = SweepConfig()
-    cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_labels(cls, value: Any) -> Any:
-        """`methods: {dpo: }` means a label with every default."""
-        if isinstance(value, dict) and isinstance(value.get("methods"), dict):
-            value = {**value, "methods": {label: settings or {} for label, settings in value["methods"].items()}}
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if self.model.quantization != "none" and self.train.use_gpu is False:
-            raise ValueError(
-                f"model.quantization is {self.model.quantization}, which needs a CUDA GPU for every training worker,"
-                " but train.use_gpu is false: set model.quantization to none, or train.use_gpu to true"
-            )
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
-        for label in self.methods:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label) or label == "base":
-                raise ValueError(
-                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
-                )
-            needs = self.method(label).method.needs
-            if self.model.lora and "reward_head" in needs:
-                raise ValueError(
-                    f"methods.{label}: a reward model is trained whole, its new head could not learn beside adapters:"
-                    " train it in a recipe without model.lora"
-                )
-            self._check_train_of(label, f"methods.{label}")
-            shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
-            if shared:
-                raise ValueError(
-                    f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
-                )
-        self.training_order()
-        if self.base is not None:
-            if not self.base.get("data"):
-                raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
-            self._check_train_of("base", "base")
-            if self.train_of("base").eval_every:
-                raise ValueError(
-                    "base.eval_every: the base is not evaluated, all its rows are trained on: leave it out"
-                )
-        evaluated = [label for label in self.methods if self.train_of(label).best_metric]
-        if evaluated and not self.data.validation:
-            raise ValueError(
-                f"best_metric of '{evaluated[0]}' needs pairs to evaluate on: set data.validation above 0, such as 0.05"
-            )
-        if self.methods and self.data.path is None and self.pairs is None:
-            raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
-        if self.methods and self.data.path is not None and self.pairs is not None:
-            raise ValueError("`data.path` and `pairs` both say where the pairs come from: keep one")
-        return self
-
-    def method(self, label: str) -> MethodSpec:
-        """The method behind a label, with its hyperparameters."""
-        return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
-
-    def trains_rewards(self, label: str) -> bool:
-        """Whether a label of `methods` is a reward model: it scores answers and writes none."""
-        return label in self.methods and "reward_head" in self.method(label).method.needs
-
-    def frozen_labels(self, label: str) -> dict[str, str]:
-        """Frozen models of a label that are labels of this recipe themselves: name -> label."""
-        return {name: scorer for name, scorer in self.method(label).frozen_models.items() if scorer in self.methods}
-
-    def training_order(self) -> list[str]:
-        """The labels of `methods`, each after those that it takes as scorers, otherwise as written.
-
-        Raises:
-            ValueError: labels name each other as scorers, or a scorer is neither a label nor like a path.
-        """
-        order: list[str] = []
-
-        def visit(label: str, above: tuple[str, ...]) -> None:
-            if label in above:
-                circle = " -> ".join([*above[above.index(label) :], label])
-                raise ValueError(f"methods: scorers are trained first, but these labels wait for each other: {circle}")
-            for scorer in self.frozen_labels(label).values():
-                visit(scorer, (*above, label))
-            if label not in order:
-                order.append(label)
-
-        for label in self.methods:
-            for name, scorer in self.method(label).frozen_models.items():
-                if self.trains_rewards(scorer):
-                    raise ValueError(
-                        f"methods.{label}.{name}: '{scorer}' is a reward model, which has no log-probabilities: name a"
-                        " label that trains a language model"
-                    )
-                if scorer not in self.methods and "/" not in scorer and not Path(scorer).exists():
-                    raise ValueError(
-                        f"methods.{label}.{name}: '{scorer}' is no label of `methods` ({', '.join(self.methods)})"
-                        " and no model folder"
-                    )
-            visit(label, ())
-        return order
-
-    def _check_train_of(self, label: str, where: str) -> None:
-        try:
-            self.train_of(label)
-        except ValidationError as error:
-            raise ValueError("; ".join(f"{where}: {line}" for line in _explain(error, TrainConfig))) from error
-
-    def train_of(self, label: str) -> TrainConfig:
-        """`train` with the label's own keys put over it; "base" is the supervised stage."""
-        if label == "base":
-            settings = {k: v for k, v in (self.base or {}).items() if k != "data"}
-        else:
-            settings = {k: v for k, v in self.methods[label].items() if k in TrainConfig.model_fields}
-        # early stopping and evaluation of `train` speak of preference metrics; the base states its own
-        inherited = self.train.model_dump()
-        if label == "base":
-            inherited |= {
-                k: TrainConfig.model_fields[k].default
-                for k in ("max_steps", "eval_every", "best_metric", "best_mode", "early_stopping_patience")
-            }
-        return TrainConfig(**{**inherited, **settings})
-
-    def labels(self) -> list[str]:
-        """Every model of the run that writes answers, the base first."""
-        return ["base", *(label for label in self.methods if not self.trains_rewards(label))]
-
-
-def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Check a tree; every problem in one `UserError`."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in _explain(error))])) from error
-
-
-def _explain(error: ValidationError, model: type[BaseModel] = Recipe) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1], model)
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
-            hint = f" Did you mean '{near[0]}'?" if near else f" Known keys: {', '.join(known)}."
-            lines.append(f"unknown key '{path}'.{hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"'{path}' is needed and missing.")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-            lines.append(f"{path + ': ' if path else ''}{message}{found}")
-    return lines
-
-
-def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return list(model.model_fields) if model else []
+    address: str | None = Field(None, description="A Ray cluster. Unset: RAY_ADDRESS, else this machine alone.")

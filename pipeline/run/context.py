@@ -15,8 +15,7 @@ from otpo.errors import UserError
 from otpo.identity import source_identity
 from pipeline.judge.reward_model import check_reward_model
 from pipeline.progress import Progress
-from pipeline.recipe.files import identity
-from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, Recipe
+from pipeline.recipe import WORLD_PREFIX, ModelConfig, Recipe, identity
 from pipeline.run.manifest import open_run
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from typing import Any
 
 from otpo.errors import UserError
 from otpo.files import write_atomically
-from pipeline.recipe.files import digest, dump_yaml, identity, load_recipe
-from pipeline.recipe.sections import Recipe
+from pipeline.recipe import Recipe, digest, dump_yaml, identity, load_recipe
 
 PACKAGES = (
     "otpo-pipeline",

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from otpo.errors import UserError
 from otpo.identity import source_identity
 from pipeline.progress import Progress
-from pipeline.recipe.files import EXECUTION_KEYS_OF_TRAINING
-from pipeline.recipe.sections import ModelConfig, Recipe
+from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, ModelConfig, Recipe
 from pipeline.run.board import write_board, write_weights
 from pipeline.run.context import Context, World
 from pipeline.run.metrics import nearly_uniform, seconds_of_steps
@@ -310,7 +309,7 @@ class Run(Context):
             write_weights(self)
             self.show("report", 1, 2, "page")
             write_board(self)
-            build([self.folder], self.folder)
+            build([self.folder], self.folder, self.recipe.report.title)
             self.show("report", 2, 2, "")
 
     # ---- parts of stages ----

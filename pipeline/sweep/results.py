@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.recipe.files import dump_yaml
-from pipeline.recipe.sections import Recipe
+from pipeline.recipe import Recipe, dump_yaml
 from pipeline.sweep.search import Search, best_recipe, short_keys
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
-from pipeline.recipe.files import set_key
-from pipeline.recipe.sections import Recipe, SweepRange, make_recipe
+from pipeline.recipe import Recipe, SweepRange, make_recipe, set_key
 
 Params = dict[str, Any]
 """Dotted key of a recipe -> value: what one trial changes."""

@@ -20,8 +20,7 @@ from eval.judge.config import JudgeConfig
 from otpo.errors import UserError, WorkError
 from otpo.identity import source_identity
 from pipeline.progress import Progress
-from pipeline.recipe.files import digest
-from pipeline.recipe.sections import Recipe
+from pipeline.recipe import Recipe, digest
 from pipeline.run.context import World
 from pipeline.run.stages import Run
 from pipeline.sweep.results import Outcome, read_outcome, write_results

@@ -20,7 +20,7 @@ from ray import tune
 
 from otpo.errors import UserError, WorkError
 from pipeline.progress import Progress
-from pipeline.recipe.sections import ModelConfig, Recipe
+from pipeline.recipe import ModelConfig, Recipe
 from pipeline.run.metrics import newest_step
 from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe
 from pipeline.train.launcher import fit, make_job

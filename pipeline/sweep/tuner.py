@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import Progress
-from pipeline.recipe.sections import Recipe, SweepRange
+from pipeline.recipe import Recipe, SweepRange
 from pipeline.sweep.search import Search, trial_name
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from otpo.data.collate import collate_pairs
 from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch, TokenPair
 from otpo.training.step import micro_batches
-from pipeline.recipe.files import digest
+from pipeline.recipe import digest
 
 PART_BATCHES = 64  # micro-batches between two writes
 

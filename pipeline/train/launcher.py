@@ -21,7 +21,7 @@ from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
 from pipeline.cluster.connect import check_workers, cpus_per_worker, node_pool, training_nodes
 from pipeline.progress import Progress
-from pipeline.recipe.sections import ModelConfig, Recipe, TrainConfig
+from pipeline.recipe import ModelConfig, Recipe, TrainConfig
 from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
 from pipeline.train.tokens import Tokens

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from otpo.data.report import DataReport
 from otpo.methods.spec import MethodSpec
-from pipeline.recipe.sections import Recipe, TrainConfig
+from pipeline.recipe import Recipe, TrainConfig
 
 _HOW_IT_SCORES = """- Scores an answer at its last token (EOS, or what ends the turn; {template} template): load it with
   `AutoModelForSequenceClassification`; its one logit is the score. Scores mean something beside others of the prompt.

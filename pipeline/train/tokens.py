@@ -19,7 +19,7 @@ from otpo.data.validation import split_validation
 from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec
 from otpo.models.reward_model import margins_of, pad_token, save_margins
-from pipeline.recipe.sections import Recipe
+from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ from otpo.training.step import (
     supervised_losses,
 )
 from otpo.training.unpaired import unpaired_losses
-from pipeline.recipe.sections import TrainConfig
+from pipeline.recipe import TrainConfig
 from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
 from pipeline.train.metrics_log import MetricsLog
 

@@ -164,6 +164,13 @@ def test_a_board_without_any_verdict_still_makes_a_page(tmp_path):
     assert "No verdict came back" in words and "40 of 40 verdicts failed" in words
 
 
+def test_a_title_of_ones_own_stands_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run", {"otpo": 0.6})
+    assert "Report on run" in assert_sound(report.build([run], run)).words()
+    words = assert_sound(report.build([run], run, "Mine <b>")).words()
+    assert "Mine <b>" in words and "Report on run" not in words
+
+
 def test_parts_that_are_missing_are_left_out(tmp_path):
     trained = tmp_path / "trained"
     add_training(trained, ["otpo"])

@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from otpo.errors import UserError
 from otpo.methods.spec import METHODS, SHARED, WEIGHTS
-from pipeline.recipe.files import apply_overrides
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import apply_overrides, make_recipe
 from pipeline.run.manifest import Manifest
 from pipeline.run.stages import run
 from pipeline.train.tokens import prepare_tokens

@@ -19,8 +19,7 @@ import yaml
 
 from jobs.submit import connect, prepare, stage
 from otpo.errors import UserError
-from pipeline.recipe.files import load_recipe
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import load_recipe, make_recipe
 
 TOKEN = "a-token-of-the-test-" + "x" * 24
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from support.training import metrics, settings, write_pairs
 
 from otpo.errors import UserError
 from otpo.methods.spec import FROZEN_MODELS, METHODS
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import make_recipe
 from pipeline.run.stages import Run, run
 from pipeline.train.frozen_cache import FrozenLogProbs
 

@@ -35,7 +35,7 @@ from otpo.models.adapters import (
 from otpo.models.checkpoint import export, load_checkpoint, save_checkpoint
 from otpo.models.policy import PolicyModel, load_causal_lm, shard
 from otpo.training.step import optimisation_step, preference_losses
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import make_recipe
 from pipeline.run.stages import run
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}

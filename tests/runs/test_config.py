@@ -6,16 +6,20 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from otpo.errors import UserError
-from pipeline.recipe.sections import TrainConfig, make_recipe
-from pipeline.recipe.files import (
+from pipeline.recipe import (
     EXECUTION_KEYS_OF_TRAINING,
+    Recipe,
+    SweepRange,
+    TrainConfig,
     apply_overrides,
     dump_yaml,
     find_recipe,
     identity,
     load_recipe,
+    make_recipe,
     parse_value,
 )
 
@@ -191,6 +195,40 @@ def test_a_file_that_is_not_there():
         load_recipe("nowhere")
     with pytest.raises(UserError, match=r"not YAML|No recipe"):
         load_recipe(__file__.replace(".py", ".pyc"))
+
+
+def fields(model: type[BaseModel], path: str = ""):
+    """(dotted key, field) of a section and of the sections inside it."""
+    for name, field in model.model_fields.items():
+        yield f"{path}{name}", field
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for section in (part for part in inner if isinstance(part, type) and issubclass(part, BaseModel)):
+            yield from fields(section, f"{path}{name}.")
+
+
+def test_every_key_has_one_plain_line_that_says_what_it_is():
+    found = dict(fields(Recipe))
+    assert {"train.dtype", "judge.url", "pairs.scorer.url", "model.lora.r", "sweep.seed"} <= found.keys()
+    ranges = {f"range.{name}": field for name, field in SweepRange.model_fields.items()}
+    for key, field in (found | ranges).items():
+        line = field.description or ""
+        assert line.endswith(".") and "\n" not in line and len(line) < 120, f"{key}: {line!r}"
+
+
+@pytest.mark.parametrize(("long", "short"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_a_dtype_may_be_spelled_as_transformers_does(long, short):
+    keys = [f"train.dtype={long}", f"generate.dtype={long}", f"methods.sharp.dtype={long}"]
+    recipe = make_recipe(apply_overrides(TREE, keys))
+    assert recipe.train.dtype == recipe.generate.dtype == recipe.train_of("sharp").dtype == short
+    assert identity(recipe) == identity(make_recipe(apply_overrides(TREE, [k.replace(long, short) for k in keys])))
+
+
+def test_a_removed_key_of_an_old_recipe_is_ignored_with_a_note(tmp_path, caplog):
+    old = {**TREE, "report": {"title": "Mine", "bootstrap_samples": 500}}
+    recipe = load_recipe(write(tmp_path / "r.yaml", old))
+    assert recipe == make_recipe({**TREE, "report": {"title": "Mine"}})
+    assert "report.bootstrap_samples is no longer a key" in caplog.text
+    assert "bootstrap_samples" not in dump_yaml(recipe)
 
 
 def test_two_tasks_of_one_name_are_refused():

@@ -7,7 +7,7 @@ import pytest
 
 from otpo.errors import UserError
 from otpo.identity import model_fingerprint, source_identity
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import make_recipe
 from pipeline.run.manifest import Manifest, differences, open_run
 
 TREE = {

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from otpo.errors import UserError, WorkError
-from pipeline.recipe.sections import Recipe, make_recipe
-from pipeline.recipe.files import load_recipe
+from pipeline.recipe import Recipe, make_recipe
+from pipeline.recipe import load_recipe
 from pipeline.sweep.search import best_recipe, combinations, plan, frozen_labels, trial_name, trial_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

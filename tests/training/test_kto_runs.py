@@ -20,8 +20,7 @@ from otpo.models.policy import PolicyModel
 from otpo.records import TokenCompletion
 from otpo.training.step import evaluate
 from otpo.training.unpaired import unpaired_losses
-from pipeline.recipe.files import dump_yaml
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import dump_yaml, make_recipe
 from pipeline.run.stages import Run, run
 from pipeline.train.frozen_cache import FrozenLogProbs
 from pipeline.train.launcher import make_job

@@ -15,7 +15,7 @@ from test_cli import nothing_begun, otpo, refused
 
 from otpo.errors import UserError
 from otpo.models.reward_model import load_margins, score
-from pipeline.recipe.files import make_recipe
+from pipeline.recipe import make_recipe
 from pipeline.run.stages import Run, run
 from pipeline.sweep.search import Search, plan
 from pipeline.train.launcher import make_job

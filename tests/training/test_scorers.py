@@ -12,7 +12,7 @@ from support.training import pairs_of, settings
 from otpo.data.collate import collate_pairs
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenPair
-from pipeline.recipe.sections import make_recipe
+from pipeline.recipe import make_recipe
 from pipeline.train import frozen_cache as scorers
 from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache
 from pipeline.train.tokens import prepare_tokens

@@ -23,7 +23,7 @@ from otpo.methods.spec import MethodSpec
 from otpo.models.checkpoint import complete_checkpoints, read_state
 from otpo.models.policy import PolicyModel
 from otpo.training.step import evaluate, preference_losses
-from pipeline.recipe.sections import ModelConfig, Recipe, make_recipe
+from pipeline.recipe import ModelConfig, Recipe, make_recipe
 from pipeline.run.stages import run
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens, prepare_tokens

@@ -1,0 +1,43 @@
+"""What of a recipe makes a run that run, and the hash of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pipeline.recipe.recipe import Recipe
+
+# Keys that say where and how fast, not what: they may change under a run's name.
+_JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "budget_usd", "max_requests_per_minute")
+EXECUTION_KEYS = (
+    "cluster",
+    "sweep",
+    *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
+    *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
+)
+EXECUTION_KEYS_OF_TRAINING = (
+    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",
+    "save_every", "keep_checkpoints", "max_failures",
+)  # fmt: skip
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without the keys that cannot change a result."""
+    tree = recipe.model_dump(mode="json")
+    for key in EXECUTION_KEYS:
+        *parents, last = key.split(".")
+        section: Any = tree
+        for parent in parents:
+            section = (section or {}).get(parent)
+        if section:
+            section.pop(last, None)
+    for section in (tree["train"], tree["base"] or {}, *tree["methods"].values()):
+        for key in EXECUTION_KEYS_OF_TRAINING:
+            section.pop(key, None)
+    return tree
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

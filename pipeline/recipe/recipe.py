@@ -1,0 +1,243 @@
+"""A whole recipe: its sections, whether they agree with each other, and what is wrong with one that is none.
+
+Checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from eval.judge.config import JudgeConfig
+from otpo.errors import UserError
+from otpo.methods.spec import MethodSpec, resolve
+from pipeline.recipe.sections import (
+    ClusterConfig,
+    DataConfig,
+    GenerateConfig,
+    ModelConfig,
+    PairsConfig,
+    ReportConfig,
+    Section,
+    SweepConfig,
+    TrainConfig,
+    short_dtype,
+)
+
+REMOVED = {"report.bootstrap_samples": "every interval is made of 2,000 resamples"}
+"""Keys of earlier versions that change nothing any more: dotted key -> what holds instead. Old recipes still load."""
+
+
+class Recipe(Section):
+    """Everything a run is made of."""
+
+    name: str = Field(description="Name of the run and of its folder.")
+    world: dict[str, Any] | None = Field(
+        None, description="Prepares the small world: {seed: 0}. Paths `world:...` then lie in it."
+    )
+    model: ModelConfig = Field(description="The model before training.")
+    base: dict[str, Any] | None = Field(
+        None,
+        description="Supervised training first: `data`, a file of {prompt, completion} rows, and keys of `train`.",
+    )
+    pairs: PairsConfig | None = Field(
+        None, description="Samples the preference pairs from the model. Unset: data.path."
+    )
+    data: DataConfig = Field(DataConfig(), description="The preference pairs and how they become tokens.")
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="Label of each trained model, and its settings: `method`, hyperparameters, keys of `train`."
+    )
+    train: TrainConfig = Field(TrainConfig(), description="How every method trains.")
+    generate: GenerateConfig = Field(GenerateConfig(), description="The outputs that are judged.")
+    judge: JudgeConfig = Field(JudgeConfig(), description="Who judges the outputs.")
+    report: ReportConfig = Field(ReportConfig(), description="The page and its intervals.")
+    sweep: SweepConfig = Field(SweepConfig(), description="What `otpo sweep` tries.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="Where Ray is.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _free_sections(cls, value: Any) -> Any:
+        """`methods: {dpo: }` means a label with every default; a dtype is spelled as in `train` in each of them."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("methods"), dict):
+            value["methods"] = {
+                label: _with_short_dtype(settings or {}) for label, settings in value["methods"].items()
+            }
+        if "base" in value:
+            value["base"] = _with_short_dtype(value["base"])
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.model.quantization != "none" and self.train.use_gpu is False:
+            raise ValueError(
+                f"model.quantization is {self.model.quantization}, which needs a CUDA GPU for every training worker,"
+                " but train.use_gpu is false: set model.quantization to none, or train.use_gpu to true"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
+        for label in self.methods:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label) or label == "base":
+                raise ValueError(
+                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
+                )
+            needs = self.method(label).method.needs
+            if self.model.lora and "reward_head" in needs:
+                raise ValueError(
+                    f"methods.{label}: a reward model is trained whole, its new head could not learn beside adapters:"
+                    " train it in a recipe without model.lora"
+                )
+            self._check_train_of(label, f"methods.{label}")
+            shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
+            if shared:
+                raise ValueError(
+                    f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
+                )
+        self.training_order()
+        if self.base is not None:
+            if not self.base.get("data"):
+                raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
+            self._check_train_of("base", "base")
+            if self.train_of("base").eval_every:
+                raise ValueError(
+                    "base.eval_every: the base is not evaluated, all its rows are trained on: leave it out"
+                )
+        evaluated = [label for label in self.methods if self.train_of(label).best_metric]
+        if evaluated and not self.data.validation:
+            raise ValueError(
+                f"best_metric of '{evaluated[0]}' needs pairs to evaluate on: set data.validation above 0, such as 0.05"
+            )
+        if self.methods and self.data.path is None and self.pairs is None:
+            raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
+        if self.methods and self.data.path is not None and self.pairs is not None:
+            raise ValueError("`data.path` and `pairs` both say where the pairs come from: keep one")
+        return self
+
+    def method(self, label: str) -> MethodSpec:
+        """The method behind a label, with its hyperparameters."""
+        return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
+
+    def trains_rewards(self, label: str) -> bool:
+        """Whether a label of `methods` is a reward model: it scores answers and writes none."""
+        return label in self.methods and "reward_head" in self.method(label).method.needs
+
+    def frozen_labels(self, label: str) -> dict[str, str]:
+        """Frozen models of a label that are labels of this recipe themselves: name -> label."""
+        return {name: scorer for name, scorer in self.method(label).frozen_models.items() if scorer in self.methods}
+
+    def training_order(self) -> list[str]:
+        """The labels of `methods`, each after those that it takes as scorers, otherwise as written.
+
+        Raises:
+            ValueError: labels name each other as scorers, or a scorer is neither a label nor like a path.
+        """
+        order: list[str] = []
+
+        def visit(label: str, above: tuple[str, ...]) -> None:
+            if label in above:
+                circle = " -> ".join([*above[above.index(label) :], label])
+                raise ValueError(f"methods: scorers are trained first, but these labels wait for each other: {circle}")
+            for scorer in self.frozen_labels(label).values():
+                visit(scorer, (*above, label))
+            if label not in order:
+                order.append(label)
+
+        for label in self.methods:
+            for name, scorer in self.method(label).frozen_models.items():
+                if self.trains_rewards(scorer):
+                    raise ValueError(
+                        f"methods.{label}.{name}: '{scorer}' is a reward model, which has no log-probabilities: name a"
+                        " label that trains a language model"
+                    )
+                if scorer not in self.methods and "/" not in scorer and not Path(scorer).exists():
+                    raise ValueError(
+                        f"methods.{label}.{name}: '{scorer}' is no label of `methods` ({', '.join(self.methods)})"
+                        " and no model folder"
+                    )
+            visit(label, ())
+        return order
+
+    def _check_train_of(self, label: str, where: str) -> None:
+        try:
+            self.train_of(label)
+        except ValidationError as error:
+            raise ValueError("; ".join(f"{where}: {line}" for line in _explain(error, TrainConfig))) from error
+
+    def train_of(self, label: str) -> TrainConfig:
+        """`train` with the label's own keys put over it; "base" is the supervised stage."""
+        if label == "base":
+            settings = {k: v for k, v in (self.base or {}).items() if k != "data"}
+        else:
+            settings = {k: v for k, v in self.methods[label].items() if k in TrainConfig.model_fields}
+        # early stopping and evaluation of `train` speak of preference metrics; the base states its own
+        inherited = self.train.model_dump()
+        if label == "base":
+            inherited |= {
+                k: TrainConfig.model_fields[k].default
+                for k in ("max_steps", "eval_every", "best_metric", "best_mode", "early_stopping_patience")
+            }
+        return TrainConfig(**{**inherited, **settings})
+
+    def labels(self) -> list[str]:
+        """Every model of the run that writes answers, the base first."""
+        return ["base", *(label for label in self.methods if not self.trains_rewards(label))]
+
+
+def _with_short_dtype(settings: Any) -> Any:
+    if isinstance(settings, dict) and "dtype" in settings:
+        return {**settings, "dtype": short_dtype(settings["dtype"])}
+    return settings
+
+
+def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a tree; every problem in one `UserError`. Keys in REMOVED are dropped with a note."""
+    try:
+        return Recipe.model_validate(_without_removed(tree, where))
+    except ValidationError as error:
+        raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in _explain(error))])) from error
+
+
+def _without_removed(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    for key, instead in REMOVED.items():
+        section, name = key.split(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            tree = {**tree, section: {k: v for k, v in tree[section].items() if k != name}}
+            logging.getLogger(__name__).warning(
+                "note: %s: %s is no longer a key and is ignored: %s.", where, key, instead
+            )
+    return tree
+
+
+def _explain(error: ValidationError, model: type[BaseModel] = Recipe) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1], model)
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+            hint = f" Did you mean '{near[0]}'?" if near else f" Known keys: {', '.join(known)}."
+            lines.append(f"unknown key '{path}'.{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"'{path}' is needed and missing.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+            lines.append(f"{path + ': ' if path else ''}{message}{found}")
+    return lines
+
+
+def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(model.model_fields) if model else []
