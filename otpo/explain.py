@@ -1,23 +1,30 @@
-"""Token weights of a model on preference pairs, with the tokens' texts: what `otpo weights` and the report show."""
+"""Token weights of a model on preference pairs, with each token's text: what `otpo weights` and the report show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from otpo.data.collate import collate_pairs
 from otpo.data.tokens import load_tokenizer
+from otpo.methods.finite import check_finite
 from otpo.methods.spec import MethodSpec
-from otpo.methods.weights.explain import explain_grid, explain_pairs
-from otpo.methods.weights.rules import check_finite
+from otpo.methods.weights import token_weights
+from otpo.methods.weights.otpo import transport_log_plan
 from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
-from otpo.records import PairLogProbs, TokenPair
+from otpo.records import PairLogProbs, TokenPair, TokenWeights
+
+REGS = (0.03, 0.1, 0.3, 1.0)
+REG_MS = (0.1, 0.2, 0.5, 1.0)
+COARSE = 48  # rows and columns, at most, of a transport plan in a grid
 
 
 @torch.no_grad()
-def pair_token_weights(
+def model_token_weights(
     model: str,
     items: Sequence[TokenPair],
     spec: MethodSpec,
@@ -28,21 +35,23 @@ def pair_token_weights(
     plan: bool = False,
     grid: bool = False,
 ) -> list[dict[str, Any]]:
-    """Load a model in float32 and pair_token_weights every token of the pairs by a method's rule.
+    """Load a model in float32 and weight every completion token of the pairs by a method's rule.
 
     Args:
-        model: folder or hub name. items: token pairs made with this model's tokenizer. spec: the method.
-        frozen_models: that the rule reads: name -> folder or hub name; by default those that `spec` names, with `model`
-            as their reference.
-        plan: add the transport plan of each pair, for rules that have one.
-        grid: add `grid`, the cells of `explain_grid`, for the same rules. A pair passes through the model once.
+        model: folder or hub name. items: pairs, tokenized with this model's tokenizer. spec: the method.
+        frozen_models: the frozen models that the rule reads: name -> folder or hub name; by default those that `spec`
+            names, with `model` as their reference.
+        batch_size: pairs in a forward pass. seed: of rules that sample tokens.
+        plan: add each pair's transport plan, for rules that have one.
+        grid: add `grid`, the cells of `token_weight_grid`, for the same rules. A pair passes through the model once.
 
     Returns:
-        The rows of `explain_pairs` with, beside them, `label`, `method`, `prompt` and the answers' tokens as text
-        (`chosen_tokens`, `rejected_tokens`) and the weight 1 that every token has without a rule.
+        One dictionary a pair, ready for JSON: the keys of `token_weight_rows`, and `label`, `method`, `prompt` (text),
+        the tokens' texts `chosen_tokens` and `rejected_tokens`, and the weight 1 that every token has without a rule,
+        `uniform_chosen` and `uniform_rejected`.
 
     Raises:
-        WorkError: a model's numbers are NaN or infinite; the message names the data rows and sides.
+        WorkError: a model gave NaN or infinity; the message names the data rows and sides.
     """
     tokenizer = load_tokenizer(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,11 +66,11 @@ def pair_token_weights(
     rows = []
     for start in range(0, len(items), batch_size):
         members = items[start : start + batch_size]
-        pairs = forward(policy, members, spec, frozen)
+        pairs = _pair_logprobs(policy, members, spec, frozen)
         check_finite(pairs)
-        found = explain_pairs(spec, members, pairs, seed=seed, plan=plan)
-        if grid and spec.method.weights == "otpo":
-            cells = explain_grid(spec, pairs)
+        found = token_weight_rows(spec, members, pairs, seed=seed, plan=plan)
+        if grid and spec.method.weight_rule.name == "otpo":
+            cells = token_weight_grid(spec, pairs)
             found = [row | {"grid": of_row} for row, of_row in zip(found, cells, strict=True)]
         for row in found:
             texts = {
@@ -74,13 +83,92 @@ def pair_token_weights(
     return rows
 
 
-def forward(
-    policy: PolicyModel,
-    members: Sequence[TokenPair],
-    spec: MethodSpec,
-    frozen: Mapping[str, PolicyModel] | None = None,
+def token_weight_rows(
+    spec: MethodSpec, tokens: Sequence[TokenPair], pair: PairLogProbs, *, seed: int = 0, plan: bool = False
+) -> list[dict[str, Any]]:
+    """The token weights of pairs whose log-probabilities are known.
+
+    Args:
+        spec: the method.
+        tokens: the B pairs, in the order of `pair`.
+        pair: their log-probabilities, with what the weight rule needs.
+        seed: of rules that sample tokens.
+        plan: add `plan`, the m x n transport plan, for rules that have one. It is not rescaled: its marginals divided
+            by `metrics["weights/transport_mass"]` are the weights.
+
+    Returns:
+        One dictionary a pair, ready for JSON: `row, prompt_ids, chosen_ids, rejected_ids, chosen_weights,
+        rejected_weights, metrics`. The weights are those of the completion tokens, without padding.
+
+    Raises:
+        ValueError: `tokens` and `pair` differ in a completion's length.
+    """
+    weights = token_weights(spec, pair, seed=seed)
+    plans = None
+    if plan and spec.method.weight_rule.name == "otpo":
+        plans = transport_log_plan(pair, **spec.arguments(transport_log_plan)).exp()
+    rows = []
+    for index, item in enumerate(tokens):
+        m, n = len(item.chosen_ids), len(item.rejected_ids)
+        found = (int(pair.chosen.lengths[index]), int(pair.rejected.lengths[index]))
+        if found != (m, n):
+            raise ValueError(f"data row {item.row}: the pair has {(m, n)} completion tokens, its record has {found}")
+        row = {
+            "row": item.row,
+            "prompt_ids": list(item.prompt_ids),
+            "chosen_ids": list(item.chosen_ids),
+            "rejected_ids": list(item.rejected_ids),
+            **_weights_of(weights, index, m, n),
+        }
+        if plans is not None:
+            row["plan"] = plans[index, :m, :n].tolist()
+        rows.append(row)
+    return rows
+
+
+def token_weight_grid(
+    spec: MethodSpec, pair: PairLogProbs, *, regs: Sequence[float] = REGS, reg_ms: Sequence[float] = REG_MS
+) -> list[list[dict[str, Any]]]:
+    """The weights that the same hidden states would give at other values of `reg` and `reg_m`.
+
+    Args:
+        spec: a method weighted by `otpo`; its own `reg` and `reg_m` are added to the values.
+        pair: B pairs with hidden states.
+        regs, reg_ms: the values.
+
+    Returns:
+        For each pair the cells, `reg` outermost and both ascending: `reg, reg_m`, `asked` (whether these are the
+        method's own), `chosen_weights, rejected_weights, metrics` as in `token_weight_rows`, and `plan`, averaged over
+        blocks to at most COARSE x COARSE entries.
+    """
+    own = (float(spec.hyperparameters["reg"]), float(spec.hyperparameters["reg_m"]))
+    cells: list[list[dict[str, Any]]] = [[] for _ in pair.chosen.lengths]
+    for reg in sorted({*regs, own[0]}):
+        for reg_m in sorted({*reg_ms, own[1]}):
+            at = replace(spec, hyperparameters=spec.hyperparameters | {"reg": reg, "reg_m": reg_m})
+            weights = token_weights(at, pair)
+            plans = transport_log_plan(pair, **at.arguments(transport_log_plan)).exp()
+            for index, found in enumerate(cells):
+                m, n = int(pair.chosen.lengths[index]), int(pair.rejected.lengths[index])
+                coarse = adaptive_avg_pool2d(plans[index, :m, :n][None], (min(m, COARSE), min(n, COARSE)))[0]
+                cell = {"reg": reg, "reg_m": reg_m, "asked": (reg, reg_m) == own}
+                found.append(cell | _weights_of(weights, index, m, n) | {"plan": coarse.tolist()})
+    return cells
+
+
+def _pair_logprobs(
+    policy: PolicyModel, members: Sequence[TokenPair], spec: MethodSpec, frozen: Mapping[str, PolicyModel]
 ) -> PairLogProbs:
-    """Log-probabilities of a few pairs and what else the method's rule reads."""
+    """Log-probabilities of a few pairs, with what the method's weight rule reads."""
     batch = collate_pairs(members).to(next(policy.parameters()).device)
     logps, extras = policy(batch, {"hidden"} & spec.method.needs, layer=spec.layer)
-    return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in (frozen or {}).items()})
+    return pair_logprobs(logps, extras, batch, {name: model(batch)[0] for name, model in frozen.items()})
+
+
+def _weights_of(weights: TokenWeights, index: int, m: int, n: int) -> dict[str, Any]:
+    """One pair's weights without padding, and its metrics."""
+    return {
+        "chosen_weights": weights.chosen[index, :m].tolist(),
+        "rejected_weights": weights.rejected[index, :n].tolist(),
+        "metrics": {name: float(values[index]) for name, values in weights.metrics.items()},
+    }

@@ -25,7 +25,7 @@ LIGHT = (
     "jobs.cli",
     "pipeline.recipe",
     "pipeline.run.manifest",
-    "otpo.methods.spec",
+    "otpo.methods",
     "otpo.errors",
     "otpo.identity",
     "eval.judge.config",

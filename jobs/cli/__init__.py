@@ -12,7 +12,8 @@ import sys
 
 import typer
 
-from jobs.cli.file_verbs import data, doctor, fresh, generate, judge, methods, pairs, report, weights
+from jobs.cli.file_verbs import data, doctor, fresh, generate, judge, pairs, report, weights
+from jobs.cli.methods_verb import methods
 from jobs.cli.recipe_verbs import run, submit, sweep, train
 from jobs.cli.terminal import stderr
 from otpo.errors import UserError, WorkError

@@ -1,4 +1,4 @@
-"""Verbs that take files and models: data, fresh, pairs, generate, judge, report, weights, methods, doctor."""
+"""Verbs that take files and models: data, fresh, pairs, generate, judge, report, weights, doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, stderr, writable
@@ -255,13 +254,13 @@ def weights(
     writable(out.parent)
     from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
-    from otpo.explain import pair_token_weights
+    from otpo.explain import model_token_weights
 
     items, _ = tokenize_pairs(
         load_rows(source)[:limit], load_tokenizer(model), template=template, max_length=max_length, source=source
     )
     page = out.suffix == ".html"
-    rows = pair_token_weights(model, items, spec, plan=page, grid=page)
+    rows = model_token_weights(model, items, spec, plan=page, grid=page)
     if out.suffix == ".json":
         out.write_text(json.dumps(rows, ensure_ascii=False))
     else:
@@ -273,28 +272,6 @@ def weights(
     if sentence := pairs_sentence(rows):
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     console.print(f"{len(rows)} pairs: {out.absolute()}", soft_wrap=True, highlight=False)
-
-
-def methods() -> None:
-    """The table of methods."""
-    from otpo.methods.spec import METHODS, SHARED, WEIGHTS
-
-    table = Table("method", "weights x loss", "needs", "defaults", title="Methods")
-    table.add_column("paper", overflow="fold")
-    for name, row in METHODS.items():
-        defaults = ", ".join(f"{key}={value}" for key, value in row.defaults.items())
-        needs = ", ".join(sorted(row.needs)) or "nothing"
-        table.add_row(name, f"{row.weights} x {row.loss}", needs, defaults, row.paper.removeprefix("https://"))
-    console.print(table)
-    console.print(
-        "Methods of pairs also take another rule for their tokens, with its hyperparameters, as in"
-        f" {{method: hinge, weights: otpo, reg: 0.1}}: {', '.join(WEIGHTS)}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    shared = ", ".join(f"{key}={value}" for key, value in SHARED.items())
-    console.print(f"Every method also takes: {shared}", markup=False, highlight=False, soft_wrap=True)
 
 
 def doctor() -> None:

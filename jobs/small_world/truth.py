@@ -149,7 +149,7 @@ def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, Metho
     """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own OTPOs."""
     from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
-    from otpo.explain import pair_token_weights
+    from otpo.explain import model_token_weights
     from otpo.methods.spec import resolve
 
     items, _ = tokenize_pairs(load_rows(pairs), load_tokenizer(model), max_length=None)
@@ -157,10 +157,10 @@ def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, Metho
     words = {word for group in world.words.values() for word in group}
     specs = [resolve("uniform", {"method": "dpo"})]
     specs += [resolve(f"otpo at reg {reg:g}", {"method": "otpo", "reg": reg}) for reg in REGS]
-    specs += [spec for spec in methods.values() if spec.method.weights == "otpo"]
+    specs += [spec for spec in methods.values() if spec.method.weight_rule.name == "otpo"]
     rows = []
     for spec in specs:
-        figures = deciding_token(pair_token_weights(str(model), items, spec, batch_size=32), words)
+        figures = deciding_token(model_token_weights(str(model), items, spec, batch_size=32), words)
         rows.append({"label": spec.label, "reg": spec.hyperparameters.get("reg"), **figures})
     return rows
 

@@ -1,28 +1,25 @@
-"""A recipe's label becomes a method with its hyperparameters.
-
-Without torch: a recipe is checked on machines that have none.
-"""
+"""Turns a label of a recipe into a method with its hyperparameters, without loading torch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from otpo.errors import UserError
-from otpo.methods.hyperparameters import RANGES, Value, checked, nearest
-from otpo.methods.registry import FROZEN_MODELS, METHODS, SHARED, WEIGHTS, Method
-
-__all__ = ["FROZEN_MODELS", "METHODS", "RANGES", "SHARED", "WEIGHTS", "Method", "MethodSpec", "resolve"]
+from otpo.methods.registry import METHODS, SHARED
+from otpo.methods.registry.hyperparameters import Value, nearest
+from otpo.methods.registry.rows import FROZEN_MODELS, Method
+from otpo.methods.registry.weight_rules import WEIGHT_RULES
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method under a recipe's label, with all hyperparameters filled in and checked.
+    """A method under a recipe's label, with every hyperparameter filled in and checked.
 
     Attributes:
-        method: the row of the table, with the rule that the recipe's `weights` named in place of its own.
+        method: the registry's row, with the rule that the recipe's `weights` named in place of its own.
         frozen_models: frozen model that the method needs ("oracle", ...) -> label of the recipe, or model folder.
     """
 
@@ -33,18 +30,18 @@ class MethodSpec:
 
     @property
     def settings(self) -> dict[str, Value]:
-        """What `resolve` makes this again of, under any label."""
-        rule = self.method.weights
-        named = {} if rule == METHODS[self.method.name].weights else {"weights": rule}
+        """The settings from which `resolve` makes this spec again, under any label."""
+        rule = self.method.weight_rule
+        named = {} if rule == METHODS[self.method.name].weight_rule else {"weights": rule.name}
         return {"method": self.method.name, **named, **self.hyperparameters, **self.frozen_models}
 
     @property
     def layer(self) -> int:
-        """Whose hidden states the weight rule reads, as an index into transformers' `hidden_states`."""
+        """The layer whose hidden states the weight rule reads, as an index into transformers' `hidden_states`."""
         return int(self.hyperparameters.get("layer", -1))
 
     def arguments(self, function: Callable) -> dict[str, Any]:
-        """Those hyperparameters that `function` (the method's loss or its weight rule) takes."""
+        """The hyperparameters that `function` (the method's loss or its weight rule) takes."""
         taken = inspect.signature(function).parameters
         return {name: value for name, value in self.hyperparameters.items() if name in taken}
 
@@ -54,13 +51,13 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
 
     Args:
         label: a method's name, or any name if `settings` has the key `method`.
-        settings: hyperparameters; what is left out takes the method's default. `weights` names a rule that weighs the
-            tokens instead of the method's own; then it takes that rule's hyperparameters. Keys that override `train`
-            must have been split off before.
+        settings: hyperparameters; each that is left out takes the method's default. `weights` names a rule that
+            weights the tokens in place of the method's own; the method then takes that rule's hyperparameters. Keys
+            that override `train` must be removed before.
 
     Raises:
         UserError: an unknown method, rule or hyperparameter (the nearest known name is given), a wrong type, a value
-            out of range, or a frozen model that is needed and not named.
+            that is not allowed, or a frozen model that is needed and not named.
     """
     given = dict(settings or {})
     name = given.pop("method", label)
@@ -69,37 +66,40 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
             f"methods.{label}: expected a method's name, found {name!r}{nearest(str(name), METHODS)}. "
             f"Known methods: {', '.join(METHODS)}. A label of your own needs `method: NAME`."
         )
-    method = _weighted(label, METHODS[name], given.pop("weights", METHODS[name].weights))
-    defaults = method.defaults | SHARED
-    hyperparameters = dict(defaults)
+    method = METHODS[name]
+    if "weights" in given:
+        method = _weighted(label, method, given.pop("weights"))
+    declared = method.hyperparameters | SHARED
+    hyperparameters = {name: each.default for name, each in declared.items()}
     frozen_models = {name: given.pop(name, None) for name in FROZEN_MODELS if name in method.needs}
-    for name, scorer in frozen_models.items():
-        if not isinstance(scorer, str) or not scorer:
+    for name, model in frozen_models.items():
+        if not isinstance(model, str) or not model:
             raise UserError(
                 f"methods.{label}.{name}: {method.title} needs the log-probabilities of a frozen model: expected"
-                f" another label of `methods` (it is trained first) or a model folder, found {scorer!r}. {method.note}"
+                f" another label of `methods` (it is trained first) or a model folder, found {model!r}. {method.note}"
             )
     for key, value in given.items():
-        if key not in defaults:
+        if key not in declared:
+            takes = [*frozen_models, *declared, *(["weights"] if method.objective == "pair" else [])]
             raise UserError(
-                f"methods.{label}.{key}: {method.title} has no such hyperparameter{nearest(key, defaults)}. "
-                f"It takes: {', '.join([*frozen_models, *defaults, *(['weights'] if method.weighs else [])])}."
+                f"methods.{label}.{key}: {method.title} has no such hyperparameter{nearest(key, declared)}. "
+                f"It takes: {', '.join(takes)}."
             )
-        hyperparameters[key] = checked(f"methods.{label}.{key}", value, defaults[key], RANGES.get(key))
-    if "reward_head" in method.needs and hyperparameters["sft_weight"]:
+        hyperparameters[key] = declared[key].checked(f"methods.{label}.{key}", value)
+    if method.objective == "reward" and hyperparameters["sft_weight"]:
         raise UserError(f"methods.{label}.sft_weight: {method.title} has no likelihood to add: leave it out.")
     return MethodSpec(label, method, hyperparameters, frozen_models)
 
 
 def _weighted(label: str, method: Method, rule: Any) -> Method:
-    """A method whose tokens are weighted by a rule, its own or another."""
-    if rule == method.weights:
+    """The method with its tokens weighted by the rule that a recipe's `weights` names."""
+    if rule == method.weight_rule.name:
         return method
-    if not method.weighs:
-        raise UserError(f"methods.{label}.weights: {method.title} weighs no tokens of pairs: leave it out.")
-    if not isinstance(rule, str) or rule not in WEIGHTS:
+    if method.objective != "pair":
+        raise UserError(f"methods.{label}.weights: {method.title} reads no token weights of pairs: leave it out.")
+    if not isinstance(rule, str) or rule not in WEIGHT_RULES:
         raise UserError(
-            f"methods.{label}.weights: expected one of {', '.join(WEIGHTS)}, found {rule!r}"
-            f"{nearest(str(rule), WEIGHTS)}."
+            f"methods.{label}.weights: expected one of {', '.join(WEIGHT_RULES)}, found {rule!r}"
+            f"{nearest(str(rule), WEIGHT_RULES)}."
         )
-    return replace(method, title=f"{method.title}, tokens weighted by `{rule}`", weights=rule)
+    return method.weighted_by(WEIGHT_RULES[rule])

@@ -24,7 +24,6 @@ from otpo.data.collate import collate_completions
 from otpo.data.rows import BadRow, Row, Text, number_of
 from otpo.data.tokens import load_tokenizer, tokenize_answers
 from otpo.errors import UserError, WorkError
-from otpo.methods.losses import LOSSES
 from otpo.methods.spec import MethodSpec
 from otpo.models.policy import PolicyModel, without_dropout
 from otpo.records import LossOutput, SequenceBatch, TokenCompletion, TokenPair
@@ -99,7 +98,7 @@ def reward_losses(model: RewardModel, spec: MethodSpec, margins: Mapping[int, fl
     Args:
         margins: data row -> by how much its chosen answer is better.
     """
-    loss = LOSSES[spec.method.loss]
+    loss = spec.method.loss.function
 
     def losses(batch: SequenceBatch) -> LossOutput:
         sides, lengths = list(model.scores(batch).chunk(2)), list(batch.mask.sum(-1).chunk(2))

@@ -15,9 +15,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from otpo.errors import WorkError
-from otpo.methods.losses import COLLECTED, pair_loss
+from otpo.methods.finite import check_finite
+from otpo.methods.losses import pair_loss
 from otpo.methods.spec import MethodSpec
-from otpo.methods.weights.rules import check_finite, shared_prefix_gradient, token_weights
+from otpo.methods.weights import shared_prefix_gradient, token_weights
 from otpo.models.logprobs import Predictions
 from otpo.models.policy import PolicyModel, pair_logprobs
 from otpo.records import LossOutput, PairLogProbs, SequenceBatch, TokenWeights
@@ -138,8 +139,8 @@ def preference_losses(
         }
         return LossOutput(output.losses, output.metrics | about)
 
-    collected = COLLECTED.get(spec.method.loss)
-    return CoupledLosses(lambda batch: collected(*record(batch)), losses) if collected else losses
+    collect = spec.method.loss.collect
+    return CoupledLosses(lambda batch: collect(*record(batch)), losses) if collect else losses
 
 
 def supervised_losses(model: PolicyModel) -> LossFunction:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from otpo.data.unpaired import UnpairedBatch
+from otpo.methods.finite import check_sides
 from otpo.methods.losses import completion_loss
 from otpo.methods.losses.unpaired import kto_values
 from otpo.methods.spec import MethodSpec
-from otpo.methods.weights.rules import check_sides
 from otpo.models.policy import PolicyModel
 from otpo.records import LogProbs, LossOutput, SequenceBatch
 from otpo.training.step import CoupledLosses

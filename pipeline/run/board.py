@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def write_weights(run: Run) -> None:
     """Token weights of the trained models on a few of the pairs, for the page."""
-    labels = [label for label in run.recipe.methods if run.recipe.method(label).method.weights != "uniform"]
+    labels = [label for label in run.recipe.methods if run.recipe.method(label).method.weight_rule.name != "uniform"]
     if not labels or not run.recipe.report.weight_pairs:
         return
     import ray
 
     from otpo.data.token_file import load_tokens
-    from otpo.explain import pair_token_weights
+    from otpo.explain import model_token_weights
     from pipeline.cluster.connect import connect
 
     connect(run.recipe.cluster.address)
@@ -26,7 +26,7 @@ def write_weights(run: Run) -> None:
     if gpus:
         run.close_engines()
     # on the cluster, because the driver's machine may be too small for the model
-    remote = ray.remote(num_cpus=0, num_gpus=gpus)(pair_token_weights)
+    remote = ray.remote(num_cpus=0, num_gpus=gpus)(model_token_weights)
     rows: list[dict[str, Any]] = []
     for label in labels:
         tokens = load_tokens(run.manifest.tree["stages"][f"train/{label}"]["tokens"])

@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 
-from otpo.methods.spec import FROZEN_MODELS, METHODS
+from otpo.methods import FROZEN_MODELS, METHODS
 from tests.benchmarks.shapes import SHAPES
 from tests.benchmarks.turns import counted, ratios
 
@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks methods", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=20)
-    known = [name for name, method in METHODS.items() if method.weighs and not method.needs & set(FROZEN_MODELS)]
+    known = [
+        name for name, method in METHODS.items() if method.objective == "pair" and not method.needs & set(FROZEN_MODELS)
+    ]
     parser.add_argument("--methods", nargs="+", choices=known, default=["otpo", "simpo", "sampo", "wpo"])
     options = parser.parse_args(arguments)
 

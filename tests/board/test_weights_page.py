@@ -32,10 +32,9 @@ from eval.board.effective_tokens import (
 from eval.board.figures import block_means, heat_image
 from eval.board.weights_page import DARKEST, build_weights_page
 from jobs.cli import app
-from otpo.explain import pair_token_weights
+from otpo.explain import COARSE, REG_MS, REGS, model_token_weights, token_weight_grid
 from otpo.methods.spec import resolve
-from otpo.methods.weights.explain import COARSE, REG_MS, REGS, explain_grid
-from otpo.methods.weights.rules import token_weights
+from otpo.methods.weights import token_weights
 from otpo.models.fresh import make_tokenizer
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenPair
@@ -122,7 +121,7 @@ def test_json_weights_of_real_pairs_are_those_of_pot(model, tmp_path, shared_dat
 
 def test_the_grid_is_each_setting_by_itself_from_the_same_states():
     pair = random_pair([7, 60, 1], [9, 4, 1], hidden=16)
-    cells = explain_grid(resolve("otpo", {"reg": 0.05, "reg_m": 0.2}), pair)
+    cells = token_weight_grid(resolve("otpo", {"reg": 0.05, "reg_m": 0.2}), pair)
     settings = [(reg, reg_m) for reg in sorted([0.05, *REGS]) for reg_m in REG_MS]
     for index, of_pair in enumerate(cells):
         assert [(cell["reg"], cell["reg_m"]) for cell in of_pair] == settings
@@ -153,7 +152,7 @@ def test_a_pair_passes_through_the_model_once_whatever_the_grid(model):
 
     hook = torch.nn.modules.module.register_module_forward_hook(count_forward)
     try:
-        rows = pair_token_weights(str(model), pairs, resolve("otpo", {}), batch_size=2, plan=True, grid=True)
+        rows = model_token_weights(str(model), pairs, resolve("otpo", {}), batch_size=2, plan=True, grid=True)
     finally:
         hook.remove()
     assert len(passes) == 3
@@ -168,8 +167,8 @@ def test_numbers_that_are_not_finite_name_the_row(model, tmp_path):
     lm.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
     pairs = [TokenPair(40, [5, 6], [8, 9], [10]), TokenPair(41, [5, 6], [8, 9], [77, 11])]
-    with pytest.raises(WorkError, match="data row 41: hidden states, rejected answer") as error:
-        pair_token_weights(str(tmp_path), pairs, resolve("otpo", {}))
+    with pytest.raises(WorkError, match="data row 41: hidden states, rejected completion") as error:
+        model_token_weights(str(tmp_path), pairs, resolve("otpo", {}))
     assert "row 40" not in str(error.value)
 
 

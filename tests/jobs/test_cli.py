@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from otpo.errors import UserError
-from otpo.methods.spec import METHODS, SHARED, WEIGHTS
+from otpo.methods import METHODS, SHARED, WEIGHT_RULES
 from pipeline.recipe import apply_overrides, make_recipe
 from pipeline.run.manifest import Manifest
 from pipeline.run.stages import run
@@ -340,6 +340,6 @@ def test_methods_ends_with_what_every_method_takes():
     assert done.exit_code == 0
     *_, rules, last = done.output.splitlines()
     assert last == "Every method also takes: sft_weight=0.0, swap_answers=False"
-    assert rules.endswith(f"weights: otpo, reg: 0.1}}: {', '.join(WEIGHTS)}")
+    assert rules.endswith(f"weights: otpo, reg: 0.1}}: {', '.join(WEIGHT_RULES)}")
     assert set(SHARED) == {"sft_weight", "swap_answers"}
     assert all(f" {name} " in done.output for name in METHODS)

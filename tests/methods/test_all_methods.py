@@ -9,7 +9,7 @@ import pytest
 from support.training import metrics, settings, write_pairs
 
 from otpo.errors import UserError
-from otpo.methods.spec import FROZEN_MODELS, METHODS
+from otpo.methods import FROZEN_MODELS, METHODS
 from pipeline.recipe import make_recipe
 from pipeline.run.stages import Run, run
 from pipeline.train.frozen_cache import FrozenLogProbs

@@ -8,9 +8,10 @@ import pytest
 import torch
 from support.random_pairs import PAIR_METHODS, random_pair, spec_of
 
-from otpo.methods.losses import COLLECTED, LOSSES, coupled, pair_loss, pairwise
-from otpo.methods.spec import METHODS, resolve
-from otpo.methods.weights.rules import token_weights, uniform
+from otpo.methods import LOSSES, METHODS, resolve
+from otpo.methods.losses import coupled, pair_loss, pairwise
+from otpo.methods.weights import token_weights
+from otpo.methods.weights.length import uniform
 from otpo.records import LogProbs
 
 LENGTHS = ([9, 3, 5, 12, 1], [6, 7, 5, 1, 12])
@@ -127,8 +128,8 @@ def test_losses_and_metrics_are_those_of_trl(label, settings, trl):
     loss, metrics = trl_loss(pair, **trl)
     assert output.losses.mean().item() == pytest.approx(loss.item(), rel=1e-5)
     # Where a loss takes means, TRL's rewards are still sums; where it cuts tails, TRL's `logps` are cut too.
-    names = () if METHODS[label].weights == "mean" else TRL_METRICS
-    names += () if METHODS[label].weights == "ld" else ("logps/chosen", "logps/rejected")
+    names = () if METHODS[label].weight_rule.name == "mean" else TRL_METRICS
+    names += () if METHODS[label].weight_rule.name == "ld" else ("logps/chosen", "logps/rejected")
     for name in names:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
 
@@ -166,9 +167,8 @@ def test_weighting_the_policy_alone_leaves_the_tails_where_policy_equals_referen
 
 
 def test_every_method_with_a_reference_has_a_golden_value():
-    against_reference = {
-        name for name, method in METHODS.items() if hasattr(pairwise, method.loss) or hasattr(coupled, method.loss)
-    }
+    losses = {name: method.loss.name for name, method in METHODS.items()}
+    against_reference = {name for name, loss in losses.items() if hasattr(pairwise, loss) or hasattr(coupled, loss)}
     assert set(GOLDEN) == against_reference
     assert all("reference" in METHODS[name].needs for name in against_reference)
 
@@ -282,7 +282,7 @@ def test_sorting_the_global_batch_part_by_part_is_sorting_it_whole(label):
 
     pair, policies = leaves()
     spec = spec_of(label)
-    global_values = COLLECTED[spec.method.loss](pair, token_weights(spec, pair)).detach()
+    global_values = spec.method.loss.collect(pair, token_weights(spec, pair)).detach()
     total = torch.tensor(0.0)
     for rows in ([3, 0], [1], [4, 2]):
         part = type(pair)(
@@ -454,7 +454,7 @@ def test_otpo_under_means_is_their_plain_form_at_large_reg():
         assert (sharp - run(plain, pair).losses).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("label", [label for label in PAIR_METHODS if not METHODS[label].of_means])
+@pytest.mark.parametrize("label", [label for label in PAIR_METHODS if not METHODS[label].means])
 def test_otpo_under_any_sum_is_its_length_matched_form_at_large_reg(label):
     pair = random_pair(*LENGTHS, hidden=8)
     shared = {"method": label}
@@ -500,7 +500,7 @@ def test_otpo_loss_is_dpo_of_weighted_sums():
     for side, w in ((pair.chosen, weights.chosen), (pair.rejected, weights.rejected)):
         side.policy = side.policy * w
         side.frozen["reference"] = side.frozen["reference"] * w
-    expected = LOSSES["sigmoid"](pair, uniform(pair), beta=0.1).losses
+    expected = LOSSES["sigmoid"].function(pair, uniform(pair), beta=0.1).losses
     original = random_pair(*LENGTHS, hidden=8)
     torch.testing.assert_close(pair_loss(spec, original, weights).losses, expected)
 
@@ -530,7 +530,7 @@ def test_gradients_in_float64(label):
             side.vocabulary["log_sum_squares"] = policy.detach() + 0.5  # WPO's weight has no gradient: hold it
         return pair_loss(spec, pair, weights, global_values).losses
 
-    collect = COLLECTED.get(spec.method.loss)
+    collect = spec.method.loss.collect
     global_values = collect(pair, weights) if collect else None
     inputs = [side.policy.clone().requires_grad_() for side in (pair.chosen, pair.rejected)]
     assert torch.autograd.gradcheck(losses, inputs)
@@ -572,4 +572,4 @@ def test_empty_answers_and_extreme_log_probabilities_stay_finite(label):
 
 
 def test_every_loss_is_used():
-    assert set(LOSSES) == {method.loss for method in METHODS.values()}
+    assert set(LOSSES) == {method.loss.name for method in METHODS.values()}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.official_otpo import official_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from otpo.methods.weights.rules import otpo
+from otpo.methods.weights.otpo import otpo
 from otpo.methods.weights.transport import COST_OFFSET, cost_matrix, iterations_for, sinkhorn_pot, sinkhorn_unbalanced
 from otpo.records import LogProbs, PairLogProbs
 

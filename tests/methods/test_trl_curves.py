@@ -28,7 +28,7 @@ from otpo.data.tokens import load_tokenizer, tokenize_pairs
 from otpo.data.unpaired import UnpairedBatch, as_pairs, collate_unpaired, mismatched, split_pairs
 from otpo.methods.losses import pair_loss
 from otpo.methods.losses.reference_free import chosen_nll
-from otpo.methods.weights.rules import token_weights
+from otpo.methods.weights import token_weights
 from otpo.models.fresh import fresh, make_model
 from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
 from otpo.records import LossOutput, SequenceBatch, TokenCompletion, TokenPair

@@ -10,9 +10,12 @@ from support.random_pairs import random_pair, spec_of
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import WorkError
-from otpo.methods.spec import METHODS, resolve
-from otpo.methods.weights.explain import explain_pairs
-from otpo.methods.weights.rules import RULES, check_finite, otpo, sampo, shared_prefix_gradient, token_weights, uniform
+from otpo.explain import token_weight_rows
+from otpo.methods import METHODS, WEIGHT_RULES, resolve
+from otpo.methods.finite import check_finite
+from otpo.methods.weights import shared_prefix_gradient, token_weights
+from otpo.methods.weights.length import sampo, uniform
+from otpo.methods.weights.otpo import otpo
 from otpo.methods.weights.transport import cost_matrix, sinkhorn_unbalanced
 from otpo.records import LogProbs, PairLogProbs, TokenPair, TokenWeights
 
@@ -305,7 +308,7 @@ def test_non_finite_numbers_name_the_row_and_the_side(value):
     pair.rejected.hidden[0, 3] = value  # padding
     check_finite(pair)
     pair.rejected.hidden[1, 3, 2] = value
-    with pytest.raises(WorkError, match="data row 41: hidden states, rejected answer"):
+    with pytest.raises(WorkError, match="data row 41: hidden states, rejected completion"):
         check_finite(pair)
     pair = random_pair([4, 3], [2, 5], first_row=40)
     pair.chosen.frozen["reference"][0, 0] = value
@@ -317,16 +320,16 @@ def test_non_finite_numbers_name_the_row_and_the_side(value):
 def test_explanation_holds_each_completion_token_and_the_plan():
     pair = random_pair([3, 2], [2, 4], hidden=8, first_row=7)
     tokens = [TokenPair(7, [1, 2], [3, 4, 5], [6, 7]), TokenPair(8, [1], [3, 4], [6, 7, 8, 9])]
-    rows = explain_pairs(resolve("otpo", {}), tokens, pair, plan=True)
+    rows = token_weight_rows(resolve("otpo", {}), tokens, pair, plan=True)
     assert [row["row"] for row in rows] == [7, 8] and rows[0]["chosen_ids"] == [3, 4, 5]
     assert [len(row["rejected_weights"]) for row in rows] == [2, 4]
     for row in rows:
         plan = torch.tensor(row["plan"]) / row["metrics"]["weights/transport_mass"]
         close(plan.sum(1), torch.tensor(row["chosen_weights"]), 1e-5)
         close(plan.sum(0), torch.tensor(row["rejected_weights"]), 1e-5)
-    assert "plan" not in explain_pairs(resolve("dpo", {}), tokens, pair, plan=True)[0]
+    assert "plan" not in token_weight_rows(resolve("dpo", {}), tokens, pair, plan=True)[0]
     with pytest.raises(ValueError, match="data row 7"):
-        explain_pairs(resolve("dpo", {}), [tokens[0], tokens[0]][::-1], random_pair([2, 2], [2, 2]))
+        token_weight_rows(resolve("dpo", {}), [tokens[0], tokens[0]][::-1], random_pair([2, 2], [2, 2]))
 
 
 def test_a_missing_scorer_is_named():
@@ -336,4 +339,4 @@ def test_a_missing_scorer_is_named():
 
 
 def test_every_rule_is_used():
-    assert set(RULES) == {method.weights for method in METHODS.values()}
+    assert set(WEIGHT_RULES) == {method.weight_rule.name for method in METHODS.values()}

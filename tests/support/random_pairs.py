@@ -2,17 +2,17 @@
 
 import torch
 
-from otpo.methods.spec import FROZEN_MODELS, METHODS, WEIGHTS, MethodSpec, resolve
+from otpo.methods import FROZEN_MODELS, METHODS, WEIGHT_RULES, MethodSpec, resolve
 from otpo.records import LogProbs, PairLogProbs
 
-PAIR_METHODS = [name for name, method in METHODS.items() if method.weighs]
+PAIR_METHODS = [name for name, method in METHODS.items() if method.objective == "pair"]
 
 
 def spec_of(name, **settings) -> MethodSpec:
     """A method; the frozen models that it needs are called by their names."""
     method = METHODS[settings.get("method", name)]
-    needed = method.loss_needs | WEIGHTS[settings.get("weights", method.weights)].needs
-    return resolve(name, {scorer: scorer for scorer in FROZEN_MODELS if scorer in needed} | settings)
+    needed = method.loss.needs | WEIGHT_RULES[settings.get("weights", method.weight_rule.name)].needs
+    return resolve(name, {model: model for model in FROZEN_MODELS if model in needed} | settings)
 
 
 def random_side(lengths, width=None, *, hidden=None, seed=0, dtype=torch.float32, equal=False, first_row=0) -> LogProbs:

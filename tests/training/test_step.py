@@ -18,7 +18,7 @@ from transformers import (
 
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import WorkError
-from otpo.methods.spec import FROZEN_MODELS, resolve
+from otpo.methods import FROZEN_MODELS, resolve
 from otpo.models.policy import PolicyModel
 from otpo.records import LossOutput, TokenCompletion
 from otpo.training.step import (

@@ -294,7 +294,7 @@ def test_numbers_that_are_not_finite_name_label_step_row_and_side(tmp_path, tiny
     tokenizer.save_pretrained(start)
     train = {"workers": 2, "global_batch_size": 12, "max_steps": 3}
     recipe = make_recipe(settings(tmp_path, start, methods={"mine": {"method": "otpo"}}, train=train))
-    with pytest.raises(WorkError, match=r"^mine, step 1: .*data row 7: .*rejected answer") as error:
+    with pytest.raises(WorkError, match=r"^mine, step 1: .*data row 7: .*rejected completion") as error:
         run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
-    assert "hidden states, rejected answer" in str(error.value) and "chosen answer" not in str(error.value)
+    assert "hidden states, rejected completion" in str(error.value) and "chosen completion" not in str(error.value)
     assert not (tmp_path / "run" / "models" / "mine" / "model").exists()

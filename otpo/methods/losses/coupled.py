@@ -1,8 +1,9 @@
-"""Pairwise losses that couple the pairs of the global batch: they compare sorted values.
+"""Losses of pairs that couple the pairs of the global batch: they compare sorted values.
 
-Each comes with a function that gives the (B, 2) values of some pairs. The step first collects the values of all pairs
-of the global batch, over micro-batches and ranks, and hands them back as `global_values` (n, 2); a batch that is whole
-needs none. A pair then meets the value that has its own rank, as sorting the whole batch would have it.
+Each loss has a `*_values` function, which gives the (B, 2) values of B pairs. The step first collects the values of
+all n pairs of the global batch, over micro-batches and ranks, and passes them to the loss as `global_values` (n, 2).
+Without them, the B pairs are the global batch. A pair is compared with the value at its own rank, as if the whole batch
+were sorted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def aot(
 ) -> LossOutput:
     """sum_k of -log sigma(beta (sort(s_chosen - s_rejected)_k - sort(s_ref,chosen - s_ref,rejected)_k)), smoothed.
 
-    AOT, paired, https://arxiv.org/abs/2406.05882; as TRL's `aot`, which sorts its micro-batch, not the global batch.
+    AOT, paired, https://arxiv.org/abs/2406.05882. As TRL's `aot`, which sorts its micro-batch, not the global batch.
     """
     values = aot_values(pair, weights)
     partner = _at_rank_of(values[:, 0], global_values, by=0, take=1, own=values)
@@ -57,8 +58,9 @@ def aot_unpaired(
 ) -> LossOutput:
     """sum_k of -log sigma(beta (sort(r_chosen)_k - sort(r_rejected)_k)), smoothed.
 
-    AOT, unpaired, https://arxiv.org/abs/2406.05882; as TRL's `aot_unpaired`. Each term belongs half to the pair of its
-    chosen and half to the pair of its rejected answer; the gradient of each answer is that of the whole term.
+    AOT, unpaired, https://arxiv.org/abs/2406.05882. As TRL's `aot_unpaired`. The value of each term is split equally
+    between the pair of its chosen and the pair of its rejected completion; each completion has the whole term's
+    gradient.
     """
     values = aot_unpaired_values(pair, weights)
     chosen, rejected = values.unbind(-1)
@@ -73,19 +75,19 @@ def aot_unpaired(
 
 
 def aot_unpaired_values(pair: PairLogProbs, weights: TokenWeights) -> Tensor:
-    """(B, 2) r of the chosen and of the rejected answers."""
+    """(B, 2) r of the chosen and of the rejected completions."""
     return torch.stack(log_ratios(pair, weights), dim=-1)
 
 
 def _at_rank_of(values: Tensor, global_values: Tensor | None, *, by: int, take: int, own: Tensor) -> Tensor:
-    """(B,) of column `take`, sorted, the entries at the ranks that `values` have in column `by`, without gradient."""
+    """(B,) entries of the sorted column `take`, at the ranks that `values` have in column `by`. No gradient."""
     columns = (own if global_values is None else global_values).detach()
     if not len(columns):
         return values.detach()
     known, values = columns[:, by].sort().values, values.detach().contiguous()
     above = torch.searchsorted(known, values).clamp(max=len(known) - 1)
     below = (above - 1).clamp(min=0)
-    # the nearest: a value that is computed a second time may differ in its last bits
+    # take the nearest: a value that is computed twice may differ in its last bits
     ranks = torch.where((known[above] - values).abs() <= (known[below] - values).abs(), above, below)
     return columns[:, take].sort().values[ranks]
 

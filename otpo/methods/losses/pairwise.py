@@ -1,7 +1,7 @@
-"""Pairwise losses against a frozen reference.
+"""Losses of pairs against a frozen reference.
 
-Notation: w token weights (policy and reference are weighted alike), r = sum_t w_t (log pi_t - log pi_ref,t) of an
-answer, delta = r_chosen - r_rejected. Every loss takes B pairs and returns B losses, unreduced.
+Notation: w are token weights (the same for policy and reference), r = sum_t w_t (log pi_t - log pi_ref,t) of a
+completion, delta = r_chosen - r_rejected. Every loss takes B pairs and returns B losses, unreduced.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def sigmoid_whole_reference(
     LD-DPO as in LLaMA-Factory (`src/llamafactory/train/dpo/trainer.py`) and TRL before 0.25.
     """
     chosen, rejected = (
-        (w * answer.policy).sum(-1) - answer.frozen_logps("reference").sum(-1)
-        for w, answer in ((weights.chosen, pair.chosen), (weights.rejected, pair.rejected))
+        (w * side.policy).sum(-1) - side.frozen_logps("reference").sum(-1)
+        for w, side in ((weights.chosen, pair.chosen), (weights.rejected, pair.rejected))
     )
     logits = beta * (chosen - rejected)
     losses = -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
@@ -48,7 +48,7 @@ def sigmoid_whole_reference(
 def robust(pair: PairLogProbs, weights: TokenWeights, *, beta: float, label_smoothing: float) -> LossOutput:
     """[-(1 - eps) log sigma(beta delta) + eps log sigma(-beta delta)] / (1 - 2 eps).
 
-    Robust DPO, unbiased if a share eps of the labels is flipped: https://arxiv.org/abs/2403.00409.
+    Robust DPO, unbiased if a fraction eps of the labels is flipped: https://arxiv.org/abs/2403.00409.
     """
     chosen, rejected = log_ratios(pair, weights)
     logits = beta * (chosen - rejected)
@@ -174,15 +174,14 @@ def sppo_hard(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> Loss
 
 
 def wpo(pair: PairLogProbs, weights: TokenWeights, *, beta: float, label_smoothing: float) -> LossOutput:
-    """`sigmoid` times how likely the policy is to say both answers itself, which has no gradient.
+    """`sigmoid` times the product over both completions of exp(mean_t (log pi_t - log sum_v pi_v^2)).
 
-    WPO, eq. 2 and the sampled alignment of https://arxiv.org/abs/2406.11827: the product over both answers of
-    exp(mean_t (log pi_t - log sum_v pi_v^2)); as TRL's `use_weighting`. Logged as `wpo_weight`.
+    WPO, eq. 2 and the sampled alignment of https://arxiv.org/abs/2406.11827: the factor says how likely the policy is
+    to generate both completions, has no gradient, and is logged as `wpo_weight`. As TRL's `use_weighting`.
     """
     alignment = [
-        ((answer.policy.detach() - answer.vocabulary["log_sum_squares"]) * answer.mask).sum(-1)
-        / answer.lengths.clamp(min=1)
-        for answer in (pair.chosen, pair.rejected)
+        ((side.policy.detach() - side.vocabulary["log_sum_squares"]) * side.mask).sum(-1) / side.lengths.clamp(min=1)
+        for side in (pair.chosen, pair.rejected)
     ]
     weight = bounded_exp(alignment[0] + alignment[1])
     output = sigmoid(pair, weights, beta=beta, label_smoothing=label_smoothing)
@@ -194,7 +193,7 @@ def tdpo1(pair: PairLogProbs, weights: TokenWeights, *, beta: float) -> LossOutp
 
     TDPO1, https://arxiv.org/abs/2404.11999. Reference code: `tdpo_loss` in
     https://github.com/Vance0124/Token-level-Direct-Preference-Optimization/blob/master/trainers.py, which logs
-    beta (r + D) as rewards; here `rewards/*` are beta r as everywhere, and D stands beside them as `kl/*`.
+    beta (r + D) as rewards; here `rewards/*` are beta r as for every loss, and D is logged as `kl/*`.
     """
     chosen, rejected = log_ratios(pair, weights)
     kl_chosen, kl_rejected = _divergences(pair, weights)
@@ -223,8 +222,8 @@ def f_divergence(
 ) -> LossOutput:
     """-log sigma(beta (f'(e^r_chosen) - f'(e^r_rejected))), smoothed as `sigmoid` is.
 
-    f-DPO, table 1 of https://arxiv.org/abs/2309.16240, with the additive constants of f' left out, which cancel.
-    `rewards/*` are beta r whatever the divergence, as in TRL.
+    f-DPO, table 1 of https://arxiv.org/abs/2309.16240, without the additive constants of f', which cancel.
+    As in TRL, `rewards/*` are beta r whatever the divergence.
 
     Args:
         pair, weights, beta, label_smoothing: as in `sigmoid`.
@@ -249,21 +248,23 @@ def f_divergence(
 
 
 def log_ratios(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tensor]:
-    """(B,) r of the chosen and of the rejected answers."""
+    """(B,) r of the chosen and of the rejected completions."""
     chosen = (weights.chosen * (pair.chosen.policy - pair.chosen.frozen_logps("reference"))).sum(-1)
     rejected = (weights.rejected * (pair.rejected.policy - pair.rejected.frozen_logps("reference"))).sum(-1)
     return chosen, rejected
 
 
 def _divergences(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tensor]:
-    """(B,) D of the chosen and of the rejected answers."""
+    """(B,) D of the chosen and of the rejected completions."""
     chosen = (weights.chosen * pair.chosen.vocabulary["reference_kl"]).sum(-1)
     return chosen, (weights.rejected * pair.rejected.vocabulary["reference_kl"]).sum(-1)
 
 
 def reward_metrics(pair: PairLogProbs, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """(B,) metrics under TRL's names. `rewards/*` are weighted as the loss is; `logps/*` are the plain sums of the
-    policy's log-probabilities, which compare across methods.
+    """(B,) metrics under TRL's names.
+
+    `rewards/*` are of the weighted sums, as the loss. `logps/*` are the policy's unweighted sums, which can be compared
+    across methods.
     """
     chosen, rejected = chosen.detach(), rejected.detach()
     return {
@@ -277,7 +278,7 @@ def reward_metrics(pair: PairLogProbs, chosen: Tensor, rejected: Tensor) -> dict
 
 
 def bounded_exp(exponent: Tensor) -> Tensor:
-    """exp(min(exponent, 80)), which float32 holds."""
+    """exp(min(exponent, 80)), which float32 can hold."""
     return exponent.clamp(max=80).exp()
 
 

@@ -1,7 +1,7 @@
-"""Pairwise losses without a reference.
+"""Losses of pairs without a reference.
 
-Notation: s = sum_t w_t log pi_t of an answer. Every loss takes B pairs and returns B losses, unreduced. `rewards/*` are
-beta s, as in TRL.
+Notation: s = sum_t w_t log pi_t of a completion. Every loss takes B pairs and returns B losses, unreduced. `rewards/*`
+are beta s, as in TRL.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from otpo.records import LossOutput, PairLogProbs, TokenWeights
 def simpo(
     pair: PairLogProbs, weights: TokenWeights, *, beta: float, gamma_beta_ratio: float, label_smoothing: float
 ) -> LossOutput:
-    """-log sigma(beta (s_chosen - s_rejected - gamma / beta)), with mean weights https://arxiv.org/abs/2405.14734.
+    """-log sigma(beta (s_chosen - s_rejected - gamma / beta)), smoothed as `sigmoid` is.
 
-    Reference code: `simpo_loss` in https://github.com/princeton-nlp/SimPO/blob/main/scripts/simpo_trainer.py.
+    With mean weights SimPO, https://arxiv.org/abs/2405.14734. Reference code: `simpo_loss` in https://github.com/princeton-nlp/SimPO/blob/main/scripts/simpo_trainer.py.
     """
     chosen, rejected = log_likelihoods(pair, weights)
     logits = beta * (chosen - rejected - gamma_beta_ratio)
@@ -32,7 +32,7 @@ def cpo(
 ) -> LossOutput:
     """-log sigma(beta (s_chosen - s_rejected)) - alpha mean_t log pi_chosen,t.
 
-    CPO, https://arxiv.org/abs/2401.08417. The likelihood term is the mean over each chosen answer's tokens; the
+    CPO, https://arxiv.org/abs/2401.08417. The likelihood term is the mean over each chosen completion's tokens. The
     reference code takes the mean over the micro-batch's tokens, which depends on how pairs are batched.
     """
     chosen, rejected = log_likelihoods(pair, weights)
@@ -44,7 +44,7 @@ def cpo(
 def simpo_selected(
     pair: PairLogProbs, weights: TokenWeights, *, beta: float, gamma_beta_ratio: float, label_smoothing: float
 ) -> LossOutput:
-    """`simpo` where a pair with a side of which no token was selected (all its weights are 0) counts 0.
+    """`simpo`, but 0 for a pair with a side of which no token was selected (all its weights are 0).
 
     ConfPO, https://arxiv.org/abs/2506.08712. Reference code: `cpo_loss_confpo` in
     https://github.com/hee-suk-yoon/ConfPO/blob/main/trl-main/trl/trainer/cpo_trainer.py.
@@ -79,7 +79,7 @@ def alphapo(
 def orpo(pair: PairLogProbs, weights: TokenWeights, *, orpo_lambda: float) -> LossOutput:
     """-mean_t log pi_chosen,t - lambda log sigma(log odds_chosen - log odds_rejected), odds = p / (1 - p), p = e^s.
 
-    ORPO, eq. 6 and 7 of https://arxiv.org/abs/2403.07691. The likelihood is that of the chosen answer, as in
+    ORPO, eq. 6 and 7 of https://arxiv.org/abs/2403.07691. The likelihood is that of the chosen completion, as in
     LLaMA-Factory; the official code (https://github.com/xfactlab/orpo, src/orpo_trainer.py) and TRL count the prompt's
     tokens too. `rewards/*` are lambda s, as in TRL.
     """
@@ -89,16 +89,16 @@ def orpo(pair: PairLogProbs, weights: TokenWeights, *, orpo_lambda: float) -> Lo
 
 
 def _log_odds(log_probability: Tensor) -> Tensor:
-    """log(p / (1 - p)); p is kept from 1, where an answer without tokens stands."""
+    """log(p / (1 - p)). p is bounded below 1, which a completion without tokens would have."""
     log_probability = log_probability.clamp(max=-1e-6)
     return log_probability - (-torch.expm1(log_probability)).log()
 
 
 def log_likelihoods(pair: PairLogProbs, weights: TokenWeights) -> tuple[Tensor, Tensor]:
-    """(B,) s of the chosen and of the rejected answers."""
+    """(B,) s of the chosen and of the rejected completions."""
     return (weights.chosen * pair.chosen.policy).sum(-1), (weights.rejected * pair.rejected.policy).sum(-1)
 
 
 def chosen_nll(pair: PairLogProbs) -> Tensor:
-    """(B,) negative log-likelihood of each chosen answer, averaged over its tokens."""
+    """(B,) negative log-likelihood of each chosen completion, averaged over its tokens."""
     return -pair.chosen.policy.sum(-1) / pair.chosen.lengths.clamp(min=1)

@@ -1,8 +1,8 @@
-"""Optimal transport between the tokens of two answers: costs and unbalanced entropic solvers.
+"""Optimal transport between the tokens of two completions: the cost matrix and the unbalanced Sinkhorn solvers.
 
-Everything here is float64, whatever the model's precision: in float32 the distance between tokens that are nearly
-alike is rounding noise (`torch.cdist`'s |p|^2 + |q|^2 - 2pq moves OTPO's weights by up to 1e-3), and a matrix product
-in float64 is still several times faster than differences taken one by one.
+Everything here is float64, whatever the model's precision: in float32 the distance between nearly equal tokens is
+rounding noise (`torch.cdist`'s |p|^2 + |q|^2 - 2pq changes OTPO's weights by up to 1e-3), and a float64 matrix product
+is still several times faster than computing each difference.
 
 Shape legend: B pairs, M and N padded lengths of the chosen and rejected completions, D hidden size.
 Source: https://github.com/Mimasss2/OTPO (scripts/otpo_trainer.py); the solver is Chizat et al. 2018, Algorithm 2.
@@ -29,7 +29,7 @@ def cost_matrix(
     cost: str = "l2",
     normalizer: str = "official",
 ) -> Tensor:
-    """Costs of moving each chosen token onto each rejected token.
+    """The cost of moving each chosen token onto each rejected token.
 
     Args:
         chosen: (B, M, D) hidden states; any value where masked.
@@ -37,14 +37,17 @@ def cost_matrix(
         chosen_mask: (B, M) bool.
         rejected_mask: (B, N) bool.
         cost: "l2", "sqeuclidean" or "cosine" (1 - cos).
-        normalizer: what a pair's costs are divided by where it exceeds 1: "official" takes the maximum over the costs
-            and over each token's cost to the zero vector, which is what the official code's full padded matrix amounts
-            to (it zeroes prompt and padding, it does not remove them, for prompts of two tokens or more); "valid" takes
-            the maximum over the completion tokens' costs alone; "none" divides by nothing.
+        normalizer: what a pair's costs are divided by where it exceeds 1. "official": the maximum over the costs and
+            over each token's cost to the zero vector, as in the official code (its matrix keeps prompt and padding as
+            zero vectors, for prompts of two tokens or more). "valid": the maximum over the completion tokens' costs
+            alone. "none": nothing.
 
     Returns:
         (B, M, N) float64 costs, zero where either token is masked, without gradient; at most 1 unless the normalizer
         is "none".
+
+    Raises:
+        ValueError: an unknown `cost` or `normalizer`.
     """
     with torch.no_grad():
         p, q = chosen.double(), rejected.double()
@@ -93,23 +96,23 @@ def sinkhorn_unbalanced(
     """Unbalanced entropic transport of a batch of pairs, in the log domain.
 
     Minimises <G, C> + reg sum(G log G - G) + reg_m (KL(G 1 | a) + KL(G^T 1 | b)), which is POT's
-    `sinkhorn_unbalanced(..., reg_type="entropy")`. The number of iterations is fixed beforehand, so the device is never
-    waited for.
+    `sinkhorn_unbalanced(..., reg_type="entropy")`. The number of iterations is fixed in advance, so the host never
+    waits for the device.
 
     Args:
         cost: (B, M, N).
         a: (B, M) masses, 0 where masked.
         b: (B, N) masses, 0 where masked.
         reg: entropic regularisation > 0.
-        reg_m: penalty on the marginals > 0; the smaller, the more mass may stay where it is.
-        iterations: how many; None derives it from `tol`.
-        tol: how much the initial error of the log-potentials must shrink.
-        largest_cost: an upper bound of `cost`, if one is known. Where it shows that exp(-cost / reg) cannot underflow,
-            an iteration is a matrix product (ten times faster on a CPU) rather than a log-sum-exp.
+        reg_m: penalty on the marginals > 0; a smaller one lets more mass stay where it is.
+        iterations: None derives the number from `tol`.
+        tol: factor by which the initial error of the log-potentials must shrink.
+        largest_cost: an upper bound of `cost`, if known. If it shows that exp(-cost / reg) cannot underflow, each
+            iteration is a matrix product (ten times faster on a CPU) instead of a log-sum-exp.
 
     Returns:
         (B, M, N) float64 logarithm of the transport plan, -inf where masked. The plan itself may underflow where costs
-        are large; its proportions never do.
+        are large; its proportions do not.
     """
     with torch.no_grad():
         cost, a, b = cost.double(), a.double(), b.double()
@@ -117,7 +120,7 @@ def sinkhorn_unbalanced(
             return cost
         valid = (a > 0)[:, :, None] & (b > 0)[:, None, :]
         kernel = (cost / -reg).masked_fill(~valid, -torch.inf)
-        # The potentials' spread is at most that of the kernel, hence the 2.
+        # the potentials spread at most as far as the kernel, hence the 2
         scaled = 2 * largest_cost / reg <= LARGEST_EXPONENT
         matrix = kernel.exp() if scaled else kernel
 
@@ -148,9 +151,9 @@ def sinkhorn_pot(
     tol: float = 1e-9,
     largest_cost: float = math.inf,
 ) -> Tensor:
-    """`sinkhorn_unbalanced` by POT, pair after pair in float64 on the CPU: the reference solver.
+    """`sinkhorn_unbalanced` by POT, pair by pair in float64 on the CPU: the reference solver.
 
-    POT's "sinkhorn_stabilized", which the official code calls, has the same fixed point, and reaches it at the paper's
+    POT's "sinkhorn_stabilized", which the official code calls, has the same fixed point and reaches it at the paper's
     settings; at reg <= 0.03 its stopping rule and its absorption step can leave it far away.
     """
     import ot
