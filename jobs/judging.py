@@ -10,9 +10,10 @@ import pandas as pd
 from eval.board.leaderboard import leaderboard, write_leaderboard
 from eval.board.report import build
 from eval.board.run_files import write_answers
+from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.reward_scores import judge_by_scores
-from eval.judge.verdicts import check, judge, ledger, write_verdicts
+from eval.judge.verdicts import judge, ledger, write_verdicts
 from eval.outputs import load_outputs, match_outputs
 from otpo.errors import UserError, WorkError
 from pipeline.judge.reward_model import RewardJudge, check_reward_model

@@ -1,9 +1,8 @@
-"""Asking many questions: so many at once, retried by one policy, stored as they are answered, within a budget."""
+"""Asks the judge many questions: several at once, with one retry policy, within a budget, each reply stored at once."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import time
@@ -12,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from eval.judge.budget import Budget
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import FATAL, RETRIED, Endpoint, Failure, advice, open_endpoint
-from eval.judge.protocols import Message, Protocol, UnreadableError, read_pair, read_rating
-from eval.judge.store import Store, Stored, request_key
+from eval.judge.prompt_templates import Message
+from eval.judge.protocols import Protocol
+from eval.judge.replies import UnreadableError, read_usage, read_verdict
+from eval.judge.store import Store, StoredReply, request_key
 from otpo.errors import UserError, WorkError
 
 BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, LONGEST_RETRY_AFTER_SECONDS = 0.25, 30.0, 600.0
@@ -26,15 +28,27 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and the protocol that reads the reply."""
+    """The messages to send, and the protocol by which the reply is read."""
 
     messages: list[Message]
     protocol: Protocol
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A question's result: `value` is NaN if and only if `error` has a type. Tokens include failed attempts."""
+class Verdict:
+    """What came of a question.
+
+    Attributes:
+        key: of the reply in the store; empty if the judge was not asked.
+        value: a preference in [1, 2] or a rating in [1, 10]; NaN exactly if there is an `error`.
+        error: the kind of failure (see `endpoint`), or None.
+        raw: the body of the last reply, if any.
+        attempts: calls made for it now; 0 if the reply was in the store.
+        prompt_tokens: of all attempts, failed ones included.
+        completion_tokens: of all attempts, failed ones included.
+        seconds: duration of the call that succeeded.
+        cached: whether the reply was in the store.
+    """
 
     key: str
     value: float = math.nan
@@ -48,7 +62,7 @@ class Answer:
 
 
 def parameters(protocol: Protocol, config: JudgeConfig) -> dict[str, Any]:
-    """The request's fields beside model and messages; part of the key of a stored reply."""
+    """The request's fields other than model and messages. They are part of a stored reply's key."""
     fields = {
         "max_tokens": config.max_tokens or protocol.max_tokens,
         "temperature": config.temperature,
@@ -59,69 +73,15 @@ def parameters(protocol: Protocol, config: JudgeConfig) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def read(question: Question, raw: str, allow_text: bool) -> float:
-    """The value in a reply. Raises `UnreadableError`."""
-    try:
-        response = json.loads(raw)
-    except ValueError:
-        raise UnreadableError("malformed") from None
-    return (read_pair if question.protocol.verdict == "pair" else read_rating)(response, allow_text)
+class JudgingSession:
+    """One series of questions to an endpoint: the retry policy, the store, and the reasons to stop early.
 
-
-def usage(raw: str) -> tuple[int, int]:
-    """(prompt, completion) tokens that a reply says it used; 0 where it does not say."""
-    try:
-        said = json.loads(raw)["usage"]
-        return int(said.get("prompt_tokens") or 0), int(said.get("completion_tokens") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0, 0
-
-
-def price(config: JudgeConfig, prompt_tokens: float, completion_tokens: float) -> float:
-    """USD."""
-    return (prompt_tokens * config.price_input + completion_tokens * config.price_output) / 1e6
-
-
-class Budget:
-    """Lets a call start only if what is spent, what is in flight and the call itself stay within the budget."""
-
-    def __init__(self, config: JudgeConfig, spent: float):
-        self._config, self._changed = config, asyncio.Condition()
-        self._spent, self._reserved, self._exhausted = spent, 0.0, False
-        self._tokens_per_byte = 0.0  # the most that any reply has reported
-
-    async def reserve(self, size: int, max_tokens: int) -> float | None:
-        """The USD set aside for a call whose messages have `size` bytes, None where it would exceed the budget."""
-        if self._config.budget_usd is None:
-            return 0.0
-        async with self._changed:
-            while not self._exhausted:
-                # Before the first reply: half a token a byte, about twice what English text has.
-                estimate = price(self._config, size * (self._tokens_per_byte or 0.5), max_tokens)
-                if self._spent + self._reserved + estimate <= self._config.budget_usd:
-                    self._reserved += estimate
-                    return estimate
-                if not self._reserved:  # nothing in flight could turn out cheaper
-                    self._exhausted = True
-                    self._changed.notify_all()
-                else:
-                    await self._changed.wait()
-        return None
-
-    async def settle(self, reserved: float, size: int, tokens: tuple[int, int]) -> None:
-        """Replace what was set aside by what the call cost."""
-        self._spent += price(self._config, *tokens)
-        self._tokens_per_byte = max(self._tokens_per_byte, tokens[0] / max(size, 1))
-        if self._config.budget_usd is not None:
-            async with self._changed:
-                self._reserved -= reserved
-                if self._reserved < 1e-12:
-                    self._reserved = 0.0
-                self._changed.notify_all()
-
-
-class Run:
-    """One run over many questions: the retry policy, the store and the reasons to stop early."""
+    Args:
+        endpoint: where to ask.
+        config: how to ask.
+        store: where replies are kept.
+        spent: USD already spent of `config.budget_usd`.
+    """
 
     def __init__(self, endpoint: Endpoint, config: JudgeConfig, store: Store, spent: float):
         self._endpoint, self._config, self._store = endpoint, config, store
@@ -133,7 +93,7 @@ class Run:
         self._with_logprobs, self._without_logprobs = 0, 0
 
     def stop(self) -> None:
-        """Start no further call; those in flight are finished and stored."""
+        """Start no further call. Calls already running are finished and stored."""
         self._stop.set()
 
     @property
@@ -141,18 +101,18 @@ class Run:
         """Whether no further call will start."""
         return self._stop.is_set()
 
-    async def ask(self, question: Question, key: str) -> Answer:
-        """Ask until there is a verdict or no hope of one.
+    async def ask(self, question: Question, key: str) -> Verdict:
+        """Ask, with retries, until there is a verdict or a failure that retrying cannot mend.
 
         Raises:
-            Failure: of a kind in FATAL, or "stopped" where the run was stopped meanwhile.
+            Failure: of a kind in FATAL, or "stopped" if the session was stopped before a call.
         """
         config, attempts, tokens = self._config, 0, [0, 0]
         body = {"model": config.model, "messages": question.messages, **parameters(question.protocol, config)}
         size = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 16 for message in question.messages)
 
-        def result(error: str | None, value: float = math.nan, raw: str | None = None, seconds: float = 0.0) -> Answer:
-            return Answer(key, value, error, raw, attempts, tokens[0], tokens[1], seconds)
+        def result(error: str | None, value: float = math.nan, raw: str | None = None, seconds: float = 0.0) -> Verdict:
+            return Verdict(key, value, error, raw, attempts, tokens[0], tokens[1], seconds)
 
         while True:
             if self._given_up:
@@ -168,7 +128,7 @@ class Run:
             started, used, raw = time.perf_counter(), (0, 0), None
             try:
                 raw = await self._endpoint.complete(body)
-                used = usage(raw)
+                used = read_usage(raw)
                 value = self._read(question, raw, last=attempts > config.max_retries)
             except Failure as failure:
                 error = failure
@@ -178,7 +138,7 @@ class Run:
                 tokens[0] += used[0]
                 tokens[1] += used[1]
                 seconds = time.perf_counter() - started
-                self._store.put(key, str(config.model), Stored(raw, tokens[0], tokens[1], seconds))
+                self._store.put(key, str(config.model), StoredReply(raw, tokens[0], tokens[1], seconds))
                 self._failed_in_a_row = 0
                 return result(None, value, raw, seconds)
             finally:
@@ -196,23 +156,23 @@ class Run:
             await self._pause(attempts, error.retry_after)
 
     def _read(self, question: Question, raw: str, last: bool) -> float:
-        """A reply without logprobs is asked again; its text counts only at last, and only where that is allowed."""
-        allow = self._config.allow_text_verdict or question.protocol.verdict == "rating"
+        """Read a verdict. A reply without logprobs is asked for again; only the last attempt may be read as text."""
+        allow_text = _allows_text(question, self._config)
         try:
-            value = read(question, raw, allow_text=False)
+            value = read_verdict(question.protocol, raw, allow_text=False)
         except UnreadableError as unreadable:
             if unreadable.kind == "no_logprobs":
                 self._without_logprobs += 1
-                # An endpoint that has never given any does not give any: asking again only costs.
+                # An endpoint that has never sent logprobs will not start: asking again only costs.
                 last = last or (self._without_logprobs >= 10 and not self._with_logprobs)
-            if not allow or (unreadable.kind == "no_logprobs" and not last):
+            if not allow_text or (unreadable.kind == "no_logprobs" and not last):
                 raise
-            return read(question, raw, allow_text=True)
+            return read_verdict(question.protocol, raw, allow_text=True)
         self._with_logprobs += 1
         return value
 
     def _count_failure(self, kind: str) -> None:
-        """Give up on an endpoint that failed as many questions in a row, retries spent, as are asked at once."""
+        """Give up on the endpoint once as many questions in a row have failed all retries as are asked at once."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(self._config.concurrency, 8):
             self._given_up = kind
@@ -230,7 +190,7 @@ class Run:
         await self._sleep(backoff if asked is None else asked + random.uniform(0, 0.1) * min(backoff, asked))
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not past a stop."""
+        """Sleep until the time is over or the session is stopped."""
         if seconds > 0:
             try:
                 await asyncio.wait_for(self._stop.wait(), seconds)
@@ -244,66 +204,76 @@ def ask_all(
     store: Store,
     progress: Progress | None = None,
     spent_usd: float = 0.0,
-) -> list[Answer]:
-    """The answers to all questions, in their order. What was answered before, here or in an earlier run, is not asked.
+) -> list[Verdict]:
+    """Ask every question whose reply is not in the store yet.
 
-    Ctrl-C starts no further call, waits for those in flight (at most `config.timeout`) and stores them.
+    After Ctrl-C no further call starts; calls already running are finished (within `config.timeout`) and stored.
+
+    Args:
+        questions: what to ask. Equal questions are asked once.
+        config: the endpoint and how to ask it.
+        store: where replies are kept.
+        progress: called after each verdict.
+        spent_usd: already spent of `config.budget_usd`.
+
+    Returns:
+        The verdicts, in the order of the questions.
 
     Raises:
-        UserError: wrong settings, or key or model refused before anything was stored.
-        WorkError: key or model refused in the middle.
+        UserError: wrong settings, or a key or model refused before anything was stored.
+        WorkError: a key or model refused later on. The replies so far are in the store.
     """
     keys = [request_key(str(config.model), q.messages, parameters(q.protocol, config)) for q in questions]
-    rows, unanswered = Counter(keys), dict(zip(keys, questions, strict=True))
-    answers: dict[str, Answer] = {}
+    times_asked, to_ask = Counter(keys), dict(zip(keys, questions, strict=True))
+    verdicts: dict[str, Verdict] = {}
     done = failures = 0
 
-    def finished(answer: Answer) -> None:
+    def finished(verdict: Verdict) -> None:
         nonlocal done, failures
-        answers[answer.key] = answer
-        done += rows[answer.key]
-        failures += rows[answer.key] if answer.error else 0
+        verdicts[verdict.key] = verdict
+        done += times_asked[verdict.key]
+        failures += times_asked[verdict.key] if verdict.error else 0
         if progress:
             progress(done, len(questions), failures)
 
-    for key, question in list(unanswered.items()):
+    for key, question in list(to_ask.items()):
         stored = store.get(key)
-        if stored is not None and (answer := _from_store(key, stored, question, config)):
-            del unanswered[key]
-            finished(answer)
-    if unanswered:
-        asyncio.run(_ask_new(list(unanswered.items()), config, store, finished, spent_usd))
-    return [answers[key] for key in keys]
+        if stored is not None and (verdict := _from_store(key, stored, question, config)):
+            del to_ask[key]
+            finished(verdict)
+    if to_ask:
+        asyncio.run(_ask_new(list(to_ask.items()), config, store, finished, spent_usd))
+    return [verdicts[key] for key in keys]
 
 
 async def _ask_new(
-    todo: list[tuple[str, Question]],
+    to_ask: list[tuple[str, Question]],
     config: JudgeConfig,
     store: Store,
-    finished: Callable[[Answer], None],
+    finished: Callable[[Verdict], None],
     spent_usd: float,
 ) -> None:
     async with open_endpoint(config) as endpoint:
-        run, queue = Run(endpoint, config, store, spent_usd), iter(todo)
+        session, queue = JudgingSession(endpoint, config, store, spent_usd), iter(to_ask)
         fatal: list[Failure] = []
 
         async def worker() -> None:
             for key, question in queue:
-                if run.stopped:
+                if session.stopped:
                     return
                 try:
-                    finished(await run.ask(question, key))
+                    finished(await session.ask(question, key))
                 except Failure as failure:
                     if failure.kind != "stopped":
                         fatal.append(failure)
-                        run.stop()
+                        session.stop()
                     return
 
-        workers = [asyncio.create_task(worker()) for _ in range(min(config.concurrency, len(todo)))]
+        workers = [asyncio.create_task(worker()) for _ in range(min(config.concurrency, len(to_ask)))]
         try:
             await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        finally:  # Ctrl-C lands here too: `asyncio.wait` leaves the workers running
-            run.stop()
+        finally:  # also after Ctrl-C, which leaves the workers running
+            session.stop()
             await asyncio.wait(workers, timeout=config.timeout)
         for finished_worker in workers:
             finished_worker.result()
@@ -315,13 +285,22 @@ async def _ask_new(
             raise UserError(message)
 
 
-def _from_store(key: str, stored: Stored, question: Question, config: JudgeConfig) -> Answer | None:
-    """A stored reply as an answer; None where the present settings do not take it for a verdict."""
-    allow = config.allow_text_verdict or question.protocol.verdict == "rating"
+def _allows_text(question: Question, config: JudgeConfig) -> bool:
+    return config.allow_text_verdict or question.protocol.verdict == "rating"
+
+
+def _from_store(key: str, stored: StoredReply, question: Question, config: JudgeConfig) -> Verdict | None:
+    """The verdict of a stored reply; None if the present settings cannot read one from it."""
     try:
-        value = read(question, stored.response, allow)
+        value = read_verdict(question.protocol, stored.response, _allows_text(question, config))
     except UnreadableError:
         return None
-    return Answer(
-        key, value, None, stored.response, 0, stored.prompt_tokens, stored.completion_tokens, stored.seconds, True
+    return Verdict(
+        key,
+        value,
+        raw=stored.response,
+        prompt_tokens=stored.prompt_tokens,
+        completion_tokens=stored.completion_tokens,
+        seconds=stored.seconds,
+        cached=True,
     )

@@ -1,13 +1,13 @@
-"""An OpenAI-compatible endpoint, and what can go wrong with one call to it.
+"""An OpenAI-compatible endpoint, and the ways one call to it can fail.
 
-A failure has a type (`Failure.kind`), which decides what becomes of it:
+`Failure.kind` decides what follows:
 
-retried, then the question's result
-    rate_limited (429), server_error (5xx), connection (broken off), timeout, malformed (a 200 that is no chat
-    completion), no_logprobs
-the question's result at once, since asking again does not help
+retried; if it persists, it is the question's result
+    rate_limited (429), server_error (5xx), connection (refused or broken off), timeout, malformed (a 200 that is not a
+    chat completion), no_logprobs
+the question's result at once, because asking again would not help
     unparsable, refused, context_length, bad_request, not_found, budget
-the end of the run, since nothing further can succeed
+ends the run, because no further call can succeed
     auth, quota, model_not_found
 """
 
@@ -44,8 +44,14 @@ _TOO_LONG = re.compile(
 )
 
 
-class Failure(Exception):  # a result more often than an error
-    """One call that gave no verdict; `retry_after` is what the endpoint asked to wait, in seconds."""
+class Failure(Exception):
+    """One call that gave no verdict.
+
+    Attributes:
+        kind: see the module's docstring.
+        detail: what the endpoint said.
+        retry_after: seconds that the endpoint asked to wait, if it did.
+    """
 
     def __init__(self, kind: str, detail: str = "", retry_after: float | None = None):
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -53,7 +59,7 @@ class Failure(Exception):  # a result more often than an error
 
 
 class Endpoint:
-    """One shared HTTP client for a run. Use `open_endpoint`."""
+    """One HTTP client shared by all calls. Use `open_endpoint` to get one."""
 
     def __init__(self, client: openai.AsyncOpenAI, config: JudgeConfig, secret: str):
         self._client, self._config, self._secret = client, config, secret
@@ -62,7 +68,7 @@ class Endpoint:
         """POST a chat completion and return the body of the 200.
 
         Raises:
-            Failure: anything else came back, or nothing did within `config.timeout`.
+            Failure: anything else came back, or nothing came within `config.timeout`.
         """
         return await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
 
@@ -72,7 +78,7 @@ class Endpoint:
 
     async def _send(self, request: Awaitable[httpx2.Response]) -> str:
         try:
-            # The library's own timeout is between two bytes; this one is for the whole call.
+            # The client's own timeout limits the gap between two bytes; this one limits the whole call.
             async with asyncio.timeout(self._config.timeout):
                 response = await request
                 return self._clean(response.text)
@@ -82,7 +88,7 @@ class Endpoint:
             raise Failure(*_transport(error)) from None
 
     def _clean(self, text: str) -> str:
-        """What an endpoint says, should it repeat the key, without the key."""
+        """What the endpoint said, without the key in case it repeats it."""
         return text.replace(self._secret, "***") if self._secret in text else text
 
     def _status_failure(self, response: httpx2.Response) -> Failure:
@@ -93,10 +99,10 @@ class Endpoint:
 
 @asynccontextmanager
 async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
-    """The endpoint that `config` names, with a connection pool as wide as its concurrency.
+    """The endpoint at `config.url`, with as many connections as `config.concurrency`.
 
     Raises:
-        UserError: the address or the model is not given, or a budget has no price to count with.
+        UserError: the address or the model is missing, or there is a budget but no price.
     """
     if not config.url or not config.model:
         raise UserError(
@@ -107,13 +113,13 @@ async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
         raise UserError(f"judge.url: expected an address such as http://127.0.0.1:8000/v1, found '{config.url}'.")
     if config.budget_usd is not None and not (config.price_input or config.price_output):
         raise UserError(
-            f"judge.budget_usd is {config.budget_usd} but judge.price_input and judge.price_output are 0, so nothing "
-            "would ever be counted: give the prices (USD per million tokens)."
+            f"judge.budget_usd is {config.budget_usd} but judge.price_input and judge.price_output are 0, so every "
+            "call would be free: give the prices (USD per million tokens)."
         )
     key = os.environ.get(config.api_key_env) or "none"
     http_client = openai.DefaultAioHttpClient(
         limits=httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-        trust_env=url.hostname not in _LOOPBACK,  # a proxy for the network is none for this machine
+        trust_env=url.hostname not in _LOOPBACK,  # a proxy is for other machines, not for this one
     )
     async with openai.AsyncOpenAI(
         base_url=config.url, api_key=key, max_retries=0, timeout=config.timeout, http_client=http_client
@@ -122,7 +128,7 @@ async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
 
 
 def classify_status(status: int, text: str) -> tuple[str, str]:
-    """(kind, detail) of a reply that is not a 200."""
+    """(kind, detail) of the failure behind a reply whose status is not 200."""
     code, message = _error_body(text)
     detail = f"HTTP {status} {message or text[:200].strip()}".strip()
     said = f"{code} {message}"
@@ -148,7 +154,7 @@ def classify_status(status: int, text: str) -> tuple[str, str]:
 
 
 def _error_body(text: str) -> tuple[str | None, str]:
-    """(code, message) of an error body in any of the usual shapes; code None where the body is empty or no JSON."""
+    """(code, message) of an error body in any of the usual shapes; code is None if the body is not JSON."""
     try:
         body = json.loads(text)
     except ValueError:
@@ -163,7 +169,7 @@ def _error_body(text: str) -> tuple[str | None, str]:
 
 
 def _transport(error: BaseException) -> tuple[str, str]:
-    """A call that ended without a reply: refused, connection or timeout, by what lies at the bottom of the chain."""
+    """(kind, detail) of a call that ended without a reply, by the errors that caused `error`."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -179,7 +185,7 @@ def _transport(error: BaseException) -> tuple[str, str]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a reply's `Retry-After` (seconds or a date) or `retry-after-ms` asks to wait."""
+    """Seconds to wait, from a reply's `retry-after-ms` or `Retry-After` (seconds or a date); None if it has neither."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)

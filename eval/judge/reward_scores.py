@@ -1,4 +1,4 @@
-"""A reward model as the judge: scores of single answers become preferences in the table of verdicts."""
+"""A reward model as the judge: the scores of single outputs become preferences in the table of verdicts."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from eval.judge.client import Answer
+from eval.judge.client import Verdict
 from eval.judge.config import JudgeConfig
-from eval.judge.verdicts import COLUMNS, verdict_row
+from eval.judge.verdicts import verdict_row, verdict_table
 from eval.outputs import match_outputs
 from otpo.files import Row
 
 Scores = Callable[[Sequence[tuple[str, str]]], list[float]]
-"""(instruction, answer) pairs -> the score of each; higher is better."""
+"""(instruction, output) pairs -> the score of each; higher is better."""
 
 
 def judge_by_scores(
     outputs: list[Row], reference: list[Row], scores: Scores, task: str, *, subset: bool = False
 ) -> pd.DataFrame:
-    """The verdicts of a reward model on every pair of a model's and the reference's answer.
+    """Compare a model's outputs with the reference's by a reward model's scores.
 
-    The preference is 1 + sigma(r_model - r_reference): what the Bradley-Terry model says of two scores, in AlpacaEval's
-    convention. Identical answers are a draw (1.5) without a score. Each answer is scored alone, so there is no order;
-    `raw` holds both scores.
+    The preference is 1 + sigmoid(r_model - r_reference): the Bradley-Terry probability that the model's output is
+    better, in AlpacaEval's convention. Identical outputs are a draw (1.5) without a score. Each output is scored alone,
+    so `order` is "none". `raw` holds both scores.
 
     Args:
-        outputs, reference, task, subset: as `eval.judge.verdicts.judge`. scores: gives the scores of a list of answers.
+        outputs: the model's rows {instruction, output, generator}.
+        reference: the reference's rows.
+        scores: the reward model; called once, with each output once.
+        task: the task's name, a column of the result.
+        subset: allow `outputs` to cover only some of the reference's instructions.
 
     Returns:
-        A row a verdict, with the columns of `judge`, in the order of the reference; `order` is "none".
+        One row a verdict, with the columns of `eval.judge.verdicts.judge`, in the order of the reference.
 
     Raises:
         UserError: instructions that do not match.
@@ -48,13 +52,13 @@ def judge_by_scores(
     score = dict(zip(asked, scores(asked), strict=True))
     rows = []
     for pair in pairs:
-        answer = Answer(key="", value=1.5)
+        verdict = Verdict(key="", value=1.5)
         if pair.output != pair.reference:
             ours, theirs = score[pair.instruction, pair.output], score[pair.instruction, pair.reference]
             raw = json.dumps({"score": ours, "reference_score": theirs})
-            answer = Answer(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw)
-        rows.append(verdict_row(pair, "none", answer, JudgeConfig(), task, pays=True))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+            verdict = Verdict(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw)
+        rows.append(verdict_row(pair, "none", verdict, JudgeConfig(), task, pays=True))
+    return verdict_table(rows)
 
 
 def _sigmoid(x: float) -> float:

@@ -1,7 +1,7 @@
-"""The judge's replies, in SQLite: what was paid for once is never asked again.
+"""Keeps the judge's replies in SQLite, so that no question is paid for twice.
 
-One row a reply, keyed by what was asked. Rows are committed as they arrive, so that a killed process loses only the
-calls in flight. Failures are not stored.
+One row a reply, keyed by the request. Each row is committed as it arrives, so a killed process loses only the calls
+that were running. Failures are not stored.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ CREATE TABLE IF NOT EXISTS responses (
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A reply: the endpoint's JSON as it came, tokens spent on it (failed attempts included), seconds of the call."""
+class StoredReply:
+    """A reply.
+
+    Attributes:
+        response: the body of the HTTP reply, as it came.
+        prompt_tokens: spent on it, failed attempts included.
+        completion_tokens: spent on it, failed attempts included.
+        seconds: duration of the call.
+    """
 
     response: str
     prompt_tokens: int
@@ -40,7 +47,7 @@ class Stored:
 
 
 def request_key(model: str, messages: list[dict[str, str]], parameters: dict[str, Any]) -> str:
-    """sha256 over what decides the reply. The address is no part of it: a judge that moved is the same judge."""
+    """sha256 of everything that decides the reply. The address is left out: a judge that moved is the same judge."""
     asked = {"model": model, "messages": messages, "parameters": parameters}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -51,15 +58,15 @@ class Store:
     def __init__(self, connection: sqlite3.Connection):
         self._connection = connection
 
-    def get(self, key: str) -> Stored | None:
-        """The reply to a request, None if there is none yet."""
+    def get(self, key: str) -> StoredReply | None:
+        """The reply to a request; None if there is none yet."""
         row = self._connection.execute(
             "SELECT response, prompt_tokens, completion_tokens, seconds FROM responses WHERE key = ?", (key,)
         ).fetchone()
-        return Stored(*row) if row else None
+        return StoredReply(*row) if row else None
 
-    def put(self, key: str, model: str, reply: Stored) -> None:
-        """Keep a reply; on disk (as far as the operating system) when this returns."""
+    def put(self, key: str, model: str, reply: StoredReply) -> None:
+        """Keep a reply. Once this returns, the reply has reached the operating system."""
         self._connection.execute(
             "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)",
             (key, model, reply.response, reply.prompt_tokens, reply.completion_tokens, reply.seconds),
@@ -74,7 +81,7 @@ def open_store(path: str | Path) -> Iterator[Store]:
     """Open or create a store.
 
     Raises:
-        UserError: the path cannot be written or holds something else.
+        UserError: the path cannot be written, or holds something other than a store.
     """
     path = Path(path)
     try:
@@ -85,7 +92,7 @@ def open_store(path: str | Path) -> Iterator[Store]:
         connection.execute(_SCHEMA)
         connection.execute("SELECT response, prompt_tokens, completion_tokens, seconds FROM responses LIMIT 0")
     except (OSError, sqlite3.Error) as error:
-        raise UserError(f"{path}: expected a place for the judge's replies (SQLite), but {error}.") from error
+        raise UserError(f"{path}: expected a file for the judge's replies (SQLite), but {error}..") from error
     try:
         yield Store(connection)
     finally:

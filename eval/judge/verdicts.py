@@ -1,32 +1,30 @@
-"""The judge: pairs of answers in, a table of verdicts out.
+"""The judge compares a model's outputs with the reference's: pairs in, a table of verdicts out.
 
-    frame = judge(outputs, reference, config, store="judge/alpaca_eval/verdicts.sqlite", task="alpaca_eval")
+    frame = judge(outputs, reference, config, store="judge/store.sqlite", task="alpaca_eval")
     write_verdicts(frame, "judge/alpaca_eval/verdicts.parquet")
 
-Convention of AlpacaEval: output_1 is the reference's, output_2 the model's, a preference lies in [1, 2], and
-`preference - 1` is the probability that the model's answer is better.
+AlpacaEval's convention: output_1 is the reference's, output_2 the model's; a preference lies in [1, 2], and
+`preference - 1` is the probability that the model's output is better.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import math
-from collections.abc import Awaitable
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eval.judge.client import Answer, Progress, Question, ask_all, parameters, price
+from eval.judge.budget import price
+from eval.judge.client import Progress, Question, Verdict, ask_all
 from eval.judge.config import JudgeConfig
-from eval.judge.endpoint import Endpoint, Failure, advice, open_endpoint
-from eval.judge.protocols import PROTOCOLS, find_protocol, model_first, render
+from eval.judge.prompt_templates import render
+from eval.judge.protocols import find_protocol
 from eval.judge.store import open_store
 from eval.outputs import Pair, match_outputs
-from otpo.errors import UserError, WorkError
 from otpo.files import Row, replacing
 
 COLUMNS = {
@@ -35,7 +33,7 @@ COLUMNS = {
     "raw": "str", "error": "str", "attempts": "int64", "prompt_tokens": "int64", "completion_tokens": "int64",
     "price_usd": "float64", "seconds": "float64", "cached": "bool", "key": "str",
 }  # fmt: skip
-"""The columns of the table of verdicts and their types; `key` finds the reply in the store."""
+"""The columns of the table of verdicts and their types. `key` finds the reply in the store."""
 
 
 def judge(
@@ -49,91 +47,114 @@ def judge(
     subset: bool = False,
     spent_usd: float = 0.0,
 ) -> pd.DataFrame:
-    """Ask the judge about every pair of a model's and the reference's answer to the same instruction.
+    """Ask the judge about every pair of a model's output and the reference's output for the same instruction.
 
-    Identical answers are a draw (1.5) without a call. With `config.both_orders` each pair has two rows; otherwise
-    AlpacaEval's seeded rule picks the order. A call that gave no verdict is a row with `error` and preference NaN.
+    Identical outputs are a draw (1.5) without a call. With `config.both_orders` every pair is asked in both orders and
+    has two rows; otherwise AlpacaEval's seeded rule picks the order. A question without a verdict is a row with `error`
+    and preference NaN.
 
     Args:
         outputs: the model's rows {instruction, output, generator}.
         reference: the reference's rows.
-        config: the endpoint and how it is asked.
+        config: the endpoint and how to ask it.
         store: SQLite file of the judge's replies; nothing in it is asked again.
         task: the task's name, a column of the result.
-        progress: called with (done, total, failures) in rows of the result.
-        subset: let `outputs` answer only a part of the reference's instructions.
-        spent_usd: what calls of `judge` before this one have spent of `config.budget_usd`.
+        progress: called with (done, total, failures), counted in rows of the result.
+        subset: allow `outputs` to cover only some of the reference's instructions.
+        spent_usd: what earlier calls of `judge` have spent of `config.budget_usd`.
 
     Returns:
-        A row a verdict, with COLUMNS, in the order of the reference. A missing string is NaN. `attempts`, tokens and
-        `price_usd` of a `cached` row are those of the run that paid; its `attempts` are 0. Of rows that share one
-        reply (the same answers twice) the first carries its tokens and price.
+        One row a verdict, with COLUMNS, in the order of the reference. A missing string is NaN. In a `cached` row,
+        tokens and `price_usd` are those of the run that paid, and `attempts` is 0. Of rows that share one reply
+        (because the same outputs occur twice), the first has its tokens and price.
 
     Raises:
         UserError: instructions that do not match, wrong settings, or a key or model refused at the start.
-        WorkError: a key or model refused in the middle; the replies so far are in the store.
+        WorkError: a key or model refused later on. The replies so far are in the store.
     """
     protocol = find_protocol(config.protocol, "pair")
-    pairs = match_outputs(outputs, reference, subset=subset)
-    asked = [(pair, first) for pair in pairs for first in _orders(pair, config)]
-    open_rows = [(pair, first) for pair, first in asked if pair.output != pair.reference]
-    drawn = len(asked) - len(open_rows)
-
-    def shifted(done: int, total: int, failures: int) -> None:
-        if progress:
-            progress(done + drawn, total + drawn, failures)
-
-    questions = [
-        Question(render(protocol, pair.instruction, *_shown(pair, model_is_first)), protocol)
-        for pair, model_is_first in open_rows
+    asked = [
+        (pair, model_is_first)
+        for pair in match_outputs(outputs, reference, subset=subset)
+        for model_is_first in _orders(pair, config)
     ]
+    questions = [
+        Question(render(protocol, pair.instruction, *_in_order(pair, model_is_first)), protocol)
+        for pair, model_is_first in asked
+        if pair.output != pair.reference
+    ]
+    identical = len(asked) - len(questions)
+
+    def with_identical(done: int, total: int, failures: int) -> None:
+        if progress:
+            progress(done + identical, total + identical, failures)
+
     with open_store(store) as opened:
-        answers = iter(ask_all(questions, config, opened, shifted, spent_usd))
+        verdicts = iter(ask_all(questions, config, opened, with_identical, spent_usd))
     rows, paid = [], set()
     for pair, model_is_first in asked:
-        answer = next(answers) if pair.output != pair.reference else Answer(key="", value=1.5)
-        if model_is_first and not math.isnan(answer.value):
-            answer = replace(answer, value=3.0 - answer.value)
+        verdict = next(verdicts) if pair.output != pair.reference else Verdict(key="", value=1.5)
+        if model_is_first and not math.isnan(verdict.value):
+            verdict = replace(verdict, value=3.0 - verdict.value)
         order = "model_first" if model_is_first else "reference_first"
-        rows.append(verdict_row(pair, order, answer, config, task, pays=answer.key not in paid))
-        paid.add(answer.key)
+        rows.append(verdict_row(pair, order, verdict, config, task, pays=verdict.key not in paid))
+        paid.add(verdict.key)
+    return verdict_table(rows)
+
+
+def model_first(instruction: str, seed: int = 0) -> bool:
+    """AlpacaEval's seeded rule: whether the model's output (output_2) is shown before the reference's."""
+    draw = random.Random("is_switched_outputs" + instruction + str(seed))
+    return draw.choices([False, True], k=1)[0]
+
+
+def verdict_row(pair: Pair, order: str, verdict: Verdict, config: JudgeConfig, task: str, pays: bool) -> Row:
+    """One row of the table.
+
+    Args:
+        pair: what was judged.
+        order: "reference_first", "model_first" or "none".
+        verdict: its `value` is the preference for the model, whatever the order.
+        config: has the prices.
+        task: the task's name.
+        pays: whether this row carries the tokens and the price of the reply; False if an earlier row does.
+    """
+    tokens = (verdict.prompt_tokens, verdict.completion_tokens) if pays else (0, 0)
+    return {
+        "task": task,
+        "generator": pair.generator,
+        "reference": pair.reference_generator,
+        "index": pair.index,
+        "instruction": pair.instruction,
+        "instruction_hash": _sha256(pair.instruction),
+        "output_hash": _sha256(pair.output),
+        "reference_hash": _sha256(pair.reference),
+        "order": order,
+        "preference": verdict.value,
+        "raw": verdict.raw,
+        "error": verdict.error,
+        "attempts": verdict.attempts if pays else 0,
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "price_usd": price(config, *tokens),
+        "seconds": verdict.seconds,
+        "cached": verdict.cached,
+        "key": verdict.key,
+    }
+
+
+def verdict_table(rows: list[Row]) -> pd.DataFrame:
+    """Rows of `verdict_row` as a table with COLUMNS."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def rate(
-    items: list[Row], config: JudgeConfig, store: str | Path, progress: Progress | None = None
-) -> list[float | None]:
-    """Rate answers one at a time from 1 to 10 (protocol "rating", whatever `config.protocol` says).
-
-    Args:
-        items: rows {instruction, output}.
-        config: the endpoint and how it is asked.
-        store: SQLite file of the judge's replies.
-        progress: called with (done, total, failures).
-
-    Returns:
-        A rating an item, None where the judge gave none.
-
-    Raises:
-        UserError: as `judge`.
-        WorkError: as `judge`, or not one item could be rated.
-    """
-    protocol = PROTOCOLS["rating"]
-    questions = [Question(render(protocol, item["instruction"], item["output"]), protocol) for item in items]
-    with open_store(store) as opened:
-        answers = ask_all(questions, config, opened, progress)
-    if answers and all(answer.error for answer in answers):
-        kinds = pd.Series([answer.error for answer in answers]).value_counts().to_dict()
-        raise WorkError(f"The judge at {config.url} rated none of {len(answers)} answers: {_counted(kinds)}.")
-    return [None if answer.error else answer.value for answer in answers]
-
-
 def ledger(frame: pd.DataFrame) -> dict[str, Any]:
-    """What a table of verdicts cost and how much of it failed.
+    """What the verdicts of a table cost, and how many failed.
 
     Returns:
-        verdicts, identical (drawn without a call), cached, calls (made in this run), failed (count), errors (type ->
-        count), prompt_tokens and completion_tokens (all), spent_usd (this run) and cached_usd (paid by earlier runs).
+        Counts: verdicts, identical (draws without a call), cached, calls (made by this run), failed, and errors (kind
+        -> count); prompt_tokens and completion_tokens of all rows; spent_usd (by this run) and cached_usd (by earlier
+        runs).
     """
     cached = frame["cached"]
     return {
@@ -157,122 +178,14 @@ def write_verdicts(frame: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
-def check(config: JudgeConfig) -> None:
-    """Find out, before anything is started, whether the judge can be asked at all. Buys no verdict.
-
-    The list of models is read; where it does not name the model, a completion of one token is asked for.
-
-    Raises:
-        UserError: nothing listens at the address, the key is refused, or the model is not served.
-    """
-    if config.protocol not in PROTOCOLS:
-        find_protocol(config.protocol, "pair")
-    if config.protocol == "alpaca_eval":
-        render(PROTOCOLS["alpaca_eval"], "", "", "")  # the package and its file are there
-    asyncio.run(_check(config))
-
-
-async def _check(config: JudgeConfig) -> None:
-    probe = {
-        "model": config.model,
-        "messages": [{"role": "user", "content": "Reply with the letter m."}],
-        **parameters(PROTOCOLS[config.protocol], config.model_copy(update={"max_tokens": 1})),
-    }
-    async with open_endpoint(config) as endpoint:
-        listing = await _probe(endpoint.models(), config)
-        if isinstance(listing, str) and _lists(listing, str(config.model)):
-            return
-        reply = await _ask_probe(endpoint, probe, config)
-    if not isinstance(reply, Failure):
-        return
-    no_list = isinstance(listing, Failure) and listing.kind in ("not_found", "model_not_found")
-    if no_list and reply.kind in ("not_found", "model_not_found"):
-        raise UserError(
-            f"{config.url} answers neither the list of models nor a chat completion ({reply}). "
-            f"{advice('model_not_found', config)}"
-        )
-    if reply.kind == "model_not_found":
-        raise UserError(f"The judge does not serve the model ({reply}). {advice('model_not_found', config)}")
-    if reply.kind == "bad_request" and any(name in reply.detail for name in ("logprobs", "max_tokens", "temperature")):
-        raise UserError(
-            f"The judge at {config.url} does not take a setting that is sent ({reply}). Change judge.temperature, "
-            "judge.max_tokens or judge.extra_body, or use another judge."
-        )
-
-
-async def _ask_probe(endpoint: Endpoint, body: dict, config: JudgeConfig) -> str | Failure | None:
-    """The probe's reply; tried again where the failure may be passing, None where it never got better."""
-    for attempt in range(min(config.max_retries, 3) + 1):
-        reply = await _probe(endpoint.complete(body), config)
-        if isinstance(reply, str) or reply.kind not in ("rate_limited", "server_error", "connection", "timeout"):
-            return reply
-        await asyncio.sleep(min(reply.retry_after or 0.25 * 2**attempt, 5.0))
-    return None
-
-
-async def _probe(call: Awaitable[str], config: JudgeConfig) -> str | Failure:
-    """A reply or its failure; a failure that no run could survive is raised."""
-    try:
-        return await call
-    except Failure as failure:
-        if failure.kind == "auth":
-            raise UserError(
-                f"The judge at {config.url} refused the key ({failure}). {advice('auth', config)}"
-            ) from None
-        if failure.kind == "quota":
-            raise UserError(f"The judge at {config.url}: {failure}. {advice('quota', config)}") from None
-        if failure.kind == "connection" and failure.detail == "connection refused":
-            raise UserError(
-                f"No judge answers at {config.url} ({failure.detail}). Start it or correct judge.url."
-            ) from None
-        return failure
-
-
-def _lists(listing: str, model: str) -> bool:
-    try:
-        return any(entry.get("id") == model for entry in json.loads(listing)["data"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def _orders(pair: Pair, config: JudgeConfig) -> tuple[bool, ...]:
-    """For each time the pair is asked, whether the model's answer is shown first."""
+    """For each time the pair is asked: whether the model's output is shown first."""
     return (False, True) if config.both_orders else (model_first(pair.instruction, config.seed),)
 
 
-def _shown(pair: Pair, model_is_first: bool) -> tuple[str, str]:
+def _in_order(pair: Pair, model_is_first: bool) -> tuple[str, str]:
     return (pair.output, pair.reference) if model_is_first else (pair.reference, pair.output)
-
-
-def verdict_row(pair: Pair, order: str, answer: Answer, config: JudgeConfig, task: str, pays: bool) -> Row:
-    """One row of the table; the answer's value is the preference, whatever the order in which it was asked for."""
-    tokens = (answer.prompt_tokens, answer.completion_tokens) if pays else (0, 0)
-    return {
-        "task": task,
-        "generator": pair.generator,
-        "reference": pair.reference_generator,
-        "index": pair.index,
-        "instruction": pair.instruction,
-        "instruction_hash": _sha256(pair.instruction),
-        "output_hash": _sha256(pair.output),
-        "reference_hash": _sha256(pair.reference),
-        "order": order,
-        "preference": answer.value,
-        "raw": answer.raw,
-        "error": answer.error,
-        "attempts": answer.attempts if pays else 0,
-        "prompt_tokens": tokens[0],
-        "completion_tokens": tokens[1],
-        "price_usd": price(config, *tokens),
-        "seconds": answer.seconds,
-        "cached": answer.cached,
-        "key": answer.key,
-    }
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _counted(kinds: dict) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -89,8 +89,8 @@ def pairs(
     limit: Annotated[int | None, typer.Option("--limit", help="only the first prompts")] = None,
 ) -> None:
     """On-policy preference pairs: several answers a prompt, scored, best against worst."""
+    from eval.judge.check import check
     from eval.judge.config import JudgeConfig
-    from eval.judge.verdicts import check
     from eval.tasks import load_task
     from pipeline.cluster.connect import connect
     from pipeline.generate.engine import EngineConfig, Sampling

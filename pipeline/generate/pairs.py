@@ -124,7 +124,7 @@ def sample_pairs(
         UserError: settings or inputs that cannot be used.
         WorkError: an engine or the judge failed, or not one pair came of it; what was finished is kept.
     """
-    from eval.judge.verdicts import rate
+    from eval.judge.ratings import rate
 
     if sampling.n < 2:
         raise UserError(f"pairs need at least 2 answers a prompt, found n={sampling.n}: set pairs.n.")

@@ -309,7 +309,7 @@ class Context:
                 f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it."
             )
         if not config.url.startswith(WORLD_PREFIX):
-            from eval.judge.verdicts import check
+            from eval.judge.check import check
 
             check(config)
 

@@ -15,9 +15,11 @@ from support.servers import DROP, Reply, ScriptedJudge, completion, replay, repl
 
 from eval.judge.client import parameters
 from eval.judge.config import JudgeConfig
-from eval.judge.protocols import PROTOCOLS, fenced_texts, model_first
+from eval.judge.prompt_templates import fenced_texts
+from eval.judge.protocols import PROTOCOLS
+from eval.judge.ratings import rate
 from eval.judge.store import open_store, request_key
-from eval.judge.verdicts import COLUMNS, judge, ledger, rate, write_verdicts
+from eval.judge.verdicts import COLUMNS, judge, ledger, model_first, write_verdicts
 from eval.outputs import load_outputs
 from eval.stats.win_rate import by_prompt
 from otpo.errors import UserError, WorkError
@@ -199,7 +201,7 @@ def test_ratings_come_in_order_and_are_stored(tmp_path):
         assert len(server.calls) == 3
         assert rate(items, config, tmp_path / "s.sqlite") == pytest.approx([9.0, 2.0, None, 9.0])
         assert len(server.calls) == 4  # only the failure is asked again
-        with pytest.raises(WorkError, match="none of 1 answers: 1 unparsable"):
+        with pytest.raises(WorkError, match="none of 1 outputs: 1 unparsable"):
             rate(items[2:3], config, tmp_path / "s.sqlite")
 
 

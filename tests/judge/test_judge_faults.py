@@ -7,9 +7,10 @@ from support.servers import DROP, Reply, ScriptedJudge, completion, verdict
 from test_judge import ask, stored_keys
 
 import eval.judge.client
+from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import classify_status, retry_after
-from eval.judge.verdicts import check, ledger
+from eval.judge.verdicts import ledger
 from otpo.errors import UserError, WorkError
 
 MODEL_404 = Reply({"error": {"message": "The model `gpt-x` does not exist", "code": "model_not_found"}}, status=404)

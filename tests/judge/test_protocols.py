@@ -10,17 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.servers import completion
 
-from eval.judge import protocols
-from eval.judge.protocols import (
-    PROTOCOLS,
-    UnreadableError,
-    fenced_texts,
-    model_first,
-    read_pair,
-    read_rating,
-    render,
-    strip_thinking,
-)
+from eval.judge import prompt_templates
+from eval.judge.prompt_templates import fenced_texts, render
+from eval.judge.protocols import PROTOCOLS, find_protocol
+from eval.judge.replies import UnreadableError, read_pair, read_rating, strip_thinking
+from eval.judge.verdicts import model_first
 from otpo.errors import UserError
 
 PLACEHOLDERS = ["{output_1}", "{output_2}", "{instruction}", "{fence}", "{0}", "%s", "\\1", "\\g<0>"]
@@ -54,7 +48,7 @@ def test_the_official_prompt_is_what_alpaca_eval_sends():
     import pandas as pd
 
     texts = {"instruction": 'Say "hi" {x}.\n', "output_1": "  Hi!\n\n", "output_2": "Hello — 你好"}
-    [filled], _ = utils.make_prompts(pd.DataFrame([texts]), protocols._official_text())
+    [filled], _ = utils.make_prompts(pd.DataFrame([texts]), prompt_templates._official_text())
     ours = render(PROTOCOLS["alpaca_eval"], texts["instruction"], texts["output_1"], texts["output_2"])
     assert ours == [{"role": m["role"], "content": m["content"]} for m in utils.prompt_to_chatml(filled)]
 
@@ -67,15 +61,15 @@ def test_the_official_prompt_cannot_be_split_by_an_answer():
 
 def test_without_the_official_package_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    protocols._template.cache_clear()
+    prompt_templates._template.cache_clear()
     with pytest.raises(UserError, match=r"alpaca_eval==0\.6\.6.*'preference'"):
         render(PROTOCOLS["alpaca_eval"], "a", "b", "c")
 
 
 def test_a_changed_official_prompt_is_refused(monkeypatch):
     pytest.importorskip("alpaca_eval")
-    monkeypatch.setattr(protocols, "OFFICIAL_SHA256", "0" * 64)
-    protocols._template.cache_clear()
+    monkeypatch.setattr(prompt_templates, "OFFICIAL_SHA256", "0" * 64)
+    prompt_templates._template.cache_clear()
     with pytest.raises(UserError, match="sha256 000"):
         render(PROTOCOLS["alpaca_eval"], "a", "b", "c")
 
@@ -174,6 +168,6 @@ def test_a_rating_in_words_is_read_only_where_allowed():
 
 def test_an_unknown_protocol_lists_the_known_ones():
     with pytest.raises(UserError, match="preference, summary, alpaca_eval; found 'arena'"):
-        protocols.find_protocol("arena", "pair")
+        find_protocol("arena", "pair")
     with pytest.raises(UserError, match="found 'rating'"):
-        protocols.find_protocol("rating", "pair")
+        find_protocol("rating", "pair")
