@@ -1,4 +1,4 @@
-"""The worlds that a recipe's `world` section can name, behind `pipeline.run.context.World`."""
+"""The worlds that a recipe's `world` section can name, as `pipeline.run.world.World`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from otpo.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.run.context import World
+from pipeline.run.folder import RunFolder
+from pipeline.run.world import World
 
 
 class SmallWorld:
@@ -31,11 +32,11 @@ class SmallWorld:
 
         return serve(folder)
 
-    def measure(self, run: Path, folder: Path, labels: list[str], methods: dict[str, Any]) -> None:
+    def measure(self, folder: RunFolder, labels: list[str], methods: dict[str, Any]) -> None:
         """Accuracy against the known truth, lengths, and where the weight goes."""
         from jobs.small_world.truth import measure
 
-        measure(run, labels, methods)
+        measure(folder.path, labels, methods)
 
 
 def world_of(recipe: Recipe) -> World | None:

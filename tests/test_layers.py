@@ -110,4 +110,4 @@ def test_the_science_and_the_evaluation_load_without_ray():
 
 
 def test_data_is_checked_without_ray():
-    assert loaded("import pipeline.run.stages, pipeline.train.tokens, jobs.worlds", "ray", "vllm") == []
+    assert loaded("import pipeline.run.run, pipeline.train.tokens, jobs.worlds", "ray", "vllm") == []

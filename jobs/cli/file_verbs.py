@@ -214,7 +214,7 @@ def judge(
     writable(out)
     with Bars(stderr) as bars:
         shape = one_of("--template", template, "auto", "chat", "literal")
-        board = judge_files(outputs, reference, config, out, task, show=bars.show, subset=subset, template=shape)
+        board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=shape)
     from eval.board.leaderboard import render
 
     console.print(render(board))

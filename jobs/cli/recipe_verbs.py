@@ -39,17 +39,19 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
     from pipeline.sweep.sweep import sweep as sweep_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    world = world_of(loaded)
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     with Bars(stderr) as bars:
-        outcome = sweep_recipe(loaded, runs / loaded.name, world=world_of(loaded), show=bars.show, say=say, redo=redo)
+        outcome = sweep_recipe(loaded, runs / loaded.name, world=world, progress=bars.show, say=say, redo=redo)
     if not outcome.did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
     console.print(render(outcome))
     if outcome.caution:
         console.print(outcome.caution, soft_wrap=True, highlight=False)
-    for name in ("plot.svg", "report.html", "best.yaml"):
-        console.print(f"{name}: {outcome.folder / name}", soft_wrap=True, highlight=False)
-    console.print(f"Best: {outcome.best}; train it with `otpo run {outcome.folder / 'best.yaml'}`.", soft_wrap=True)
+    folder = outcome.folder
+    for path in (folder.plot, folder.report, folder.best):
+        console.print(f"{path.name}: {path}", soft_wrap=True, highlight=False)
+    console.print(f"Best: {outcome.best}; train it with `otpo run {folder.best}`.", soft_wrap=True)
 
 
 def submit(
@@ -91,23 +93,23 @@ def submit(
 def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
-    from pipeline.run.stages import run as run_recipe
+    from pipeline.run.run import run as run_recipe
 
     recipe = load_recipe(source, overrides or [])
-    folder = runs / recipe.name
     with Bars(stderr) as bars:
-        done = run_recipe(recipe, folder, world=world_of(recipe), show=bars.show, until=until, redo=redo)
+        done = run_recipe(
+            recipe, runs / recipe.name, world=world_of(recipe), progress=bars.show, until=until, redo=redo
+        )
     if not done.did:
         console.print("Nothing to do: every stage is finished and its inputs are unchanged.")
-    board = folder / "leaderboard.csv"
-    if until == "report" and board.exists():
+    if until == "report" and done.folder.leaderboard.exists():
         from eval.board.leaderboard import read_leaderboard, render
 
-        console.print(render(read_leaderboard(board)))
-    for label in ["base", *recipe.methods] if until == "train" else []:
-        if (path := done.model_of(label)).is_relative_to(done.folder):
-            console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+        console.print(render(read_leaderboard(done.folder.leaderboard)))
+    trained = ["base", *recipe.methods] if recipe.base else recipe.methods
+    for label in trained if until == "train" else []:
+        console.print(f"{label}: {done.folder.model(label)}", soft_wrap=True, highlight=False)
     for note in done.notes:
         stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if until == "report":
-        console.print(f"Report: {(folder / 'report.html').absolute()}", soft_wrap=True, highlight=False)
+        console.print(f"Report: {done.folder.report}", soft_wrap=True, highlight=False)

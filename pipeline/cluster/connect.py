@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what it has."""
+"""Joining a Ray cluster, or starting one on this machine."""
 
 from __future__ import annotations
 
@@ -40,43 +40,3 @@ def connect(address: str | None = None) -> None:
         ) from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def node_pool(name: str) -> dict[str, float]:
-    """What a worker asks of the nodes set apart for its kind, "train" or "generate" (cluster.yaml); nothing where no
-    node is.
-    """
-    return {name: 1.0} if ray.cluster_resources().get(name) else {}
-
-
-def check_workers(workers: int, *, use_gpu: bool | str) -> bool:
-    """Whether the training workers take GPUs; they must fit into the cluster as it is now.
-
-    Args:
-        use_gpu: True, False, or "auto" (GPUs if there are enough of them).
-
-    Raises:
-        UserError: more workers than the cluster has CPUs or GPUs for training.
-    """
-    nodes = training_nodes()
-    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    on_gpu = gpus >= workers if use_gpu == "auto" else bool(use_gpu)
-    kind, available = ("GPU", gpus) if on_gpu else ("CPU", cpus)
-    if workers > available:
-        raise UserError(
-            f"train.workers is {workers}, but the cluster has {available} {kind}{'s' if available != 1 else ''}"
-            f"{' for training' if node_pool('train') else ''}. Set train.workers={max(1, available)}, or add nodes."
-        )
-    return on_gpu
-
-
-def training_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that training workers may be placed on."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [node for node in nodes if node.get("train")] if node_pool("train") else nodes
-
-
-def cpus_per_worker(workers: int, cpus: list[int]) -> int:
-    """CPUs that each of `workers` can take, given the nodes' CPUs: a worker's stand on one node."""
-    shares = range(max(cpus, default=1), 0, -1)
-    return next((share for share in shares if sum(n // share for n in cpus) >= workers), 1)

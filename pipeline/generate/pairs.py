@@ -150,9 +150,7 @@ def sample_pairs(
     }
     ratings: Sequence[float | None]
     if scorer.reward_model:
-        rewards = RewardJudge(
-            scorer.reward_model, template=template, progress=lambda done, total: tell("score answers", done, total, "")
-        )
+        rewards = RewardJudge(scorer.reward_model, template=template, progress=tell)
         ratings = rewards(list(asked), list(asked.values()))
     else:
         ratings = rate(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -183,41 +182,26 @@ class EnginePool:
     def _start(self, folder: ModelFolder) -> None:
         import ray
 
-        from pipeline.cluster.connect import node_pool
+        from pipeline.cluster.placement import engine_resources
 
         gpus = self.config.tensor_parallel_size if self.config.device == "gpu" else 0
-        there = ray.cluster_resources().get("GPU", 0)
-        if gpus * self.config.workers > there:
-            raise UserError(
-                f"generation wants {self.config.workers} workers with {gpus} GPUs each, and the cluster has {there:g}: "
-                "lower generate.workers or generate.tensor_parallel_size."
-            )
         actor = ray.remote(_EngineActor)
         # An engine that dies (out of memory, a lost node) is loaded again once, and its batch asked again.
         # The environment must be there before torch is imported, hence a process that nobody has used before.
-        options: dict[str, Any] = {
-            "num_cpus": 0,
-            "num_gpus": gpus,
-            "resources": node_pool("generate"),
+        options: dict[str, Any] = engine_resources(self.config.workers, gpus) | {
             "max_restarts": 1,
             "max_task_retries": 1,
             "runtime_env": {"env_vars": environment(self.config, self._threads())},
         }
-        if not gpus:
-            options["scheduling_strategy"] = "SPREAD"
         self._folder = folder
         self._actors = [actor.options(**options).remote(self.config, folder) for _ in range(self.config.workers)]
         self._ready = [actor.ready.remote() for actor in self._actors]
 
     def _threads(self) -> int | None:
-        """CPU threads of an engine: the nodes' cores shared by the engines. On a GPU the choice is left to torch."""
-        import ray
+        """CPU threads of an engine. On a GPU the choice is left to torch."""
+        from pipeline.cluster.placement import engine_threads
 
-        if self.config.device == "gpu":
-            return None
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // math.ceil(self.config.workers / nodes))
+        return None if self.config.device == "gpu" else engine_threads(self.config.workers)
 
     def _make_room_for(self, folder: ModelFolder) -> None:
         """A model of another architecture gets new engines: a process that ends gives back all it had."""

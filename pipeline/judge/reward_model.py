@@ -1,48 +1,65 @@
-"""A reward model in the judge's place: it scores answers in this process, each once."""
+"""A reward model in the judge's place: it scores outputs in this process, each once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
+from pipeline.progress import Progress, silent
 
-Progress = Callable[[int, int], None]
 Key = tuple[str, str]
+"""(instruction, output)."""
 
 
 class RewardJudge:
-    """Scores of answers by a reward model, which is loaded for the first one and asked once about each.
+    """Scores of outputs by a reward model. The model is loaded for the first output, and scores each only once.
 
     Args:
         folder: of the reward model, or its hub name.
-        template: "chat" or "literal", as the answers were generated; "auto" is chat where there is a chat template.
-        progress: called with (done, total) while answers are scored.
+        template: "chat" or "literal", as the outputs were generated; "auto" is chat where there is a chat template.
+        progress: called while outputs are scored.
     """
 
-    def __init__(self, folder: str | Path, *, template: str = "auto", progress: Progress | None = None):
+    def __init__(self, folder: str | Path, *, template: str = "auto", progress: Progress = silent):
         self.folder, self.template, self.progress = folder, template, progress
         self.known: dict[Key, float] = {}
-        self._scorer: Any = None
+        self._model: Any = None
 
     def __call__(self, asked: Sequence[Key], prompts: Sequence[Any] | None = None) -> list[float]:
-        """The score of each (instruction, answer).
+        """The score of each (instruction, output), higher is better.
 
         Args:
-            prompts: what stands for the instructions where these are only the last of several messages.
+            prompts: what the model is shown in place of the instructions, where a prompt is several messages.
+
+        Raises:
+            UserError: no reward model in the folder, or a prompt that its template cannot render.
+            WorkError: a score that is not finite.
         """
         given = zip(asked, prompts or [instruction for instruction, _ in asked], strict=True)
         new = {key: prompt for key, prompt in given if key not in self.known}
         if new:
-            if self._scorer is None:
+            if self._model is None:
                 from otpo.models.reward_model import Scorer
 
-                self._scorer = Scorer(self.folder, template=self.template)
-            scores = self._scorer(list(new.values()), [answer for _, answer in new], self.progress)
+                self._model = Scorer(self.folder, template=self.template)
+            scores = self._model(list(new.values()), [output for _, output in new], self._count)
             self.known |= dict(zip(new, scores, strict=True))
         return [self.known[key] for key in asked]
+
+    def unload(self) -> None:
+        """Give the model's memory back; the scores are kept, and a new output loads the model again."""
+        if self._model is not None:
+            import torch
+
+            self._model = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _count(self, done: int, total: int) -> None:
+        self.progress("score outputs", done, total, "")
 
 
 def check_reward_model(key: str, path: str) -> None:
@@ -52,7 +69,7 @@ def check_reward_model(key: str, path: str) -> None:
         key: of the recipe, or the option, that names the folder.
 
     Raises:
-        UserError: it is none. Hub names are not looked up.
+        UserError: the folder is none. Hub names are not looked up.
     """
     if not Path(path).exists():
         if path.startswith((".", "/", "~")):

@@ -183,6 +183,11 @@ class SweepFolder(RunFolder):
     """`runs/<name>/sweep`: laid out as a run, with a label for each trial, and the results at the top."""
 
     @property
+    def frozen_caches(self) -> Path:
+        """Those of all runs."""
+        return RunFolder(self.path.parent).frozen_caches
+
+    @property
     def results(self) -> Path:
         """A row a trial."""
         return self.path / "results.csv"
@@ -196,11 +201,6 @@ class SweepFolder(RunFolder):
     def best(self) -> Path:
         """The recipe with the best trial's values."""
         return self.path / "best.yaml"
-
-    @property
-    def all_verdicts(self) -> Path:
-        """The verdicts on every trial."""
-        return self.path / layout.VERDICTS
 
     def trials(self) -> list[LabelFolder]:
         """The trials that have begun, by name."""

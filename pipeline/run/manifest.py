@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from typing import Any
 from otpo.errors import UserError
 from otpo.files import write_atomically
 from pipeline.recipe import Recipe, digest, dump_yaml, identity, load_recipe
+from pipeline.run.folder import RunFolder
+
+COSTLY = ("base", "pairs", "train/", "generate/")
+"""Beginnings of the names of stages whose finished results are kept unless `--redo` is given."""
 
 PACKAGES = (
     "otpo-pipeline",
@@ -33,11 +38,28 @@ PACKAGES = (
 
 
 class Manifest:
-    """`manifest.json` of a run: per stage the hash of its inputs, when and how long, and what it left."""
+    """`manifest.json` of a run: per stage the hash of its inputs, when and how long, and what it left.
 
-    def __init__(self, folder: Path):
-        self.path = folder / "manifest.json"
+    Args:
+        folder: of the run.
+        redo: a stage that was finished from other inputs may be done again.
+
+    Attributes:
+        inputs: stage -> what it was or will be made from, as far as this call has come.
+        did: stages that this call finished.
+    """
+
+    def __init__(self, folder: Path, *, redo: bool = False):
+        self.path, self.redo = RunFolder(folder).manifest, redo
         self.tree: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"stages": {}}
+        self.inputs: dict[str, Any] = {}
+        self.did: list[str] = []
+
+    # ---- asking ----
+
+    def finished(self, stage: str) -> bool:
+        """Whether the stage was finished, from whatever inputs."""
+        return stage in self.tree["stages"]
 
     def is_done(self, stage: str, inputs: Any) -> bool:
         """Whether the stage was finished from these very inputs and what it left is still there."""
@@ -53,6 +75,24 @@ class Manifest:
         entry = self.tree["stages"].get(stage)
         return entry is not None and entry["inputs"] != digest(inputs)
 
+    def needs(self, stage: str, inputs: Any) -> bool:
+        """Note a stage's inputs; whether it has to be done.
+
+        Raises:
+            UserError: it was finished from other inputs although the recipe is the same (an edited data file, another
+                version's defaults), and it is costly: its results are not thrown away unasked.
+        """
+        self.inputs[stage] = inputs
+        if self.is_stale(stage, inputs) and not self.redo and stage.startswith(COSTLY):
+            raise UserError(
+                f"{self.path.parent}: the stage '{stage}' is finished, but what it was made from has changed since (a"
+                " file's content, or a default of this version). Two ways out: take another name (name=...), or add"
+                " --redo to do it again in place."
+            )
+        return not self.is_done(stage, inputs)
+
+    # ---- noting ----
+
     def starts(self, stage: str, inputs: Any) -> bool:
         """Note that a stage begins; True when it was begun or finished before from other inputs."""
         begun = self.tree.setdefault("begun", {})
@@ -61,6 +101,17 @@ class Manifest:
         self.tree["stages"].pop(stage, None)
         self.save()
         return before is not None and before != begun[stage]
+
+    def begin(self, stage: str, inputs: Any, leaves: list[Path]) -> None:
+        """Note that a stage begins, and remove what other inputs left for it.
+
+        Args:
+            leaves: every file and folder that the stage writes. What an interrupted attempt at these very inputs left
+                there stays.
+        """
+        if self.starts(stage, inputs):
+            for path in leaves:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
     def doing(self, stage: str, inputs: Any, outputs: list[Path]) -> Iterator[dict[str, Any]]:
@@ -75,9 +126,10 @@ class Manifest:
             **figures,
         }
         self.save()
+        self.did.append(stage)
 
     def reopen(self, stage: str) -> None:
-        """What a stage left is usable but not whole: the next call does the rest."""
+        """Note that what a stage left is usable but not whole: the next call does the rest."""
         self.tree["stages"].pop(stage, None)
         self.save()
 
@@ -103,8 +155,8 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
         raise UserError(
             f"The run's folder {folder} cannot be written: {error.strerror}. Choose another with --runs DIR."
         ) from error
-    stored = folder / "recipe.yaml"
-    manifest = Manifest(folder)
+    stored = RunFolder(folder).recipe
+    manifest = Manifest(folder, redo=redo)
     if manifest.tree.get("begun") and stored.exists() and not redo:
         changes = differences(identity(load_recipe(stored)), identity(recipe))
         if changes:

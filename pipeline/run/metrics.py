@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,25 @@ def newest_step(metrics: Path) -> dict[str, Any] | None:
     return None
 
 
-def nearly_uniform(folder: Path, labels: list[str]) -> list[str]:
-    """A sentence for each label of a run whose transport hardly told tokens apart, by its logged metrics."""
+def nearly_uniform(metrics: Mapping[str, Path]) -> list[str]:
+    """A sentence for each label whose transport hardly told tokens apart.
+
+    Args:
+        metrics: label -> its `metrics.jsonl`.
+    """
     import pandas as pd
 
     from eval.board.effective_tokens import run_sentence
 
-    found = (run_sentence(label, pd.DataFrame(metrics_of(folder / "models" / label))) for label in labels)
+    found = (run_sentence(label, pd.DataFrame(read_metrics(file))) for label, file in metrics.items())
     return [sentence for sentence in found if sentence]
 
 
-def seconds_of_steps(folder: Path) -> float:
+def seconds_of_steps(metrics: Path) -> float:
     """Time that a label's own steps took: methods of one worker group share its start-up in this proportion."""
-    return sum(line.get("seconds", 0.0) for line in metrics_of(folder))
+    return sum(line.get("seconds", 0.0) for line in read_metrics(metrics))
 
 
-def metrics_of(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a label's `metrics.jsonl`."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in metrics.read_text().splitlines()]

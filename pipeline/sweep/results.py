@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipeline.recipe import Recipe, dump_yaml
+from pipeline.run.folder import SweepFolder
 from pipeline.sweep.search import Search, best_recipe, short_keys
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Outcome:
         did: whether this call did anything.
     """
 
-    folder: Path
+    folder: SweepFolder
     metric: str
     results: pd.DataFrame
     did: bool = True
@@ -61,7 +61,7 @@ class Outcome:
         )
 
 
-def write_results(recipe: Recipe, search: Search, folder: Path, trials: list[dict[str, Any]]) -> Outcome:
+def write_results(recipe: Recipe, search: Search, folder: SweepFolder, trials: list[dict[str, Any]]) -> Outcome:
     """Write the table, the plot and the best recipe.
 
     Args:
@@ -70,7 +70,7 @@ def write_results(recipe: Recipe, search: Search, folder: Path, trials: list[dic
     Returns:
         The outcome. Trials that failed or that ASHA stopped are rows too, after the others.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
     keys = list(recipe.sweep.params)
     results = pd.DataFrame([_row(trial, keys, search.metric) for trial in trials])
     results["done"] = results["state"] == "done"
@@ -79,18 +79,18 @@ def write_results(recipe: Recipe, search: Search, folder: Path, trials: list[dic
     results = results.dropna(axis="columns", how="all")
     if "error" not in results:
         results["error"] = None
-    results.to_csv(folder / "results.csv", index=False)
+    results.to_csv(folder.results, index=False)
     outcome = Outcome(folder, search.metric, results)
     if outcome.best is not None:
         params = next(trial["params"] for trial in trials if trial["name"] == outcome.best)
-        (folder / "best.yaml").write_text(dump_yaml(best_recipe(recipe, params)))
-        _plot(results, keys, search).savefig(folder / "plot.svg")
+        folder.best.write_text(dump_yaml(best_recipe(recipe, params)))
+        _plot(results, keys, search).savefig(folder.plot)
     return outcome
 
 
-def read_outcome(folder: Path, search: Search) -> Outcome:
+def read_outcome(folder: SweepFolder, search: Search) -> Outcome:
     """The outcome that an earlier call wrote."""
-    return Outcome(folder, search.metric, pd.read_csv(folder / "results.csv"), did=False)
+    return Outcome(folder, search.metric, pd.read_csv(folder.results), did=False)
 
 
 def _row(trial: dict[str, Any], keys: list[str], metric: str) -> dict[str, Any]:

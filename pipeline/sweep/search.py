@@ -13,11 +13,11 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
 from pipeline.recipe import Recipe, SweepRange, make_recipe, set_key
+from pipeline.run.folder import RunFolder
 
 Params = dict[str, Any]
 """Dotted key of a recipe -> value: what one trial changes."""
@@ -37,7 +37,7 @@ class Search:
 
     Attributes:
         label: of `methods`, what every trial trains. method: behind the label.
-        task: whose answers are judged; None where the metric is one of an evaluation.
+        task: whose outputs are judged; None where the metric is one of an evaluation.
         grid: every trial's values for grid and random; None for optuna, which chooses as it goes.
     """
 
@@ -133,25 +133,31 @@ def short_keys(keys: list[str]) -> dict[str, str]:
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
-def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, models: Path) -> Recipe:
+def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, run: RunFolder) -> Recipe:
     """The recipe of one trial: the label alone, called `name`, with the trial's values.
 
     Args:
-        models: folder of the run's models; those that the label takes as scorers become folders in it.
+        run: where the labels are trained that the label takes as frozen models.
     """
     changed = with_params(recipe, params)
     tree = changed.model_dump(mode="json")
-    scorers = {scorer: str(models / of / "model") for scorer, of in changed.frozen_labels(label).items()}
-    settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **scorers}
+    frozen = {model: str(run.model(of)) for model, of in changed.frozen_labels(label).items()}
+    settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **frozen}
     return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
 
 
+def labels_before_trials(recipe: Recipe, search: Search) -> list[str]:
+    """The labels that must be trained before the trials: their frozen models, and a reward model that judges them."""
+    judge = recipe.judge.reward_model if search.task else None
+    return frozen_labels(recipe, search.label) + ([judge] if judge in recipe.methods else [])
+
+
 def frozen_labels(recipe: Recipe, label: str) -> list[str]:
-    """The labels that any trial takes as scorers, and those that these take, in the recipe's order."""
+    """The labels that any trial takes as frozen models, and those that these take, in the recipe's order."""
     lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
     tried = [{}, *({key: value} for key, values in lists.items() for value in values)]
     found = {of for params in tried for of in with_params(recipe, params).frozen_labels(label).values()}
-    while more := {of for scorer in found for of in recipe.frozen_labels(scorer).values()} - found:
+    while more := {of for model in found for of in recipe.frozen_labels(model).values()} - found:
         found |= more
     return [name for name in recipe.methods if name in found]
 
@@ -224,14 +230,16 @@ def _check_metric(recipe: Recipe, label: str) -> str | None:
     if metric in JUDGED:
         if recipe.trains_rewards(label):
             raise UserError(
-                f"sweep.metric {metric} needs answers, and '{label}' is a reward model, which writes none: take"
+                f"sweep.metric {metric} needs outputs, and '{label}' is a reward model, which writes none: take"
                 " eval_rewards/accuracies or eval_loss."
             )
         tasks = list(recipe.generate.named_tasks())
-        if not tasks or not recipe.judge.url:
-            missing = " and ".join(k for k, v in (("generate.tasks", tasks), ("judge.url", recipe.judge.url)) if not v)
+        judge = recipe.judge.url or recipe.judge.reward_model
+        if not tasks or not judge:
+            needed = (("generate.tasks", tasks), ("judge.url or judge.reward_model", judge))
+            missing = " and ".join(key for key, value in needed if not value)
             raise UserError(
-                f"sweep.metric {metric} needs answers and a judge: set {missing}, or take a metric of an"
+                f"sweep.metric {metric} needs outputs and a judge: set {missing}, or take a metric of an"
                 " evaluation such as eval_loss."
             )
         if metric == "length_controlled_winrate" and not recipe.judge.calibration:

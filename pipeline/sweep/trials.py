@@ -1,13 +1,12 @@
 """One trial of a sweep: a Ray Train run of the same worker, inside a Ray Tune function.
 
 A trial is one more label in the sweep's folder: `models/<trial>/` holds what any trained label's folder holds, and
-`trial.json` beside it says what was tried and what came of it. Answers and verdicts are the driver's work: a judged
-trial asks for them through a `Desk` and waits, so that one engine, one judge client and one writer serve every trial.
+`trial.json` in it says what was tried and what came of it. The driver generates and judges: a trained trial waits in
+the `JudgingQueue` for its figures.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -19,9 +18,10 @@ import ray
 from ray import tune
 
 from otpo.errors import UserError, WorkError
-from pipeline.progress import Progress
+from otpo.files import write_json
+from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
-from pipeline.run.metrics import newest_step
+from pipeline.run.folder import LabelFolder, RunFolder, SweepFolder
 from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens
@@ -32,13 +32,11 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrialSettings:
     """What all trials of a sweep share; it travels to every trial.
 
     Attributes:
-        folder: of the sweep.
-        models: folder of the parent run's models.
-        caches: of frozen models' log-probabilities, shared by all runs.
+        run: the folder of the run that is swept.
         start: where every trial starts, and its reference.
         cpus: of each training worker.
         key: hash of what the objective depends on beside the trained model.
@@ -46,51 +44,26 @@ class Setting:
 
     recipe: Recipe
     search: Search
-    folder: Path
-    models: Path
-    caches: Path
+    run: RunFolder
     start: ModelConfig
     tokens: Tokens
     cpus: int
     key: str
 
+    @property
+    def folder(self) -> SweepFolder:
+        """Where the trials are."""
+        return self.run.sweep
+
     def job(self, params: Params, name: str) -> tuple[Recipe, TrainJob]:
-        """The training job of a trial."""
-        recipe = trial_recipe(self.recipe, self.search.label, params, name, self.models)
-        job = make_job(recipe, self.folder, name, model=self.start, tokens=self.tokens, caches=self.caches)
+        """The recipe and the training job of a trial."""
+        recipe = trial_recipe(self.recipe, self.search.label, params, name, self.run)
+        caches = self.run.frozen_caches
+        job = make_job(recipe, self.folder.path, name, model=self.start, tokens=self.tokens, caches=caches)
         return recipe, job
 
 
-@ray.remote(num_cpus=0)
-class Desk:
-    """Where trials leave their questions for the driver and wait for the answers."""
-
-    def __init__(self) -> None:
-        self.asked: asyncio.Queue[str] = asyncio.Queue()
-        self.waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self.claims: dict[str, int] = {}
-
-    async def claim(self, name: str) -> int:
-        """How often the name was claimed before: a sampler may draw the same values twice at the same time."""
-        self.claims[name] = self.claims.get(name, -1) + 1
-        return self.claims[name]
-
-    async def ask(self, name: str) -> dict[str, Any]:
-        """The driver's figures for a trained trial; {"error": text} if it could not get them."""
-        self.waiting[name] = asyncio.get_running_loop().create_future()
-        await self.asked.put(name)
-        return await self.waiting[name]
-
-    async def next(self) -> str:
-        """The next trial that asks."""
-        return await self.asked.get()
-
-    async def answer(self, name: str, figures: dict[str, Any]) -> None:
-        """Answer `ask`."""
-        self.waiting.pop(name).set_result(figures)
-
-
-def run_trial(values: dict[str, Any], *, setting: Setting, desk: Any) -> None:
+def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) -> None:
     """Ray Tune's function: train, get the metric, report it.
 
     Args:
@@ -100,32 +73,32 @@ def run_trial(values: dict[str, Any], *, setting: Setting, desk: Any) -> None:
     """
     params = {key: rounded(value) for key, value in values.get("params", values).items()}
     name = trial_name(params)
-    earlier = read_trial(setting.folder, name)
-    if earlier.get("state") == DONE and earlier["key"] == setting.key:
-        write_trial(setting.folder, name, earlier | {"tune": tune.get_context().get_trial_id()})
-        _report(setting, name, earlier["figures"])
+    earlier = read_trial(settings.folder.label(name))
+    if earlier.get("state") == DONE and earlier["key"] == settings.key:
+        write_trial(settings.folder.label(name), earlier | {"tune": tune.get_context().get_trial_id()})
+        _report(settings, name, earlier["figures"])
         return
-    if claimed := ray.get(desk.claim.remote(name)):
+    if claimed := ray.get(queue.claim.remote(name)):
         name = f"{name}.{claimed + 1}"
-    recipe, job = setting.job(params, name)
+    recipe, job = settings.job(params, name)
     record = {
         "name": name,
         "params": params,
-        "key": setting.key,
+        "key": settings.key,
         "tune": tune.get_context().get_trial_id(),
         "started": time.time(),
         "total_steps": job.total_steps,
     }
-    write_trial(setting.folder, name, record | {"state": RUNNING})
+    write_trial(settings.folder.label(name), record | {"state": RUNNING})
     try:
-        figures = _train(setting, recipe, job)
-        if setting.search.task is not None:
-            answer = ray.get(desk.ask.remote(name))
-            if "error" in answer:
-                raise WorkError(answer["error"])
-            figures |= answer
-        if figures.get(setting.search.metric) is None:
-            raise WorkError(f"No {setting.search.metric}; the trial gave: {', '.join(sorted(figures))}.")
+        figures = _train(settings, recipe, job)
+        if settings.search.task is not None:
+            judged = ray.get(queue.judged.remote(name))
+            if "error" in judged:
+                raise WorkError(judged["error"])
+            figures |= judged
+        if figures.get(settings.search.metric) is None:
+            raise WorkError(f"No {settings.search.metric}; the trial gave: {', '.join(sorted(figures))}.")
         end: dict[str, Any] = {"state": DONE, "figures": figures}
     except ray.exceptions.RayTaskError as error:
         end = {"state": FAILED, "error": str(error.cause) if error.cause else str(error).strip().splitlines()[-1]}
@@ -133,23 +106,24 @@ def run_trial(values: dict[str, Any], *, setting: Setting, desk: Any) -> None:
         end = {"state": FAILED, "error": str(error)}
     except Exception as error:
         end = {"state": FAILED, "error": f"{type(error).__name__}: {error}"}
-    write_trial(setting.folder, name, record | end | {"seconds": time.time() - record["started"]})
-    if end["state"] == DONE and setting.search.task is not None:
-        _report(setting, name, end["figures"])
+    write_trial(settings.folder.label(name), record | end | {"seconds": time.time() - record["started"]})
+    if end["state"] == DONE and settings.search.task is not None:
+        _report(settings, name, end["figures"])
 
 
-def _train(setting: Setting, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
+def _train(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
     """Train and report evaluations as they come; gives the last training line and the exported model's evaluation."""
-    evaluations = _Evaluations(job.folder / "metrics.jsonl")
+    folder = settings.folder.label(job.label)
+    evaluations = Evaluations(folder.metrics)
     reporting: Callable[[], None] = (
-        (lambda: None) if setting.search.task is not None else (lambda: _report_new(setting, evaluations))
+        (lambda: None) if settings.search.task is not None else (lambda: _report_new(settings, evaluations))
     )
-    if not (job.folder / "model").exists():
+    if not folder.model.exists():
         # A task of its own, whose environment Ray Train's helpers inherit: where several Ray clusters share a machine,
         # its placement-group cleaner finds this one by RAY_ADDRESS only, and without it a stopped trial keeps its CPUs.
         address = ray.get_runtime_context().gcs_address
         remote = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"RAY_ADDRESS": address}})(_fit)
-        training = remote.remote(setting, recipe, job)
+        training = remote.remote(settings, recipe, job)
         while not ray.wait([training], timeout=POLL_SECONDS)[0]:
             reporting()  # ends this function, and with its process the task, when ASHA stops the trial
         ray.get(training)
@@ -163,18 +137,18 @@ def _train(setting: Setting, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
     return figures
 
 
-def _fit(setting: Setting, recipe: Recipe, job: TrainJob) -> None:
+def _fit(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> None:
     fit(
         [job],
-        setting.folder,
+        settings.folder.path,
         name=job.label,
         train=recipe.train_of(job.label),
-        show=lambda *_: None,
-        cpus=setting.cpus,
+        progress=silent,
+        cpus=settings.cpus,
     )
 
 
-class _Evaluations:
+class Evaluations:
     """The evaluation lines of a growing `metrics.jsonl`."""
 
     def __init__(self, path: Path):
@@ -196,90 +170,32 @@ def _is_evaluation(line: dict[str, Any]) -> bool:
     return any(key.startswith("eval_") for key in line)
 
 
-def _report_new(setting: Setting, evaluations: _Evaluations) -> None:
+def _report_new(settings: TrialSettings, evaluations: Evaluations) -> None:
     for line in evaluations.new():
-        if setting.search.metric not in line:
-            raise WorkError(f"No {setting.search.metric}; an evaluation gives: {', '.join(sorted(line))}.")
-        tune.report({"step": line["step"], setting.search.metric: line[setting.search.metric]})
+        if settings.search.metric not in line:
+            raise WorkError(f"No {settings.search.metric}; an evaluation gives: {', '.join(sorted(line))}.")
+        tune.report({"step": line["step"], settings.search.metric: line[settings.search.metric]})
 
 
-def _report(setting: Setting, name: str, figures: dict[str, Any]) -> None:
-    if setting.search.task is None:
-        _report_new(setting, _Evaluations(setting.folder / "models" / name / "metrics.jsonl"))
+def _report(settings: TrialSettings, name: str, figures: dict[str, Any]) -> None:
+    if settings.search.task is None:
+        _report_new(settings, Evaluations(settings.folder.label(name).metrics))
     else:
-        tune.report({"step": figures.get("step", 0), setting.search.metric: figures[setting.search.metric]})
+        tune.report({"step": figures.get("step", 0), settings.search.metric: figures[settings.search.metric]})
 
 
-def trial_file(folder: Path, name: str) -> Path:
-    """Where a trial's record is."""
-    return folder / "models" / name / "trial.json"
-
-
-def read_trial(folder: Path, name: str) -> dict[str, Any]:
+def read_trial(folder: LabelFolder) -> dict[str, Any]:
     """A trial's record: name, params, state, then figures or error; empty before its first start."""
-    path = trial_file(folder, name)
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(folder.trial.read_text()) if folder.trial.exists() else {}
 
 
-def write_trial(folder: Path, name: str, record: dict[str, Any]) -> None:
+def write_trial(folder: LabelFolder, record: dict[str, Any]) -> None:
     """Write a trial's record, whole or not at all."""
-    from pipeline.generate.outputs import write_json
-
-    trial_file(folder, name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(trial_file(folder, name), record)
+    write_json(folder.trial, record)
 
 
-def trial_records(setting: Setting) -> list[dict[str, Any]]:
+def trial_records(settings: TrialSettings) -> list[dict[str, Any]]:
     """The records of this sweep's trials, of earlier calls too."""
-    names = [path.parent.name for path in sorted(setting.folder.glob("models/*/trial.json"))]
-    records = [read_trial(setting.folder, name) for name in names]
-    keys = set(setting.recipe.sweep.params)
-    return [record for record in records if record["key"] == setting.key and set(record["params"]) == keys]
-
-
-class SweepCallback(tune.Callback):
-    """Shows where the running trials are, and settles what became of those that could not say so themselves."""
-
-    def __init__(self, setting: Setting, show: Progress):
-        self.setting, self.show = setting, show
-        self.shown, self.ended, self.died = 0.0, 0, set[str]()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles callbacks for a restore that a sweep has no use for, and a terminal cannot travel."""
-        return {}
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called by Tune several times a second."""
-        if time.monotonic() - self.shown < 1:
-            return
-        self.shown = time.monotonic()
-        for record in trial_records(self.setting):
-            line = newest_step(self.setting.folder / "models" / record["name"] / "metrics.jsonl")
-            if record["state"] == RUNNING and line:
-                self.show(f"train {record['name']}", line["step"], record["total_steps"], f"loss {line['loss']:.4f}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count it."""
-        self.ended += 1
-        self.show("trials", self.ended, self.setting.search.n_trials, "")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Remember it: only a trial whose process died comes here."""
-        self.died.add(trial.trial_id)
-        self.on_trial_complete(iteration, trials, trial)
-
-    def settle(self) -> None:
-        """Give an end to the records of trials that ASHA stopped or whose process died."""
-        for record in trial_records(self.setting):
-            if record["state"] != RUNNING:
-                continue
-            evaluations = _Evaluations(self.setting.folder / "models" / record["name"] / "metrics.jsonl").new()
-            end = {"state": STOPPED, "figures": evaluations[-1] if evaluations else {}}
-            if record["tune"] in self.died:
-                end = {
-                    "state": FAILED,
-                    "error": "the trial's process died; `ray logs` or dmesg may say why (out of memory?)",
-                }
-            write_trial(
-                self.setting.folder, record["name"], record | end | {"seconds": time.time() - record["started"]}
-            )
+    records = [read_trial(folder) for folder in settings.folder.trials()]
+    keys = set(settings.recipe.sweep.params)
+    return [record for record in records if record["key"] == settings.key and set(record["params"]) == keys]

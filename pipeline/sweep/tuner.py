@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import Progress
@@ -13,88 +12,75 @@ from pipeline.recipe import Recipe, SweepRange
 from pipeline.sweep.search import Search, trial_name
 
 if TYPE_CHECKING:
-    from pipeline.sweep.trials import Setting
+    from pipeline.cluster.placement import Allocation
+    from pipeline.sweep.trials import TrialSettings
 
 ENDLESS = 10**9  # ASHA's max_t: it stops a trial that reaches it, which would be before the model is exported
 
 
-@dataclass(frozen=True)
-class Share:
-    """How the cluster is divided: trials at a time, CPUs of a training worker, whether the engine stays beside them."""
-
-    concurrent: int
-    cpus: int
-    keep_engine: bool
-
-
-def share(recipe: Recipe, search: Search) -> Share:
-    """How the cluster is divided among the trials.
+def allocate(recipe: Recipe, search: Search) -> Allocation:
+    """How the cluster, as it is now, is divided among the trials.
 
     Raises:
-        UserError: it does not hold even one.
+        UserError: it has no room for one.
     """
-    from pipeline.cluster.connect import check_workers, connect, training_nodes
+    from pipeline.cluster.connect import connect
+    from pipeline.cluster.placement import allocate_trials, check_workers, training_nodes
 
     connect(recipe.cluster.address)
-    train = recipe.train_of(search.label)
+    train, generate = recipe.train_of(search.label), recipe.generate
     on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
     nodes = training_nodes()
-    gpus, cpus = int(sum(node.get("GPU", 0) for node in nodes)), [int(node.get("CPU", 0)) for node in nodes]
-    return divide(recipe, search, gpus=gpus, cpus=cpus, on_gpu=on_gpu)
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    return allocate_trials(
+        trials=min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials),
+        workers=train.workers,
+        engine_gpus=generate.workers * generate.tensor_parallel_size if search.task and gpus else 0,
+        gpus=gpus,
+        cpus=[int(node.get("CPU", 0)) for node in nodes],
+        on_gpu=on_gpu,
+    )
 
 
-def divide(recipe: Recipe, search: Search, *, gpus: int, cpus: list[int], on_gpu: bool) -> Share:
-    """As many trials at once as have room. Ray Tune reserves nothing for them, so more would block each other.
+def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: Progress) -> list[dict[str, Any]]:
+    """Run the trials that are not finished; gives the records of all, in the order of the grid or of their start.
 
     Args:
-        gpus: of the cluster.
-        cpus: of each of its nodes.
-        on_gpu: whether training takes GPUs, one a worker.
+        queue: handle of a `JudgingQueue`.
+        concurrent: trials at a time.
     """
-    from pipeline.cluster.connect import cpus_per_worker
-
-    workers, generate = recipe.train_of(search.label).workers, recipe.generate
-    engine = generate.workers * generate.tensor_parallel_size if search.task and gpus else 0
-    # where training and the engine do not fit side by side, they take turns
-    keep_engine = not on_gpu or gpus - engine >= workers
-    room = sum(cpus) // workers if not on_gpu else (gpus - engine) // workers if keep_engine else 1
-    concurrent = max(1, min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials, room))
-    return Share(concurrent, cpus_per_worker(concurrent * workers, cpus), keep_engine)
-
-
-def run_trials(setting: Setting, desk: Any, concurrent: int, show: Progress) -> list[dict[str, Any]]:
-    """Ray Tune over the trials; gives their records, in the order of the grid or of their start."""
     # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
     quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
     from ray import tune
 
-    from pipeline.sweep.trials import SweepCallback, run_trial, trial_records
+    from pipeline.sweep.callback import SweepCallback
+    from pipeline.sweep.trials import run_trial, trial_records
 
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    search, sweep = setting.search, setting.recipe.sweep
-    callback = SweepCallback(setting, show)
+    search, sweep = settings.search, settings.recipe.sweep
+    callback = SweepCallback(settings, progress)
     space: dict[str, Any] = {}
     sampler, remaining = None, search.n_trials
     if search.grid is not None:
         space = {"params": tune.grid_search(search.grid)}
         remaining = 1
     else:
-        known = [trial for trial in trial_records(setting) if trial["state"] == "done"]
+        known = [trial for trial in trial_records(settings) if trial["state"] == "done"]
         remaining = search.n_trials - len(known)
         sampler = _optuna(sweep.params, search, sweep.seed, known)
     scheduler = None
     if sweep.scheduler == "asha":
-        grace = sweep.grace_period or setting.recipe.train_of(search.label).eval_every or 1
+        grace = sweep.grace_period or settings.recipe.train_of(search.label).eval_every or 1
         scheduler = tune.schedulers.ASHAScheduler(
             time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
             reduction_factor=sweep.reduction_factor,
         )  # fmt: skip
     if remaining > 0:
-        storage = setting.folder / "ray"
+        storage = settings.folder.ray
         shutil.rmtree(storage / "tune", ignore_errors=True)
-        trainable = tune.with_parameters(run_trial, setting=setting, desk=desk)
+        trainable = tune.with_parameters(run_trial, settings=settings, queue=queue)
         tune.Tuner(
             # the trial's own actor needs no CPU, and Tune refuses a request for nothing: one byte of memory
             tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
@@ -105,7 +91,7 @@ def run_trials(setting: Setting, desk: Any, concurrent: int, show: Progress) -> 
             run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
         ).fit()  # fmt: skip
         callback.settle()
-    records = {trial["name"]: trial for trial in trial_records(setting)}
+    records = {trial["name"]: trial for trial in trial_records(settings)}
     if search.grid is None:
         return sorted(records.values(), key=lambda trial: trial["started"])
     lost = {"state": "failed", "error": "the trial never started"}

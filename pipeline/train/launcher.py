@@ -19,7 +19,7 @@ from otpo.identity import model_fingerprint
 from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
-from pipeline.cluster.connect import check_workers, cpus_per_worker, node_pool, training_nodes
+from pipeline.cluster.placement import check_workers, cpus_per_worker, node_pool, training_nodes
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
 from pipeline.run.metrics import newest_step
@@ -81,7 +81,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
 
 
 def fit(
-    jobs: list[TrainJob], folder: Path, *, name: str, train: TrainConfig, show: Progress, cpus: int | None = None
+    jobs: list[TrainJob], folder: Path, *, name: str, train: TrainConfig, progress: Progress, cpus: int | None = None
 ) -> None:
     """Run jobs on one Ray Train worker group, in order. What is finished already is not done again.
 
@@ -119,7 +119,7 @@ def fit(
             ),
         ),
     )
-    with _following(jobs, show), _interruptible():
+    with _following(jobs, progress), _interruptible():
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -153,13 +153,13 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _following(jobs: list[TrainJob], show: Progress) -> Iterator[None]:
+def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
     """Show the newest line of each job's metrics while the body runs."""
     stop = threading.Event()
 
     def follow() -> None:
         while not stop.wait(0.5):
-            _show_newest(jobs, show)
+            _show_newest(jobs, progress)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -168,17 +168,17 @@ def _following(jobs: list[TrainJob], show: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        _show_newest(jobs, show)
+        _show_newest(jobs, progress)
 
 
-def _show_newest(jobs: list[TrainJob], show: Progress) -> None:
+def _show_newest(jobs: list[TrainJob], progress: Progress) -> None:
     for job in jobs:
         line = newest_step(job.folder / "metrics.jsonl")
         if line:
             text = f"loss {line['loss']:.4f}"
             if "rewards/accuracies" in line:
                 text += f", reward accuracy {line['rewards/accuracies']:.2f}"
-            show(
+            progress(
                 f"train {job.label}",
                 line["step"],
                 job.total_steps,

@@ -26,7 +26,7 @@ from otpo.errors import UserError
 from otpo.methods import METHODS, SHARED, WEIGHT_RULES
 from pipeline.recipe import apply_overrides, make_recipe
 from pipeline.run.manifest import Manifest
-from pipeline.run.stages import run
+from pipeline.run.run import run
 from pipeline.train.tokens import prepare_tokens
 
 WATCH = """
@@ -141,7 +141,7 @@ def test_bad_data(tmp_path, tiny_llama, name, content, words):
         settings(tmp_path, tiny_llama, data={"path": str(tmp_path / name), "validation": 0.2}, methods={"dpo": {}})
     )
     with pytest.raises(UserError) as error:
-        run(recipe, tmp_path / "runs" / "small", world=None, show=lambda *_: None, until="train")
+        run(recipe, tmp_path / "runs" / "small", world=None, progress=lambda *_: None, until="train")
     for word in words:
         assert word in str(error.value)
     nothing_begun(tmp_path)
@@ -264,9 +264,8 @@ def finished(tmp_path_factory, tiny_llama, ray_cluster) -> Path:
     tree = settings(folder, tiny_llama, methods={"dpo": {}, "otpo": {"reg": 0.1}}, train={"max_steps": 3, "workers": 1})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     said: list[tuple] = []
-    done = run(
-        make_recipe(tree), folder / "runs" / "small", world=None, show=lambda *line: said.append(line), until="train"
-    )
+    place = folder / "runs" / "small"
+    done = run(make_recipe(tree), place, world=None, progress=lambda *line: said.append(line), until="train")
     assert done.did == ["train/dpo", "train/otpo"]
     assert ("rows of pairs.json", 60, 60, "usable") in said
     assert ("train dpo", 3, 3) in {line[:3] for line in said}
@@ -310,7 +309,7 @@ def test_redo_does_again_only_what_changed(finished, tmp_path, ray_cluster):
 
     def again(*overrides, **keywords):
         recipe = make_recipe(apply_overrides(tree, overrides))
-        return run(recipe, target, world=None, show=lambda *_: None, until="train", **keywords).did
+        return run(recipe, target, world=None, progress=lambda *_: None, until="train", **keywords).did
 
     before = files(folder)
     assert again("methods.otpo.reg=0.01", redo=True) == ["train/otpo"]

@@ -11,7 +11,9 @@ from support.training import metrics, settings, write_pairs
 from otpo.errors import UserError
 from otpo.methods import FROZEN_MODELS, METHODS
 from pipeline.recipe import make_recipe
-from pipeline.run.stages import Run, run
+from pipeline.run.run import RunResult, open_context, run
+from pipeline.run.stages.base import base
+from pipeline.run.stages.train import untrained
 from pipeline.train.frozen_cache import FrozenLogProbs
 
 TRAINED = {"oracle": "dpo", "positive": "dpo", "negative": "dispreferred"}
@@ -29,7 +31,7 @@ def frozen_models_of(name: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_llama, ray_cluster) -> Run:
+def trained(tmp_path_factory, tiny_llama, ray_cluster) -> RunResult:
     """Every method, those that need scorers first in the recipe."""
     folder = tmp_path_factory.mktemp("all")
     write_pairs(folder / "pairs.json", n=24)
@@ -38,22 +40,22 @@ def trained(tmp_path_factory, tiny_llama, ray_cluster) -> Run:
     methods["dispreferred"] = {"method": "dpo", "swap_answers": True}
     methods["otpo-hinge"] = {"method": "hinge", "weights": "otpo", "reg": 0.03}
     recipe = recipe_of(folder, tiny_llama, methods)
-    return run(recipe, folder / "runs" / "all", world=None, show=lambda *_: None, until="train")
+    return run(recipe, folder / "runs" / "all", world=None, progress=lambda *_: None, until="train")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_from_its_name(trained, name):
-    steps, _ = metrics(trained.folder / "models" / name)
+    steps, _ = metrics(trained.folder.label(name).path)
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(value) for line in steps for value in line.values())
     assert all(line["grad_norm"] > 0 for line in steps)
-    assert (trained.folder / "models" / name / "model" / "model.safetensors").exists()
+    assert (trained.folder.model(name) / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_another_rule_weighs_the_tokens_of_a_loss(trained):
-    plain, weighed = (metrics(trained.folder / "models" / name)[0] for name in ("hinge", "otpo-hinge"))
+    plain, weighed = (metrics(trained.folder.label(name).path)[0] for name in ("hinge", "otpo-hinge"))
     assert weighed[0]["loss"] == plain[0]["loss"] == pytest.approx(1), "both start from the reference"
     assert weighed[0]["weights/effective_tokens_chosen"] < plain[0]["weights/effective_tokens_chosen"]
     assert "weights/transport_mass" in weighed[0] and weighed[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
@@ -69,13 +71,13 @@ def test_scorers_are_trained_first(trained):
 @pytest.mark.slow
 def test_a_scorer_is_cached_once_for_all_methods_that_read_it(trained):
     """The reference, dpo (of three methods) and the model of swapped answers; the reference of KTO's completions."""
-    tables = [FrozenLogProbs(folder) for folder in (trained.folder.parent / "scorers").iterdir()]
+    tables = [FrozenLogProbs(folder) for folder in (trained.folder.path.parent / "scorers").iterdir()]
     assert sorted(len(table.rows) for table in tables) == [24, 24, 24, 48]
 
 
 @pytest.mark.slow
 def test_swapped_answers_train_the_opposite_preference(trained):
-    plain, swapped = (metrics(trained.folder / "models" / name)[0] for name in ("dpo", "dispreferred"))
+    plain, swapped = (metrics(trained.folder.label(name).path)[0] for name in ("dpo", "dispreferred"))
     assert swapped[0]["lengths/chosen"] == plain[0]["lengths/rejected"] != plain[0]["lengths/chosen"]
     assert swapped[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4), (
         "the first gradient is the opposite"
@@ -85,17 +87,13 @@ def test_swapped_answers_train_the_opposite_preference(trained):
 
 @pytest.mark.slow
 def test_what_is_trained_is_not_trained_again_and_a_changed_scorer_changes_what_reads_it(trained):
-    again = run(trained.recipe, trained.folder, world=None, show=lambda *_: None, until="train")
+    again = run(trained.recipe, trained.folder.path, world=None, progress=lambda *_: None, until="train")
     assert again.did == []
     changed = trained.recipe.model_dump(mode="json")
     changed["methods"]["dispreferred"]["beta"] = 0.3
-    other = Run(make_recipe(changed), trained.folder, None, lambda *_: None, True)
-    stale = []
-    other.base()
-    other._fit = lambda labels, model: stale.extend(labels) or dict.fromkeys(labels, "x")  # type: ignore[method-assign]
-    other.clear = lambda *_: None  # type: ignore[method-assign]
-    other.train()
-    assert stale == ["dispreferred", "tis-dpo"]
+    other = open_context(make_recipe(changed), trained.folder.path, world=None, progress=lambda *_: None, redo=True)
+    base(other)
+    assert untrained(other) == ["dispreferred", "tis-dpo"]
 
 
 @pytest.mark.slow
@@ -104,10 +102,10 @@ def test_two_workers_train_what_one_does(trained, tiny_llama):
     KL term is of all workers' completions.
     """
     names = ["wpo", "tdpo1", "tdpo2", "aot", "kto"]
-    recipe = recipe_of(trained.folder.parent.parent, tiny_llama, {name: {} for name in names}, workers=2)
-    two = run(recipe, trained.folder.parent / "two", world=None, show=lambda *_: None, until="train")
+    recipe = recipe_of(trained.folder.path.parent.parent, tiny_llama, {name: {} for name in names}, workers=2)
+    two = run(recipe, trained.folder.path.parent / "two", world=None, progress=lambda *_: None, until="train")
     for name in names:
-        ours, theirs = (metrics(folder / "models" / name)[0] for folder in (two.folder, trained.folder))
+        ours, theirs = (metrics(folder.label(name).path)[0] for folder in (two.folder, trained.folder))
         for key in ("loss", "grad_norm"):
             assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=1e-4)
         assert ours[-1]["loss"] != ours[0]["loss"], "warm-up takes the first step with a learning rate of 0"
@@ -134,4 +132,4 @@ def test_scorers_that_cannot_be_trained_are_refused(tmp_path, tiny_llama, method
 def test_a_missing_scorer_folder_is_refused_before_anything_starts(tmp_path, tiny_llama):
     recipe = recipe_of(tmp_path, tiny_llama, {"sepo": {"oracle": "./no/model"}})
     with pytest.raises(UserError, match=r"methods\.sepo\.oracle: there is no file or folder"):
-        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
+        run(recipe, tmp_path / "run", world=None, progress=lambda *_: None, until="train")

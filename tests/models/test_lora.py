@@ -36,7 +36,7 @@ from otpo.models.checkpoint import export, load_checkpoint, save_checkpoint
 from otpo.models.policy import PolicyModel, load_causal_lm, shard
 from otpo.training.step import optimisation_step, preference_losses
 from pipeline.recipe import make_recipe
-from pipeline.run.stages import run
+from pipeline.run.run import run
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -338,7 +338,7 @@ def test_settings_that_cannot_be_trained_are_refused(tmp_path, tiny_llama, lora,
 def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama):
     recipe = recipe_of(tmp_path, tiny_llama, {"target_modules": ["lm_head"]}, {"dpo": {}})
     with pytest.raises(UserError, match="lm_head"):
-        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
+        run(recipe, tmp_path / "run", world=None, progress=lambda *_: None, until="train")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -346,7 +346,7 @@ def test_four_bits_without_a_gpu_are_refused_before_anything_starts(tmp_path, ti
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe = recipe_of(tmp_path, tiny_llama, {}, {"dpo": {}}, quantization="4bit", use_gpu="auto")
     with pytest.raises(UserError, match=r"CUDA GPU.*found none"):
-        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
+        run(recipe, tmp_path / "run", world=None, progress=lambda *_: None, until="train")
 
 
 def test_four_bits_without_bitsandbytes_are_refused():
@@ -413,7 +413,7 @@ def test_adapters_train_through_ray_on_two_workers_as_on_one(tmp_path, tiny_llam
             warmup_ratio=0.0, learning_rate=0.01, keep_checkpoints=2,
         )  # fmt: skip
         folder = tmp_path / f"runs-{workers}" / "lora"
-        run(recipe, folder, world=None, show=lambda *_: None, until="train")
+        run(recipe, folder, world=None, progress=lambda *_: None, until="train")
         folders.append(folder / "models")
     base = load_file(tiny_llama / "model.safetensors")
     for label in methods:

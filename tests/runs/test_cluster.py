@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from pipeline.cluster.connect import cpus_per_worker
+from pipeline.cluster.placement import cpus_per_worker
 
 POOLS = """
 import json, ray
 from ray.cluster_utils import Cluster
 from otpo.errors import UserError
-from pipeline.cluster.connect import check_workers, node_pool, training_nodes
+from pipeline.cluster.placement import check_workers, node_pool, training_nodes
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
 for pools in ({"train": 4}, {"generate": 1}):

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from otpo.errors import UserError, WorkError
-from pipeline.recipe import Recipe, make_recipe
 from pipeline.recipe import load_recipe
-from pipeline.sweep.search import best_recipe, combinations, plan, frozen_labels, trial_name, trial_recipe
+from pipeline.recipe import Recipe, make_recipe
+from pipeline.run.folder import RunFolder, SweepFolder
+from pipeline.sweep.search import best_recipe, combinations, frozen_labels, plan, trial_name, trial_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 REGS = "methods.otpo.reg"
@@ -130,7 +131,7 @@ def test_an_evaluated_metric_needs_evaluations(tree: dict[str, Any]) -> None:
 
 def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
     recipe = swept(tree)
-    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3", Path("/runs/tiny/models"))
+    trial = trial_recipe(recipe, "otpo", {REGS: 0.3}, "reg-0.3", RunFolder(Path("/runs/tiny")))
     assert list(trial.methods) == ["reg-0.3"]
     assert trial.method("reg-0.3").method.name == "otpo" and trial.method("reg-0.3").hyperparameters["reg"] == 0.3
     best = best_recipe(recipe, {REGS: 0.3})
@@ -154,14 +155,13 @@ def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
     ],
 )
 def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
-    tree: dict[str, Any], workers: int, gpus: int, cpus: list[int], judged: bool, expected: tuple[int, int, bool]
+    workers: int, gpus: int, cpus: list[int], judged: bool, expected: tuple[int, int, bool]
 ) -> None:
-    from pipeline.sweep.search import Search
-    from pipeline.sweep.tuner import divide
+    from pipeline.cluster.placement import allocate_trials
 
-    tree["train"]["workers"] = workers
-    search = Search("otpo", "win_rate", "max", "facts" if judged else None, None, 4)
-    found = divide(swept(tree), search, gpus=gpus, cpus=cpus, on_gpu=gpus > 0)
+    found = allocate_trials(
+        trials=4, workers=workers, engine_gpus=1 if judged and gpus else 0, gpus=gpus, cpus=cpus, on_gpu=gpus > 0
+    )
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
 
 
@@ -169,7 +169,9 @@ def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, An
     tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
     oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})
     assert plan(oracles).label == "tgdpo" and frozen_labels(oracles, "tgdpo") == ["dpo", "otpo"]
-    trial = trial_recipe(oracles, "tgdpo", {"methods.tgdpo.oracle": "otpo"}, "oracle-otpo", Path("/runs/tiny/models"))
+    trial = trial_recipe(
+        oracles, "tgdpo", {"methods.tgdpo.oracle": "otpo"}, "oracle-otpo", RunFolder(Path("/runs/tiny"))
+    )
     assert trial.method("oracle-otpo").frozen_models == {"oracle": "/runs/tiny/models/otpo/model"}
     assert frozen_labels(swept(tree), "otpo") == []
 
@@ -187,12 +189,12 @@ def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: 
     search = Search("otpo", "win_rate", "max", "facts", None, 4)
     trials = [trial(0.1, **rate(40, 3)), trial(1, **rate(52, 3)), trial(3, **rate(48, 3)),
               trial(9, state="failed", error="out of memory")]  # fmt: skip
-    outcome = write_results(swept(tree), search, tmp_path, trials)
+    outcome = write_results(swept(tree), search, SweepFolder(tmp_path), trials)
     assert outcome.results["trial"].tolist() == ["reg-1", "reg-3", "reg-0.1", "reg-9"]
     assert (outcome.best, outcome.failed) == ("reg-1", 1)
     assert "intervals of 1 other" in str(outcome.caution) and "optimistic" in str(outcome.caution)
     assert load_recipe(tmp_path / "best.yaml").method("otpo").hyperparameters["reg"] == 1
-    again = read_outcome(tmp_path, search)
+    again = read_outcome(SweepFolder(tmp_path), search)
     assert again.best == "reg-1" and not again.did and render(again).row_count == 4
 
 
@@ -203,7 +205,7 @@ def test_too_small_a_cluster_is_refused_before_anything_is_trained(
 
     tree["train"]["workers"] = 64
     with pytest.raises(UserError, match=r"train\.workers"):
-        sweep(swept(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+        sweep(swept(tree), tmp_path / "runs" / "tiny", world=None, progress=silent, say=silent)
     assert not (tmp_path / "runs" / "tiny" / "models").exists()
 
 
@@ -212,7 +214,7 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
 
     said: list[str] = []
     folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(swept(tree), folder, world=None, show=silent, say=said.append)
+    outcome = sweep(swept(tree), folder, world=None, progress=silent, say=said.append)
     assert "2 trials, 2 at a time: each has 1 training worker with 1 CPU." in said
 
     # the objective is the last evaluation of each trial's own training, and the best is the smallest
@@ -238,10 +240,10 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
 
     # again: nothing is done; one more value: only that one is trained
     written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
-    assert not sweep(swept(tree), folder, world=None, show=silent, say=silent).did
+    assert not sweep(swept(tree), folder, world=None, progress=silent, say=silent).did
     assert (folder / "sweep" / "results.csv").stat().st_mtime_ns == written
     trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
-    more = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, show=silent, say=silent)
+    more = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, progress=silent, say=silent)
     assert len(more.results) == 3 and more.failed == 0
     assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
     assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
@@ -253,7 +255,7 @@ def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp
 
     params = {"train.learning_rate": [1e-3, 1e30]}
     folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(swept(tree, label="otpo", params=params), folder, world=None, show=silent, say=silent)
+    outcome = sweep(swept(tree, label="otpo", params=params), folder, world=None, progress=silent, say=silent)
     assert outcome.failed == 1 and outcome.best == "learning_rate-0.001"
     row = outcome.results.iloc[-1]
     assert row["state"] == "failed" and "not finite" in row["error"]
@@ -261,7 +263,7 @@ def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp
 
     with pytest.raises(WorkError, match="Not one of 1 trials"):
         recipe = swept(tree, label="otpo", params={"train.learning_rate": [1e30]})
-        sweep(recipe, folder, world=None, show=silent, say=silent)
+        sweep(recipe, folder, world=None, progress=silent, say=silent)
 
 
 @pytest.mark.slow
@@ -271,7 +273,7 @@ def test_a_scorer_is_trained_once_before_the_trials(tree: dict[str, Any], tmp_pa
     tree["methods"] = {"sampo": {}, "dpo": {}, "tgdpo": {"oracle": "dpo"}}
     folder = tmp_path / "runs" / "tiny"
     params = {"methods.tgdpo.beta": [0.1, 0.5]}
-    outcome = sweep(swept(tree, params=params), folder, world=None, show=silent, say=silent)
+    outcome = sweep(swept(tree, params=params), folder, world=None, progress=silent, say=silent)
     assert outcome.failed == 0 and len(outcome.results) == 2
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     assert "train/dpo" in stages and "train/sampo" not in stages and "train/tgdpo" not in stages
@@ -286,11 +288,11 @@ def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp
     params = {REGS: {"low": 0.01, "high": 10, "log": True}}
     folder = tmp_path / "runs" / "tiny"
     first = sweep(
-        swept(tree, params=params, search="optuna", num_samples=2), folder, world=None, show=silent, say=silent
+        swept(tree, params=params, search="optuna", num_samples=2), folder, world=None, progress=silent, say=silent
     )
     assert len(first.results) == 2 and first.results[REGS].between(0.01, 10).all()
     second = sweep(
-        swept(tree, params=params, search="optuna", num_samples=3), folder, world=None, show=silent, say=silent
+        swept(tree, params=params, search="optuna", num_samples=3), folder, world=None, progress=silent, say=silent
     )
     assert len(second.results) == 3 and set(first.results["trial"]) < set(second.results["trial"])
 
@@ -307,7 +309,7 @@ def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_c
         "reduction_factor": 2,
         "max_concurrent_trials": 1,
     }
-    outcome = sweep(make_recipe(tree), tmp_path / "runs" / "tiny", world=None, show=silent, say=silent)
+    outcome = sweep(make_recipe(tree), tmp_path / "runs" / "tiny", world=None, progress=silent, say=silent)
     assert outcome.best == "learning_rate-0.01" and outcome.failed == 0
     stopped = outcome.results[outcome.results["state"] == "stopped"]
     assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}

@@ -21,7 +21,7 @@ from otpo.records import TokenCompletion
 from otpo.training.step import evaluate
 from otpo.training.unpaired import unpaired_losses
 from pipeline.recipe import dump_yaml, make_recipe
-from pipeline.run.stages import Run, run
+from pipeline.run.run import RunResult, run
 from pipeline.train.frozen_cache import FrozenLogProbs
 from pipeline.train.launcher import make_job
 from pipeline.train.tokens import Tokens, prepare_tokens
@@ -160,16 +160,16 @@ def test_a_best_metric_that_kto_lacks_is_refused(tmp_path, tiny_llama):
 # ---- through Ray ----
 
 
-def trained_on_labels(folder: Path, model: Path, **train) -> Run:
+def trained_on_labels(folder: Path, model: Path, **train) -> RunResult:
     data = {"path": str(folder / "kto.json"), "validation": 0.2}
     train = {"max_steps": 8, "eval_every": 4, "learning_rate": 3e-3, "best_metric": "eval_loss"} | train
     methods = {"kto": {"save_every": 3}, "one-by-one": {"method": "kto", "micro_batch_size": 1}}
     recipe = make_recipe(settings(folder, model, methods=methods, data=data, train=train))
-    return run(recipe, folder / "runs" / str(train["workers"]), world=None, show=lambda *_: None, until="train")
+    return run(recipe, folder / "runs" / str(train["workers"]), world=None, progress=lambda *_: None, until="train")
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, Run]:
+def labelled(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, RunResult]:
     """Labelled rows trained on by one worker and by two."""
     folder = tmp_path_factory.mktemp("labelled")
     write_labelled(folder / "kto.json")
@@ -178,7 +178,7 @@ def labelled(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, Run]:
 
 @pytest.mark.slow
 def test_labelled_rows_train_and_start_at_one_half(labelled):
-    label = labelled[1].folder / "models" / "kto"
+    label = labelled[1].folder.label("kto").path
     found, (lines, evaluations) = losses(label), metrics(label)
     assert found[0] == pytest.approx(0.5, abs=1e-5) and found[-1] < 0.47
     assert lines[-1]["rewards/margins"] > 0.1 and lines[-1]["kl"] >= 0 and "rewards/accuracies" not in lines[-1]
@@ -190,9 +190,9 @@ def test_labelled_rows_train_and_start_at_one_half(labelled):
 
 @pytest.mark.slow
 def test_two_workers_and_small_micro_batches_train_what_one_worker_does(labelled):
-    whole = metrics(labelled[1].folder / "models" / "kto")
+    whole = metrics(labelled[1].folder.label("kto").path)
     for workers, name in ((2, "kto"), (1, "one-by-one"), (2, "one-by-one")):
-        parts = metrics(labelled[workers].folder / "models" / name)
+        parts = metrics(labelled[workers].folder.label(name).path)
         for ours, theirs in zip(whole[0] + whole[1], parts[0] + parts[1], strict=True):
             timed = {"seconds", "tokens_per_second"}
             assert {k: v for k, v in theirs.items() if k not in timed} == pytest.approx(
@@ -204,10 +204,11 @@ def test_two_workers_and_small_micro_batches_train_what_one_worker_does(labelled
 def test_an_evaluation_is_that_of_the_exported_model(labelled, tiny_llama):
     this = labelled[2]
     tokens = prepare_tokens(
-        this.recipe, this.folder, model=str(tiny_llama), source=this.recipe.data.path or "", supervised=False
+        this.recipe, this.folder.path, model=str(tiny_llama), source=this.recipe.data.path or "", supervised=False
     )
     policy, start = (
-        PolicyModel(AutoModelForCausalLM.from_pretrained(path)).eval() for path in (this.model_of("kto"), tiny_llama)
+        PolicyModel(AutoModelForCausalLM.from_pretrained(path)).eval()
+        for path in (this.folder.model("kto"), tiny_llama)
     )
 
     @torch.no_grad()
@@ -218,12 +219,12 @@ def test_an_evaluation_is_that_of_the_exported_model(labelled, tiny_llama):
     found = evaluate(
         [collate_unpaired(items)], unpaired_losses(policy, this.recipe.method("kto"), reference), denominator=len(items)
     )
-    logged = min(metrics(this.folder / "models" / "kto")[1], key=lambda line: line["eval_loss"])
+    logged = min(metrics(this.folder.label("kto").path)[1], key=lambda line: line["eval_loss"])
     assert {"step": logged["step"]} | found == pytest.approx(logged, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow
 def test_the_reference_is_scored_once_for_all_workers_and_labels(labelled):
-    (folder,) = (labelled[1].folder.parent / "scorers").iterdir()
+    (folder,) = labelled[1].folder.frozen_caches.iterdir()
     table = FrozenLogProbs(folder)
     assert len(table.rows) == 60 and len(list(folder.glob("part-*"))) == 1, "the second run computed nothing"

@@ -438,7 +438,7 @@ def test_far_scores_do_not_overflow(difference):
 
 def test_each_answer_is_scored_once_and_messages_stand_for_instructions(exported):
     counts = []
-    judge = RewardJudge(exported, progress=lambda done, total: counts.append(total))
+    judge = RewardJudge(exported, progress=lambda what, done, total, remark: counts.append(total))
     first = judge([(PROMPTS[0], "a"), (PROMPTS[0], "b"), (PROMPTS[0], "a")])
     assert first[0] == first[2] != first[1] and judge([(PROMPTS[0], "b")]) == first[1:2] and counts == [2]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[1]}]

@@ -16,7 +16,7 @@ from test_cli import nothing_begun, otpo, refused
 from otpo.errors import UserError
 from otpo.models.reward_model import load_margins, score
 from pipeline.recipe import make_recipe
-from pipeline.run.stages import Run, run
+from pipeline.run.run import RunResult, run
 from pipeline.sweep.search import Search, plan
 from pipeline.train.launcher import make_job
 from pipeline.train.tokens import prepare_tokens
@@ -109,18 +109,18 @@ def test_a_sweep_of_a_reward_model_needs_no_answers(tmp_path, tiny_llama):
 PROMPTS = ["Where is the bicycle?", "What is the capital of Mongolia?", "Is the whale a fish?"]
 
 
-def run_of(folder: Path, model: Path, workers: int, until: str) -> Run:
+def run_of(folder: Path, model: Path, workers: int, until: str) -> RunResult:
     (folder / "prompts.json").write_text(json.dumps([{"instruction": prompt} for prompt in PROMPTS]))
     recipe = recipe_of(
         folder, model, {**MODELS, "dpo": {}}, judge={"reward_model": "rm"},
         generate={"tasks": {"small": str(folder / "prompts.json")}, "backend": "transformers", "max_tokens": 8},
         train={"workers": workers, "max_steps": 12, "eval_every": 6, "learning_rate": 3e-3},
     )  # fmt: skip
-    return run(recipe, folder / "runs" / str(workers), world=None, show=lambda *_: None, until=until)
+    return run(recipe, folder / "runs" / str(workers), world=None, progress=lambda *_: None, until=until)
 
 
 @pytest.fixture(scope="module")
-def rewarded(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, Run]:
+def rewarded(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, RunResult]:
     """A reward model and DPO, by one worker and by two; the second run goes on to the report."""
     folder = tmp_path_factory.mktemp("rewarded")
     return {n: run_of(folder, tiny_llama, n, until) for n, until in ((1, "train"), (2, "report"))}
@@ -128,7 +128,7 @@ def rewarded(tmp_path_factory, tiny_llama, ray_cluster) -> dict[int, Run]:
 
 @pytest.mark.slow
 def test_a_reward_model_learns_through_ray(rewarded):
-    label = rewarded[2].folder / "models" / "rm"
+    label = rewarded[2].folder.label("rm").path
     found, (steps, evaluations) = losses(label), metrics(label)
     start = steps[0]["rewards/margins"]
     assert start == 0 and steps[0]["rewards/accuracies"] == 0 and steps[0]["mean_reward"] == 0
@@ -139,7 +139,7 @@ def test_a_reward_model_learns_through_ray(rewarded):
 
 @pytest.mark.slow
 def test_two_workers_train_what_one_does(rewarded):
-    one, two = (metrics(rewarded[n].folder / "models" / "rm") for n in (1, 2))
+    one, two = (metrics(rewarded[n].folder.label("rm").path) for n in (1, 2))
     for ours, theirs in zip(one[0] + one[1], two[0] + two[1], strict=True):
         timed = {"seconds", "tokens_per_second"}
         assert {k: v for k, v in theirs.items() if k not in timed} == pytest.approx(
@@ -150,17 +150,17 @@ def test_two_workers_train_what_one_does(rewarded):
 @pytest.mark.slow
 def test_the_label_judges_the_answers_of_its_run(rewarded):
     this = rewarded[2]
-    assert not (this.folder / "models" / "rm" / "small").exists(), "it writes no answers"
+    assert not (this.folder.label("rm").path / "small").exists(), "it writes no answers"
     base, dpo = (
-        [row["output"] for row in json.loads((this.folder / "models" / name / "small/model_outputs.json").read_text())]
+        [row["output"] for row in json.loads(this.folder.outputs(name, "small").read_text())]
         for name in ("base", "dpo")
     )
-    ours, theirs = (score(this.model_of("rm"), PROMPTS, texts, template="chat") for texts in (dpo, base))
+    ours, theirs = (score(this.folder.model("rm"), PROMPTS, texts, template="chat") for texts in (dpo, base))
     expected = [1 + 1 / (1 + math.exp(b - a)) for a, b in zip(ours, theirs, strict=True)]
-    verdicts = pd.read_parquet(this.folder / "judge" / "small" / "verdicts.parquet")
+    verdicts = pd.read_parquet(this.folder.verdicts("small"))
     assert verdicts["preference"].tolist() == pytest.approx(expected, abs=1e-4)
-    board = pd.read_csv(this.folder / "leaderboard.csv")
+    board = pd.read_csv(this.folder.leaderboard)
     assert board["judge"].tolist() == ["rm"] and board["protocol"].tolist() == ["reward"]
-    assert "scored by the reward model rm" in (this.folder / "report.html").read_text()
-    again = run(this.recipe, this.folder, world=None, show=lambda *_: None)
+    assert "scored by the reward model rm" in this.folder.report.read_text()
+    again = run(this.recipe, this.folder.path, world=None, progress=lambda *_: None)
     assert again.did == []

@@ -24,7 +24,7 @@ from otpo.models.checkpoint import complete_checkpoints, read_state
 from otpo.models.policy import PolicyModel
 from otpo.training.step import evaluate, preference_losses
 from pipeline.recipe import ModelConfig, Recipe, make_recipe
-from pipeline.run.stages import run
+from pipeline.run.run import run
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens, prepare_tokens
 from pipeline.train.worker import TrainJob
@@ -72,7 +72,7 @@ def train(folder: Path, start: Path, labels: list[str], *, workers: int, change=
     }
     jobs = change(jobs)
     trained = Trained(recipe, folder, start, pairs, jobs)
-    fit(list(jobs.values()), folder, name="methods", train=recipe.train, show=lambda *_: None, cpus=1)
+    fit(list(jobs.values()), folder, name="methods", train=recipe.train, progress=lambda *_: None, cpus=1)
     return trained
 
 
@@ -270,7 +270,7 @@ def test_the_first_loss_on_all_real_pairs_is_ln_2(tmp_path, tiny_llama, shared_d
         make_job(recipe, tmp_path, label, model=recipe.model, tokens=tokens, caches=tmp_path / "scorers")
         for label in recipe.methods
     ]
-    fit(jobs, tmp_path, name="methods", train=recipe.train, show=lambda *_: None, cpus=1)
+    fit(jobs, tmp_path, name="methods", train=recipe.train, progress=lambda *_: None, cpus=1)
     for label in recipe.methods:
         first, second = metrics(tmp_path / "models" / label)[0]
         # the first step warms up at rate 0, so that the second meets the start again, on other micro-batches
@@ -295,6 +295,6 @@ def test_numbers_that_are_not_finite_name_label_step_row_and_side(tmp_path, tiny
     train = {"workers": 2, "global_batch_size": 12, "max_steps": 3}
     recipe = make_recipe(settings(tmp_path, start, methods={"mine": {"method": "otpo"}}, train=train))
     with pytest.raises(WorkError, match=r"^mine, step 1: .*data row 7: .*rejected completion") as error:
-        run(recipe, tmp_path / "run", world=None, show=lambda *_: None, until="train")
+        run(recipe, tmp_path / "run", world=None, progress=lambda *_: None, until="train")
     assert "hidden states, rejected completion" in str(error.value) and "chosen completion" not in str(error.value)
     assert not (tmp_path / "run" / "models" / "mine" / "model").exists()

@@ -1,0 +1,77 @@
+"""A task's leaderboard, made from its verdicts, for `otpo run`, `otpo sweep` and `otpo judge` alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval import layout
+from eval.judge.config import JudgeConfig
+from pipeline.judge.judging import Rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def make_board(
+    verdicts: pd.DataFrame, outputs: dict[str, Rows], reference: Rows, config: JudgeConfig, *, seed: int = 0
+) -> pd.DataFrame:
+    """The board of one task: the models against the reference, then those that were judged against each other.
+
+    Args:
+        verdicts: as `judge_task` gives them, of one task.
+        outputs: label -> its outputs.
+        reference: the outputs that the models were compared with.
+        config: the judge that was asked.
+        seed: of the bootstrap intervals.
+
+    Returns:
+        Columns as `eval.board.leaderboard.COLUMNS`, a row a model and opponent.
+
+    Raises:
+        UserError: calibration files that cannot be used, or verdicts about outputs that are not given.
+    """
+    import pandas as pd
+
+    from eval.board.leaderboard import leaderboard
+
+    references = {str(row.get("generator") or "reference") for row in reference}
+    opponents = set(outputs) - references
+    against = verdicts["reference"].where(verdicts["reference"].isin(opponents), "")
+    boards = [
+        leaderboard(
+            frame,
+            outputs,
+            outputs[str(opponent)] if opponent else reference,
+            judge=config.model or "",
+            protocol=config.protocol,
+            calibration=Path(config.calibration) if config.calibration else None,
+            seed=seed,
+        )
+        for opponent, frame in verdicts.groupby(against, sort=False)
+    ]
+    return pd.concat(boards, ignore_index=True)
+
+
+def write_judged(
+    folder: Path,
+    task: str,
+    verdicts: pd.DataFrame,
+    board: pd.DataFrame,
+    outputs: dict[str, Rows],
+    reference: Rows,
+) -> None:
+    """Write a folder that holds one judged task at its top: verdicts, leaderboard, the outputs, and the page.
+
+    Args:
+        outputs: those that do not lie in the folder yet.
+    """
+    from eval.board.leaderboard import write_leaderboard
+    from eval.board.report import build
+    from eval.board.run_files import write_answers
+    from eval.judge.verdicts import write_verdicts
+
+    write_verdicts(verdicts, folder / layout.VERDICTS)
+    write_answers(folder, task, outputs, reference)
+    write_leaderboard(board, folder / layout.LEADERBOARD)
+    build([folder], folder)

@@ -1,0 +1,132 @@
+"""What can be found out before anything starts: missing files, models that cannot be served, judges that do not answer.
+
+Every check raises a `UserError`; what is finished already is not checked again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from eval.judge.config import JudgeConfig
+from otpo.errors import UserError
+from pipeline.judge.reward_model import check_reward_model
+from pipeline.recipe import WORLD_PREFIX
+from pipeline.run.context import RunContext
+from pipeline.run.engines import engine_config
+from pipeline.run.judges import reference_of, reference_rows
+
+PATH_BEGINNINGS = (WORLD_PREFIX, "/", "./", "../", "~")
+PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
+
+
+def check_training(run: RunContext) -> None:
+    """Check the files, models and rows that training reads."""
+    _check_sources(run)
+    _check_adapters(run)
+    _check_layers(run)
+    _check_data(run)
+    if run.recipe.pairs and not run.manifest.finished("pairs"):
+        _check_judge(run, "pairs.scorer", run.recipe.pairs.scorer)
+
+
+def check_evaluation(run: RunContext) -> None:
+    """Check, before anything is trained, that outputs can be generated and judged.
+
+    Raises:
+        UserError: an engine cannot serve the model, the reference has other instructions, or no judge answers.
+    """
+    recipe, tasks = run.recipe, run.sources.tasks
+    if not tasks or all(run.manifest.finished(f"judge/{name}") for name in tasks):
+        return
+    from eval.outputs import match_outputs
+    from pipeline.generate.pool import preflight
+
+    preflight(run.sources.resolve(recipe.model.path), engine_config(recipe), recipe.generate.template)
+    for task in tasks.values():
+        if reference_of(run, task).file:
+            outputs = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
+            match_outputs(outputs, reference_rows(run, task), subset=recipe.generate.limit is not None)
+    if recipe.judge.url or recipe.judge.reward_model:
+        _check_judge(run, "judge", recipe.judge)
+    elif recipe.methods:
+        raise UserError(
+            "judge.url or judge.reward_model is needed to judge the outputs of generate.tasks; or use `otpo train`."
+        )
+
+
+def _check_sources(run: RunContext) -> None:
+    recipe, sources = run.recipe, run.sources
+    named = {f"generate.tasks.{name}": source for name, source in recipe.generate.named_tasks().items()}
+    named |= {"model.path": recipe.model.path}
+    if recipe.base:
+        named["base.data"] = recipe.base["data"]
+    if recipe.data.path:
+        named["data.path"] = recipe.data.path
+    if recipe.pairs:
+        named["pairs.prompts"] = recipe.pairs.prompts
+    for label in recipe.methods:
+        trained_here = recipe.frozen_labels(label)
+        frozen = recipe.method(label).frozen_models.items()
+        named |= {f"methods.{label}.{name}": source for name, source in frozen if name not in trained_here}
+    for key, source in named.items():
+        # a hub name is "owner/name": what begins or ends like a path must be one
+        looks_local = source.startswith(PATH_BEGINNINGS) or Path(source).suffix in PATH_ENDINGS
+        if looks_local and not Path(sources.resolve(source)).exists():
+            raise UserError(f"{key}: there is no file or folder '{source}'. Give a path that exists, or a hub name.")
+    model = Path(sources.resolve(recipe.model.path))
+    if model.is_dir() and not (model / "config.json").is_file():
+        raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
+
+
+def _untrained(run: RunContext) -> list[str]:
+    return [label for label in run.recipe.methods if not run.manifest.finished(f"train/{label}")]
+
+
+def _check_adapters(run: RunContext) -> None:
+    model = run.recipe.model
+    if model.lora is None or not _untrained(run):
+        return
+    import torch
+
+    from otpo.models.adapters import check_adapters, check_quantization
+
+    elsewhere = run.recipe.cluster.address or os.environ.get("RAY_ADDRESS")  # whose GPUs are counted later
+    check_quantization(model.quantization, gpu=bool(elsewhere) or torch.cuda.is_available())
+    check_adapters(run.sources.resolve(model.path), model.lora.model_dump())
+
+
+def _check_layers(run: RunContext) -> None:
+    chosen = {label: run.recipe.method(label).layer for label in _untrained(run)}
+    if all(layer == -1 for layer in chosen.values()):
+        return
+    from otpo.models.policy import check_layer
+
+    for label, layer in chosen.items():
+        check_layer(f"methods.{label}.layer", run.sources.resolve(run.recipe.model.path), layer)
+
+
+def _check_data(run: RunContext) -> None:
+    if run.recipe.base and not run.manifest.finished("base"):
+        run.sources.tokens(supervised=True)
+    if run.recipe.data.path and _untrained(run):
+        run.sources.tokens()
+
+
+def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
+    """`key` is the judge's section of the recipe."""
+    if config.reward_model in run.recipe.methods:
+        if key == "judge" and run.recipe.trains_rewards(config.reward_model):
+            return
+        raise UserError(
+            f"{key}.reward_model: expected a reward model that is there by then, found the label"
+            f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
+        )
+    if config.reward_model:
+        return check_reward_model(f"{key}.reward_model", run.sources.resolve(config.reward_model))
+    if not config.url or not config.model:
+        raise UserError(f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it.")
+    if not config.url.startswith(WORLD_PREFIX):
+        from eval.judge.check import check
+
+        check(config)

@@ -1,0 +1,35 @@
+"""What stages are made from, as JSON: the parts of a recipe that can change a stage's result.
+
+The manifest keeps the hash of each stage's inputs. A key that is added or renamed here makes every finished run stale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, Recipe, identity
+
+
+def reading_inputs(recipe: Recipe) -> dict[str, Any]:
+    """How rows become tokens. Which rows is told by the file's content, wherever the file lies."""
+    return {key: value for key, value in identity(recipe)["data"].items() if key != "path"}
+
+
+def training_inputs(recipe: Recipe, label: str) -> dict[str, Any]:
+    """How a label is trained, beside its method."""
+    train = recipe.train_of(label).model_dump(mode="json")
+    kept = {key: value for key, value in train.items() if key not in EXECUTION_KEYS_OF_TRAINING}
+    names = ("lora", "quantization") if recipe.model.lora else ()
+    return kept | {name: identity(recipe)["model"][name] for name in names}
+
+
+def engine_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What generates."""
+    generate = identity(recipe)["generate"]
+    return {key: generate[key] for key in ("backend", "dtype", "max_model_len", "template")}
+
+
+def sampling_inputs(recipe: Recipe) -> dict[str, Any]:
+    """How outputs are drawn; also the arguments of `Sampling`."""
+    generate = identity(recipe)["generate"]
+    return {key: generate[key] for key in ("temperature", "top_p", "max_tokens", "seed")}

@@ -1,0 +1,94 @@
+"""Who judges a run's outputs, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eval.judge.config import JudgeConfig
+from otpo.identity import source_identity
+from pipeline.recipe import WORLD_PREFIX, Recipe
+from pipeline.run.context import RunContext
+from pipeline.run.stages.generate import read_outputs
+
+if TYPE_CHECKING:
+    from eval.tasks import Task
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a task's outputs are compared with: a label of the run, a file, or (neither) the task's own references."""
+
+    label: str | None = None
+    file: str | None = None
+
+
+def reference_of(run: RunContext, task: Task) -> Reference:
+    """What a task's outputs are compared with: `judge.reference`, else the task's own references, else the base."""
+    reference = run.recipe.judge.reference
+    if reference in run.recipe.labels():
+        return Reference(label=reference)
+    if reference:
+        return Reference(file=run.sources.resolve(reference))
+    complete = task.prompts and all(prompt.reference for prompt in task.prompts)
+    return Reference() if complete else Reference(label="base")
+
+
+def reference_inputs(run: RunContext, task: Task) -> str:
+    """Which reference a task's verdicts were made with."""
+    reference = reference_of(run, task)
+    return reference.label or source_identity(reference.file or task.source)
+
+
+def reference_rows(run: RunContext, task: Task) -> Rows:
+    """The reference's outputs, as rows of a `model_outputs.json`."""
+    from eval.outputs import load_outputs
+
+    reference = reference_of(run, task)
+    if reference.label:
+        return read_outputs(run, reference.label, task.name)
+    if reference.file:
+        return load_outputs(reference.file)
+    names = ("instruction", "dataset")
+    return [
+        {name: getattr(prompt, name) for name in names} | {"output": prompt.reference, "generator": "reference"}
+        for prompt in task.prompts
+    ]
+
+
+def judge_config(recipe: Recipe, task: Task) -> JudgeConfig:
+    """The judge of a task: summaries have a protocol of their own unless the recipe names one."""
+    judge = recipe.judge
+    summary = task.kind == "summarization" and judge.protocol == "preference"
+    return judge.model_copy(update={"protocol": "summary"}) if summary else judge
+
+
+def reward_model_of(run: RunContext, config: JudgeConfig) -> str | None:
+    """Folder or hub name of the reward model that judges, if one does."""
+    name = config.reward_model
+    if name is None:
+        return None
+    return run.sources.model(name) if name in run.recipe.methods else run.sources.resolve(name)
+
+
+def reward_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
+    """What the reward model that judges was made from; nothing for a judge behind an address."""
+    path = reward_model_of(run, config)
+    if path is None:
+        return {}
+    return {"reward_model": run.manifest.inputs.get(f"train/{config.reward_model}") or source_identity(path)}
+
+
+@contextmanager
+def ready_judge(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
+    """The judge's settings with an address, or a folder, that can be used.
+
+    A world's judge runs for the time of the body.
+    """
+    ours = run.world if (config.url or "").startswith(WORLD_PREFIX) else None
+    with ours.serve(run.folder.world) if ours else nullcontext(config.url) as url:
+        yield config.model_copy(update={"url": url, "reward_model": reward_model_of(run, config)})

@@ -1,0 +1,104 @@
+"""A run: the stages of a recipe, in order, in one folder.
+
+    result = run(load_recipe("recipe.yaml"), "runs/mine")
+
+Each stage reads files and leaves files. What is finished is skipped, what was interrupted goes on, and Ray is started
+only when a stage needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from otpo.errors import UserError
+from pipeline.progress import Progress, silent
+from pipeline.recipe import Recipe
+from pipeline.run.checks import check_evaluation, check_training
+from pipeline.run.context import RunContext
+from pipeline.run.engines import Engines
+from pipeline.run.folder import RunFolder
+from pipeline.run.manifest import open_run
+from pipeline.run.sources import Sources
+from pipeline.run.stages.base import base
+from pipeline.run.stages.generate import generate
+from pipeline.run.stages.judge import judge
+from pipeline.run.stages.measure import measure
+from pipeline.run.stages.pairs import pairs
+from pipeline.run.stages.report import report
+from pipeline.run.stages.train import train
+from pipeline.run.world import World
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a call of `run` did.
+
+    Attributes:
+        did: stages that this call finished; empty where there was nothing to do.
+        notes: sentences for the person, about what is finished but not whole.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    did: list[str]
+    notes: list[str]
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    world: World | None = None,
+    progress: Progress = silent,
+    until: str = "report",
+    redo: bool = False,
+) -> RunResult:
+    """Do what of a recipe is not done yet.
+
+    Args:
+        folder: of the run.
+        world: what the recipe's `world:` values stand for.
+        progress: called as work proceeds.
+        until: last stage: "train" or "report".
+        redo: accept a changed recipe under an old name.
+
+    Raises:
+        UserError: wrong input; nothing was started.
+        WorkError: a stage failed; the same call goes on from there.
+    """
+    this = open_context(recipe, folder, world=world, progress=progress, redo=redo)
+    if until == "report":
+        check_evaluation(this)
+    with this.engines:
+        base(this)
+        pairs(this)
+        train(this)
+        if until == "report":
+            generate(this)
+            judge(this)
+            measure(this)
+            report(this)
+    return RunResult(this.recipe, this.folder, this.manifest.did, this.notes)
+
+
+def open_context(
+    recipe: Recipe, folder: str | Path, *, world: World | None, progress: Progress, redo: bool
+) -> RunContext:
+    """Open a run's folder, prepare its world, and check what training reads.
+
+    Raises:
+        UserError: the folder holds another recipe's run, or something that training reads cannot be used.
+    """
+    place = RunFolder(Path(folder).absolute())
+    manifest = open_run(recipe, place.path, redo=redo)
+    sources = Sources(recipe, place, progress)
+    this = RunContext(recipe, place, manifest, sources, Engines(recipe, sources), progress, world)
+    if recipe.world is not None:
+        if world is None:
+            raise UserError(
+                "The recipe has a `world`, and nothing here knows how to prepare it: use the `otpo` command."
+            )
+        world.prepare(place.world, recipe.world)
+    check_training(this)
+    return this
