@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenPair:
-    """One preference pair as token ids: the prompt once, both answers after it (each ends in EOS if it was given one).
+    """One preference pair as token ids: the prompt and two completions, each with EOS at its end unless it was cut.
 
     Attributes:
-        row: number of the row in the data file, the stable id of the pair.
+        row: number of the row in the data file, which identifies the pair.
     """
 
     row: int
@@ -28,7 +28,7 @@ class TokenPair:
 
     @property
     def tokens(self) -> int:
-        """What a batch holds of it: the prompt and both answers."""
+        """How many tokens it adds to a batch: the prompt's once, and those of both completions."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
@@ -37,8 +37,9 @@ class TokenCompletion:
     """One `{prompt, completion}` row as token ids.
 
     Attributes:
-        label: whether the completion is desirable; only of unpaired preference data (KTO).
-        mismatched_ids: a completion that belongs to another prompt, for methods that compare with it.
+        row: number of the row in the data file.
+        label: whether the completion is desirable; None except in unpaired preference data (KTO).
+        mismatched_ids: another prompt's completion, for methods that need one (KTO).
     """
 
     row: int
@@ -49,26 +50,26 @@ class TokenCompletion:
 
     @property
     def tokens(self) -> int:
-        """What a batch holds of it: the prompt and its completions."""
+        """How many tokens it adds to a batch: the prompt's once, and those of its completions."""
         return len(self.prompt_ids) + len(self.completion_ids) + len(self.mismatched_ids or [])
 
 
 @dataclass
 class SequenceBatch:
-    """Sequences of a prompt and a completion, laid out flat.
+    """S sequences, each a prompt and a completion, as one flat row of N tokens.
 
-    A prompt stands once, and behind it the completions that share it. Nothing is padded but what has a row a sequence.
-    N tokens lie in segments, one after the other.
+    The row consists of segments: a prompt, then the completions that share it, then the next prompt. The prompt is
+    stored once. Only the tensors with one row a sequence are padded.
 
     Attributes:
         input_ids: (N,) token ids.
-        position_ids: (N,) the place of each token in its own sequence.
+        position_ids: (N,) position of each token in its own sequence.
         segments: length of each segment.
-        sequences: of each of the S sequences, the segment of its prompt and that of its completion.
+        sequences: for each of the S sequences, the index of its prompt's segment and of its completion's.
         positions: (S, T) index into N of the token that *predicts* each completion token; 0 where padded.
         targets: (S, T) the completion's token ids; 0 where padded.
         mask: (S, T) bool, True on completion tokens (EOS included).
-        rows: (S,) the data row of each sequence, or -1 for a sequence that only fills an empty micro-batch.
+        rows: (S,) the data row of each sequence; -1 for a padding sequence, which keeps a micro-batch from being empty.
     """
 
     input_ids: Tensor
@@ -82,7 +83,7 @@ class SequenceBatch:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sequence, its prompt included."""
+        """Tokens of each sequence, prompt and completion."""
         return [self.segments[prompt] + self.segments[completion] for prompt, completion in self.sequences]
 
     def to(self, device: torch.device | str) -> SequenceBatch:
@@ -93,17 +94,17 @@ class SequenceBatch:
 
 @dataclass
 class LogProbs:
-    """Per-token log-probabilities of B completions. Pairs are two of these.
+    """Per-token log-probabilities of B completions; `PairLogProbs` holds two of these.
 
     Attributes:
         policy: (B, T) float32 log-probability of each completion token, with gradient; 0 where padded.
         mask: (B, T) bool.
         rows: (B,) the data row of each completion.
         frozen: frozen models' log-probabilities, each (B, T) float32 without gradient, e.g. "reference".
-        vocabulary: figures over the policy's whole vocabulary, each (B, T): "log_sum_squares", log sum_v p_v^2, without
-            gradient; "reference_kl", KL(reference | policy), with gradient. Those that the method asked for.
-        hidden: (B, T, D) policy hidden states after the final norm at the predicting positions, detached, or None
-            when the method did not ask for them.
+        vocabulary: sums over the whole vocabulary, each (B, T), as far as the method needs them: "log_sum_squares",
+            log sum_v p_v^2 of the policy, without gradient; "reference_kl", KL(reference | policy), with gradient.
+        hidden: (B, T, D) the policy's hidden states at the predicting positions, detached, or None where the method
+            does not need them. Of the last layer they are taken after the final norm.
     """
 
     policy: Tensor
@@ -119,17 +120,22 @@ class LogProbs:
         return self.mask.sum(-1)
 
     def frozen_logps(self, name: str) -> Tensor:
-        """(B, T) log-probabilities of a frozen model."""
+        """(B, T) log-probabilities of a frozen model.
+
+        Raises:
+            KeyError: the record does not hold this model's.
+        """
         if name not in self.frozen:
             raise KeyError(
-                f"log-probabilities of the frozen model '{name}' are needed here; present: {sorted(self.frozen)}"
+                f"expected log-probabilities of the frozen model '{name}', found those of {sorted(self.frozen)}: "
+                "compute the record with this model"
             )
         return self.frozen[name]
 
 
 @dataclass
 class PairLogProbs:
-    """The two sides of B pairs; T may differ between the sides."""
+    """B pairs, each side a record of B completions; T may differ between the sides."""
 
     chosen: LogProbs
     rejected: LogProbs
@@ -137,11 +143,11 @@ class PairLogProbs:
 
 @dataclass
 class TokenWeights:
-    """Token weights of B pairs, zero where padded, without gradient. Policy and reference are always weighted alike.
+    """Token weights of B pairs: 0 where padded, without gradient, the same for policy and reference.
 
     Attributes:
         chosen: (B, Tc). rejected: (B, Tr).
-        metrics: per-pair (B,) figures about the weights (entropy, effective tokens, transport mass), for logging.
+        metrics: what describes the weights (entropy, effective tokens, transport mass), each (B,), for logging.
     """
 
     chosen: Tensor
@@ -151,11 +157,11 @@ class TokenWeights:
 
 @dataclass
 class LossOutput:
-    """Losses of a batch before any reduction: the step divides their sum by the global number of pairs.
+    """Losses of a batch, unreduced: the step divides their sum by the number of items in the global batch.
 
     Attributes:
         losses: (B,) float32 with gradient.
-        metrics: per-pair (B,) detached tensors under TRL's names ("rewards/chosen", "rewards/margins", ...).
+        metrics: detached, each (B,), under TRL's names ("rewards/chosen", "rewards/margins", ...).
     """
 
     losses: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -42,7 +42,7 @@ def _print_table() -> None:
 
 
 def _print_row(name: str) -> None:
-    from otpo.methods import METHODS, nearest
+    from otpo.methods import METHODS, WEIGHT_RULES, nearest
 
     if name not in METHODS:
         raise UserError(
@@ -52,38 +52,38 @@ def _print_row(name: str) -> None:
     from otpo.methods.describe import describe
 
     row = describe(METHODS[name])
-    _print(f"{row['title']} ({row['name']})")
+    _print(f"{row['title']} (`method: {row['name']}`)")
     _print(f"  {row['note']}")
     _print(f"Paper: {row['paper']}")
     _print_function("Loss", row["loss"])
     if row["weight_rule"]:
         _print_function("Token weights", row["weight_rule"])
-    _print(f"Trains on: {OBJECTIVES[row['objective']]}")
-    _print("Reads, beside the policy's log-probabilities:" if row["needs"] else "Reads: the policy alone")
+        others = [rule for rule in WEIGHT_RULES if rule != row["weight_rule"]["name"]]
+        _print(f"  Or, with `weights: RULE`: {', '.join(others)}")
+    _print(f"Trains on: {_DATA[row['objective']]}")
+    _print("Needs, beyond the policy's log-probabilities:" if row["needs"] else "Needs: only the policy")
     for need, meaning in row["needs"].items():
         _print(f"  {need}: {meaning}")
     table = Table("hyperparameter", "default", "allowed", "meaning")
     for each in row["hyperparameters"]:
-        table.add_row(each["name"], _as_yaml(each["default"]), each["allowed"], each["meaning"])
+        default = str(each["default"])
+        default = default.lower() if isinstance(each["default"], bool) else default  # as YAML writes it
+        table.add_row(each["name"], default, each["allowed"], each["meaning"])
     console.print(table)
 
 
-OBJECTIVES = {
-    "pair": "pairs",
-    "unpaired": "labelled completions, or pairs split into two of them",
-    "reward": "pairs, with a scalar head in place of the vocabulary's",
+_DATA = {
+    "pair": "preference pairs",
+    "unpaired": "labelled completions, or preference pairs split into two completions each",
+    "reward": "preference pairs; the model gets a scalar head in place of the vocabulary's",
 }
 
 
 def _print_function(title: str, function: dict[str, str]) -> None:
-    _print(f"{title}: {function['name']}, {function['path']}")
+    _print(f"{title}: {function['name']} ({function['path']})")
     _print(f"  {function['formula']}")
     if function["notation"]:
         _print(f"  {function['notation']}")
-
-
-def _as_yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _print(text: str) -> None:

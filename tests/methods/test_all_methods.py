@@ -1,4 +1,4 @@
-"""Every method trains through Ray from a recipe that names it, and scorers that are labels are trained first."""
+"""Every method trains through Ray from a recipe that names it, and frozen models that are labels are trained first."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def recipe_of(folder: Path, model: Path, methods: dict, **train):
 
 
 def frozen_models_of(name: str) -> dict[str, str]:
-    return {scorer: TRAINED[scorer] for scorer in FROZEN_MODELS if scorer in METHODS[name].needs}
+    return {model: TRAINED[model] for model in FROZEN_MODELS if model in METHODS[name].needs}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_llama, ray_cluster) -> RunResult:
-    """Every method, those that need scorers first in the recipe."""
+    """Every method, those that need frozen models first in the recipe."""
     folder = tmp_path_factory.mktemp("all")
     write_pairs(folder / "pairs.json", n=24)
     names = sorted(METHODS, key=lambda name: not frozen_models_of(name))
@@ -54,29 +54,30 @@ def test_a_method_trains_from_its_name(trained, name):
 
 
 @pytest.mark.slow
-def test_another_rule_weighs_the_tokens_of_a_loss(trained):
-    plain, weighed = (metrics(trained.folder.label(name).path)[0] for name in ("hinge", "otpo-hinge"))
-    assert weighed[0]["loss"] == plain[0]["loss"] == pytest.approx(1), "both start from the reference"
-    assert weighed[0]["weights/effective_tokens_chosen"] < plain[0]["weights/effective_tokens_chosen"]
-    assert "weights/transport_mass" in weighed[0] and weighed[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
+def test_another_rule_weights_the_tokens_of_a_loss(trained):
+    plain, weighted = (metrics(trained.folder.label(name).path)[0] for name in ("hinge", "otpo-hinge"))
+    assert weighted[0]["loss"] == plain[0]["loss"] == pytest.approx(1), "both start from the reference"
+    assert weighted[0]["weights/effective_tokens_chosen"] < plain[0]["weights/effective_tokens_chosen"]
+    assert "weights/transport_mass" in weighted[0]
+    assert weighted[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
 
 
 @pytest.mark.slow
-def test_scorers_are_trained_first(trained):
+def test_frozen_models_are_trained_first(trained):
     order = trained.recipe.training_order()
     assert all(order.index(s) < order.index(n) for n in METHODS for s in frozen_models_of(n).values())
     assert list(trained.recipe.methods).index("tgdpo") < list(trained.recipe.methods).index("dpo")
 
 
 @pytest.mark.slow
-def test_a_scorer_is_cached_once_for_all_methods_that_read_it(trained):
-    """The reference, dpo (of three methods) and the model of swapped answers; the reference of KTO's completions."""
-    tables = [FrozenLogProbs(folder) for folder in (trained.folder.path.parent / "scorers").iterdir()]
-    assert sorted(len(table.rows) for table in tables) == [24, 24, 24, 48]
+def test_a_frozen_model_is_cached_once_for_all_methods_that_read_it(trained):
+    """The reference, dpo (of three methods), the model of swapped completions; the reference of KTO's completions."""
+    caches = [FrozenLogProbs(folder) for folder in (trained.folder.path.parent / "scorers").iterdir()]
+    assert sorted(len(cache.rows) for cache in caches) == [24, 24, 24, 48]
 
 
 @pytest.mark.slow
-def test_swapped_answers_train_the_opposite_preference(trained):
+def test_swapped_completions_train_the_opposite_preference(trained):
     plain, swapped = (metrics(trained.folder.label(name).path)[0] for name in ("dpo", "dispreferred"))
     assert swapped[0]["lengths/chosen"] == plain[0]["lengths/rejected"] != plain[0]["lengths/chosen"]
     assert swapped[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4), (
@@ -86,7 +87,7 @@ def test_swapped_answers_train_the_opposite_preference(trained):
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_not_trained_again_and_a_changed_scorer_changes_what_reads_it(trained):
+def test_what_is_trained_is_not_trained_again_and_a_changed_frozen_model_changes_what_reads_it(trained):
     again = run(trained.recipe, trained.folder.path, world=None, progress=lambda *_: None, until="train")
     assert again.did == []
     changed = trained.recipe.model_dump(mode="json")
@@ -123,13 +124,13 @@ def test_two_workers_train_what_one_does(trained, tiny_llama):
         ),
     ],
 )
-def test_scorers_that_cannot_be_trained_are_refused(tmp_path, tiny_llama, methods, words):
+def test_frozen_models_that_cannot_be_trained_are_refused(tmp_path, tiny_llama, methods, words):
     with pytest.raises(UserError) as error:
         recipe_of(tmp_path, tiny_llama, methods)
     assert all(word in str(error.value) for word in words)
 
 
-def test_a_missing_scorer_folder_is_refused_before_anything_starts(tmp_path, tiny_llama):
+def test_a_missing_frozen_model_is_refused_before_anything_starts(tmp_path, tiny_llama):
     recipe = recipe_of(tmp_path, tiny_llama, {"sepo": {"oracle": "./no/model"}})
     with pytest.raises(UserError, match=r"methods\.sepo\.oracle: there is no file or folder"):
         run(recipe, tmp_path / "run", world=None, progress=lambda *_: None, until="train")

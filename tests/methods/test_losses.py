@@ -265,7 +265,7 @@ def test_tdpo_by_hand_and_where_its_gradient_flows():
         if label == "tdpo1":
             torch.testing.assert_close(of_chosen, -slope * pair.chosen.mask)
         else:
-            assert of_chosen is None, "TDPO2 holds the chosen answer's divergence"
+            assert of_chosen is None, "TDPO2 has no gradient through the chosen completion's divergence"
 
 
 @pytest.mark.parametrize("label", ["aot", "aot-unpaired"])
@@ -470,7 +470,7 @@ def test_otpo_under_any_sum_is_its_length_matched_form_at_large_reg(label):
     assert (sharp - expected).abs().max() > 1e-4
 
 
-def test_cpo_adds_the_likelihood_of_the_chosen_answer():
+def test_cpo_adds_the_likelihood_of_the_chosen_completion():
     pair = random_pair([4, 2], [3, 5])
     difference = run("cpo", pair, cpo_alpha=0.5).losses - run("cpo", pair, cpo_alpha=0).losses
     torch.testing.assert_close(
@@ -505,7 +505,7 @@ def test_otpo_loss_is_dpo_of_weighted_sums():
     torch.testing.assert_close(pair_loss(spec, original, weights).losses, expected)
 
 
-def test_identical_answers_give_log_two_and_no_gradient():
+def test_identical_completions_give_log_two_and_no_gradient():
     pair = random_pair([6, 3], [6, 3], hidden=8)
     pair.rejected.hidden, pair.rejected.frozen = pair.chosen.hidden, pair.chosen.frozen
     policy = pair.chosen.policy.clone().requires_grad_()
@@ -560,7 +560,7 @@ def test_metrics_are_per_pair_detached_and_carry_the_weights(label):
 
 
 @pytest.mark.parametrize("label", PAIR_METHODS)
-def test_empty_answers_and_extreme_log_probabilities_stay_finite(label):
+def test_empty_completions_and_extreme_log_probabilities_stay_finite(label):
     pair = random_pair([3, 0, 2, 0], [0, 4, 2, 0], hidden=4)
     pair.chosen.policy[2] *= 1e4
     for side in (pair.chosen, pair.rejected):

@@ -83,7 +83,7 @@ def test_weights_are_those_of_the_official_algorithm(kind, reg, reg_m, states):
 
     prompts = [ids(9), ids(4), ids(12), ids(6)]
     chosen = [ids(20), ids(33), ids(1), ids(17)]
-    # A shared beginning, an unrelated answer, a long one against a single token, and a paraphrase of the same tokens.
+    # A shared beginning, an unrelated completion, a long one against one token, and a paraphrase of the same tokens.
     rejected = [chosen[0][:8] + ids(22), ids(11), ids(25), chosen[3][3:] + ids(2)]
     assert_official(random_model(kind, states), prompts, chosen, rejected, reg, reg_m)
 

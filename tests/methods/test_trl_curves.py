@@ -158,7 +158,7 @@ def test_pair_methods(method: str, corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_cpo_with_its_likelihood(corpus: Corpus, tmp_path: Path) -> None:
-    """TRL takes the mean likelihood over the tokens of a micro-batch, ours over each answer's: the same where TRL's
+    """TRL takes the mean likelihood over the tokens of a micro-batch, ours over each completion's: the same where TRL's
     micro-batches are single pairs.
     """
     few = corpus.first(4)
@@ -172,7 +172,7 @@ def test_cpo_with_its_likelihood(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_orpo_where_the_prompt_is_one_token(corpus: Corpus, tmp_path: Path) -> None:
-    """TRL's likelihood is of the prompt and the chosen answer, ours of the answer: the same where the prompt is BOS
+    """TRL's likelihood is of prompt and chosen completion, ours of the completion: the same where the prompt is BOS
     alone, which nothing predicts. Single pairs as for CPO.
     """
     few = corpus.first(4)
@@ -187,7 +187,7 @@ def test_orpo_where_the_prompt_is_one_token(corpus: Corpus, tmp_path: Path) -> N
 
 
 def test_orpo_with_prompts(corpus: Corpus, tmp_path: Path) -> None:
-    """The prompts back in: our odds-ratio term beside the likelihood of prompt and answer, in the place of ours."""
+    """The prompts back in: our odds-ratio term beside the likelihood of prompt and completion, in place of ours."""
     few, spec = corpus.first(4), spec_of("orpo", orpo_lambda=0.3)
     curve, tokenised = train_with_trl("orpo", few.start, few.rows, tmp_path, batch=4, micro=1, beta=0.3)
     assert_same_tokens(few.pairs, tokenised)
@@ -266,15 +266,15 @@ def run(
     if cache is not None:
         scored = as_pairs(items) if method == "kto" else items
         fill_cache(cache, frozen, scored, micro_batch_size=3, micro_batch_tokens=None, rank=0, world=1)
-    table = FrozenLogProbs(cache) if cache is not None else None
+    cached = FrozenLogProbs(cache) if cache is not None else None
 
     def of_pairs(batch: SequenceBatch) -> dict[str, Tensor]:
-        return {"reference": live(frozen, batch) if table is None else table.batch(batch)}
+        return {"reference": live(frozen, batch) if cached is None else cached.batch(batch)}
 
     def of_completions(batch: UnpairedBatch) -> tuple[Tensor, Tensor]:
-        if table is None:
+        if cached is None:
             return live(frozen, batch), live(frozen, batch.mismatched)
-        return table.side(batch.keys, 0, batch.mask), table.side(batch.keys, 1, batch.mismatched.mask)
+        return cached.side(batch.keys, 0, batch.mask), cached.side(batch.keys, 1, batch.mismatched.mask)
 
     spec, start, gradients = spec_of(method), flat(policy.parameters()), []
     size = len(items) // 5
@@ -289,7 +289,7 @@ def run(
 LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"attention": "eager"},
     "alone": {"micro": 1},
-    "alone, each answer after its own prompt": {"micro": 1, "attention": "eager"},
+    "alone, each completion after its own prompt": {"micro": 1, "attention": "eager"},
     "cached": {"cached": True},
     "cached, padded, in micro-batches": {"cached": True, "attention": "eager", "micro": 3},
 }

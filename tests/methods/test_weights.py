@@ -79,9 +79,9 @@ def test_otpo_of_swapped_sides_is_swapped():
     close(swapped.rejected, weights.chosen)
 
 
-def test_otpo_of_equal_answers_is_equal_on_both_sides():
-    answer = random_pair([9, 4, 1], [1, 1, 1], hidden=8).chosen
-    weights = otpo(PairLogProbs(answer, answer), **PAPER)
+def test_otpo_of_equal_completions_is_equal_on_both_sides():
+    side = random_pair([9, 4, 1], [1, 1, 1], hidden=8).chosen
+    weights = otpo(PairLogProbs(side, side), **PAPER)
     close(weights.chosen, weights.rejected)
     close(weights.chosen.sum(1), torch.tensor([9.0, 4.0, 1.0]))
 
@@ -94,7 +94,7 @@ def test_otpo_at_large_reg_is_the_expectation_of_sampo():
 
 
 def test_otpo_prefers_tokens_with_a_counterpart():
-    """Half of the chosen tokens reappear on the other side; the sharper the transport, the more they weigh."""
+    """Half of the chosen tokens reappear on the other side; the smaller reg, the larger their weights."""
     pair = random_pair([20], [10], hidden=32)
     pair.rejected.hidden = pair.chosen.hidden[:, :10].clone()
     contrast = []
@@ -168,12 +168,12 @@ def test_mean_and_length_desensitised_weights_by_hand():
     assert tails.rejected.tolist() == [[1, 1, 0], [0.25] * 3]
 
 
-def test_sampo_keeps_as_many_tokens_as_the_shorter_answer_has():
+def test_sampo_keeps_as_many_tokens_as_the_shorter_completion_has():
     pair = random_pair([9, 3, 5, 0], [6, 7, 5, 4])
     weights = sampo(pair, seed=1, expected=False)
     assert set(weights.chosen.unique().tolist()) <= {0.0, 1.0}
     assert weights.chosen.sum(1).tolist() == [6, 3, 5, 0] == weights.rejected.sum(1).tolist()
-    assert weights.rejected[0].tolist() == [1] * 6 + [0]  # the shorter answer is kept whole
+    assert weights.rejected[0].tolist() == [1] * 6 + [0]  # the shorter completion is kept whole
 
 
 def test_sampo_draws_by_row_and_seed_alone():
@@ -256,7 +256,7 @@ def scored(chosen, rejected, high, low):
     return pair
 
 
-def test_sepo_keeps_the_best_of_the_chosen_and_the_worst_of_the_rejected_answer():
+def test_sepo_keeps_the_best_of_the_chosen_and_the_worst_of_the_rejected_completion():
     pair = scored([0.5, -1.0, 0.75, 0.0], [0.5, -1.0, 0.75], "oracle", "reference")
     weights = token_weights(spec_of("sepo", keep_ratio=0.5), pair)
     assert weights.chosen.tolist() == [[0.5, 0, 0.5, 0]]
@@ -332,10 +332,10 @@ def test_explanation_holds_each_completion_token_and_the_plan():
         token_weight_rows(resolve("dpo", {}), [tokens[0], tokens[0]][::-1], random_pair([2, 2], [2, 2]))
 
 
-def test_a_missing_scorer_is_named():
-    answer = random_pair([2], [2]).chosen
+def test_a_missing_frozen_model_is_named():
+    side = random_pair([2], [2]).chosen
     with pytest.raises(KeyError, match="oracle"):
-        LogProbs(answer.policy, answer.mask, answer.rows).frozen_logps("oracle")
+        LogProbs(side.policy, side.mask, side.rows).frozen_logps("oracle")
 
 
 def test_every_rule_is_used():

@@ -1,5 +1,7 @@
 """Losses of pairs that couple the pairs of the global batch: they compare sorted values.
 
+Notation: s = sum_t w_t log pi_t of a completion with token weights w, s_ref the same of the reference, r = s - s_ref.
+
 Each loss has a `*_values` function, which gives the (B, 2) values of B pairs. The step first collects the values of
 all n pairs of the global batch, over micro-batches and ranks, and passes them to the loss as `global_values` (n, 2).
 Without them, the B pairs are the global batch. A pair is compared with the value at its own rank, as if the whole batch

@@ -1,7 +1,9 @@
 """Losses of pairs against a frozen reference.
 
 Notation: w are token weights (the same for policy and reference), r = sum_t w_t (log pi_t - log pi_ref,t) of a
-completion, delta = r_chosen - r_rejected. Every loss takes B pairs and returns B losses, unreduced.
+completion, delta = r_chosen - r_rejected.
+
+Every loss takes B pairs and returns B losses, unreduced.
 """
 
 from __future__ import annotations

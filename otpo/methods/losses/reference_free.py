@@ -1,7 +1,8 @@
 """Losses of pairs without a reference.
 
-Notation: s = sum_t w_t log pi_t of a completion. Every loss takes B pairs and returns B losses, unreduced. `rewards/*`
-are beta s, as in TRL.
+Notation: s = sum_t w_t log pi_t of a completion with token weights w.
+
+Every loss takes B pairs and returns B losses, unreduced. `rewards/*` are beta s, as in TRL.
 """
 
 from __future__ import annotations

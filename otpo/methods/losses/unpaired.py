@@ -1,8 +1,9 @@
 """Losses of single completions, each labelled desirable or not.
 
-Notation: r = sum_t (log pi_t - log pi_ref,t) of a completion. Every loss takes B completions and returns B losses,
-unreduced. Each loss has a `*_values` function; the step first collects its values over the whole global batch and
-passes them to the loss as `global_values`.
+Notation: r = sum_t (log pi_t - log pi_ref,t) of a completion.
+
+Every loss takes B completions and returns B losses, unreduced. Each loss has a `*_values` function; the step first
+collects its values over the whole global batch and passes them to the loss as `global_values`.
 """
 
 from __future__ import annotations

@@ -55,13 +55,13 @@ class Hyperparameter:
 
     @property
     def allowed_text(self) -> str:
-        """What `allowed` says, as errors and help print it."""
-        if isinstance(self.allowed, tuple):
-            return f"one of {', '.join(self.allowed)}"
+        """What a value may be, as errors and help print it."""
         if isinstance(self.default, bool):
             return "true or false"
-        whole = " (whole)" if isinstance(self.default, int) else ""
-        return f"{self.allowed or 'a number'}{whole}"
+        if isinstance(self.allowed, tuple):
+            return f"one of {', '.join(self.allowed)}"
+        text = str(self.allowed or Range())
+        return text.replace("a number", "a whole number") if isinstance(self.default, int) else text
 
     def checked(self, where: str, value: Any) -> Value:
         """`value` as the default's type.
@@ -69,25 +69,26 @@ class Hyperparameter:
         Raises:
             UserError: another type, or a value that is not allowed; the message begins with `where` it was written.
         """
+        converted = self._converted(value)
+        if converted is None:
+            hint = nearest(str(value), self.allowed) if isinstance(self.allowed, tuple) else ""
+            raise UserError(f"{where}: expected {self.allowed_text}, found {value!r}{hint}.")
+        return converted
+
+    def _converted(self, value: Any) -> Value | None:
+        """`value` as the default's type, or None if it is not allowed."""
         if isinstance(self.default, bool):
-            if not isinstance(value, bool):
-                raise UserError(f"{where}: expected true or false, found {value!r}.")
-            return value
+            return value if isinstance(value, bool) else None
         if isinstance(self.allowed, tuple):
-            if not isinstance(value, str) or value not in self.allowed:
-                hint = nearest(str(value), self.allowed)
-                raise UserError(f"{where}: expected {self.allowed_text}, found {value!r}{hint}.")
-            return value
+            return value if isinstance(value, str) and value in self.allowed else None
         try:  # YAML 1.1 reads 1e-2 as text
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
-            number = math.nan
+            return None
         if not math.isfinite(number) or (self.allowed and not self.allowed.holds(number)):
-            raise UserError(f"{where}: expected {self.allowed or 'a number'}, found {value!r}.")
+            return None
         if isinstance(self.default, int):
-            if number != int(number):
-                raise UserError(f"{where}: expected a whole number, found {value!r}.")
-            return int(number)
+            return int(number) if number.is_integer() else None
         return number
 
 

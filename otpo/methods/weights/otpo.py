@@ -73,11 +73,11 @@ def otpo(
     layer: int = -1,
     total: str = "shorter",
 ) -> TokenWeights:
-    """Marginals of the transport plan, rescaled so that both sides have the same sum.
+    """w_chosen = c G 1 and w_rejected = c G^T 1 of the transport plan G, with c = min(m, n) / sum(G).
 
-    OTPO (ACL 2025, https://aclanthology.org/2025.acl-long.1035), as in the official `OTPOTrainer`. A pair with an empty
-    side has weights 0. Adds the metric `weights/transport_mass`: the plan's mass over min(m, n), the official
-    `logps/scaled_coeff`.
+    OTPO (ACL 2025, https://aclanthology.org/2025.acl-long.1035), as in the official `OTPOTrainer`. Both
+    sides have the same sum; a pair with an empty side has weights 0. Adds the metric `weights/transport_mass`: the
+    plan's mass over min(m, n), the official `logps/scaled_coeff`.
 
     Args:
         pair: B pairs with hidden states.
