@@ -15,7 +15,8 @@ from otpo.methods.finite import check_finite
 from otpo.methods.spec import MethodSpec
 from otpo.methods.weights import token_weights
 from otpo.methods.weights.otpo import transport_log_plan
-from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel, pair_logprobs
 from otpo.records import PairLogProbs, TokenPair, TokenWeights
 
 REGS = (0.03, 0.1, 0.3, 1.0)

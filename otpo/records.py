@@ -54,6 +54,24 @@ class TokenCompletion:
         return len(self.prompt_ids) + len(self.completion_ids) + len(self.mismatched_ids or [])
 
 
+@dataclass(frozen=True)
+class PromptCompletions:
+    """A prompt and completions of it whose log-probabilities under a frozen model are wanted.
+
+    Attributes:
+        key: identifies it among all that are cached together; -1 for padding.
+    """
+
+    key: int
+    prompt_ids: list[int]
+    completions: tuple[list[int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of a batch it takes: the prompt once, and the completions."""
+        return len(self.prompt_ids) + sum(map(len, self.completions))
+
+
 @dataclass
 class SequenceBatch:
     """S sequences, each a prompt and a completion, as one flat row of N tokens.

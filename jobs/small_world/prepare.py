@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.small_world import world as small_world
 from jobs.small_world.world import STYLES, Item, World
-from otpo.models.quiet import no_bars
+from otpo.models.loading import no_bars
 
 SPECIAL = {"unk": "<|unk|>", "pad": "<|pad|>", "bos": "<|begin|>", "eos": "<|end|>"}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

@@ -8,20 +8,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair
 
 
 def collate_pairs(pairs: Sequence[TokenPair]) -> SequenceBatch:
     """Lay out B pairs as S = 2B sequences: first the B chosen, then the B rejected; each prompt is stored once.
 
     Args:
-        pairs: with non-empty prompts and answers.
+        pairs: with non-empty prompts and completions.
     """
-    chosen, rejected = ([(3 * i, 3 * i + side) for i in range(len(pairs))] for side in (1, 2))
+    return collate_prompts(
+        [PromptCompletions(pair.row, pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+    )
+
+
+def collate_prompts(items: Sequence[PromptCompletions]) -> SequenceBatch:
+    """Lay out B prompts with k completions each as S = kB sequences: all first completions, then all second ones, ...
+
+    Each prompt is stored once; the keys take the place of data rows.
+    """
+    count = len(items[0].completions) if items else 0
     return _lay_out(
-        [ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)],
-        chosen + rejected,
-        [pair.row for pair in pairs] * 2,
+        [ids for item in items for ids in (item.prompt_ids, *item.completions)],
+        [(i * (count + 1), i * (count + 1) + 1 + which) for which in range(count) for i in range(len(items))],
+        [item.key for item in items] * count,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from otpo.data.collate import collate_completions
 from otpo.data.sampler import next_indices
 from otpo.errors import UserError
-from otpo.records import SequenceBatch, TokenCompletion, TokenPair
+from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair
 
 
 def split_pairs(pairs: Sequence[TokenPair]) -> list[TokenCompletion]:
@@ -69,16 +69,15 @@ def mismatched(items: Sequence[TokenCompletion], *, seed: int, max_length: int |
     return matched
 
 
-def as_pairs(items: Sequence[TokenCompletion]) -> list[TokenPair]:
-    """What frozen models score: of each row its own and the mismatched completion, under the row's `score_key`."""
-    return [
-        TokenPair(score_key(item.row, item.label), item.prompt_ids, item.completion_ids, item.mismatched_ids or [])
-        for item in items
-    ]
+def unpaired_prompts(items: Iterable[TokenCompletion]) -> Iterator[PromptCompletions]:
+    """What frozen models are asked about labelled completions: each and its mismatched one, with its `cache_key`."""
+    for item in items:
+        completions = (item.completion_ids, item.mismatched_ids or [])
+        yield PromptCompletions(cache_key(item.row, item.label), item.prompt_ids, completions)
 
 
-def score_key(row: int, label: bool | None) -> int:
-    """A number for each row of labelled completions: a pair makes two of one data row. -1 for filler rows."""
+def cache_key(row: int, label: bool | None) -> int:
+    """Identifies a labelled completion: a pair makes two from one data row. -1 for padding rows."""
     return 2 * row + bool(label) if row >= 0 else -1
 
 
@@ -96,8 +95,8 @@ class UnpairedBatch(SequenceBatch):
 
     @property
     def keys(self) -> list[int]:
-        """The `score_key` of each row."""
-        return [score_key(row, label) for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True)]
+        """The `cache_key` of each row."""
+        return [cache_key(row, label) for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True)]
 
     def to(self, device: torch.device | str) -> UnpairedBatch:
         """The batch on a device."""

@@ -1,7 +1,8 @@
-"""Mixed precision on one worker: compute in a low precision, keep weights and gradients in float32.
+"""Mixed precision for one worker, on a CPU or a GPU: compute in a low precision, keep weights and gradients in float32.
 
-What FSDP2's `MixedPrecisionPolicy` does, less what only several workers need: nothing is gathered, cut or reduced,
-a weight is cast once after it changed, not in every pass, and gradients of tied weights add up in float32 too.
+It does what FSDP2's `MixedPrecisionPolicy` does, without the work that only several workers need: nothing is gathered,
+sharded or reduced, a weight is cast once after each update rather than in every pass, and gradients of tied weights add
+up in float32 too.
 """
 
 from __future__ import annotations
@@ -13,31 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otpo.kernels.cpu import uses_cpu_kernels
+
 
 def compute_in(dtype: torch.dtype, model: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str]) -> None:
-    """Let a model compute with copies of its weights in `dtype`; between passes it holds the weights themselves.
+    """Let a model compute with copies of its weights in `dtype`; outside a pass it holds the weights themselves.
 
-    Gradients arrive at the weights themselves, added up in their own precision over backward passes and, of tied
-    weights, over the places where they stand.
+    Gradients arrive at the weights themselves. They add up in the weights' own precision over backward passes and, for
+    tied weights, over the modules that share them.
 
     Args:
-        layers: parts of the model that backward may enter by themselves (activation checkpointing).
-        methods: names of the model's methods that use its weights, beside `forward`.
+        layers: parts of the model that backward may enter on its own (activation checkpointing).
+        methods: names of the model's methods, beside `forward`, that use its weights.
     """
     taken: set[tuple[nn.Module, str]] = set()
     copies: dict[nn.Parameter, _Copy] = {}
     for unit in (*layers, model):  # the model last: its own part is what no layer holds
-        places = []
+        slots = []
         for module in unit.modules():
             for name, weight in module.named_parameters(recurse=False):
                 if (module, name) not in taken and weight.is_floating_point() and weight.dtype != dtype:
                     taken.add((module, name))
                     if weight not in copies:  # tied weights share one
                         copies[weight] = _Copy(weight, dtype)
-                    places.append(_Place(module, name, copies[weight]))
-                    if isinstance(module, nn.Embedding) and weight.device.type == "cpu":
+                    slots.append(_Slot(module, name, copies[weight]))
+                    if isinstance(module, nn.Embedding) and uses_cpu_kernels(weight):
                         module.sparse = True  # a dense gradient is as large as the vocabulary, and mostly zeros
-        swap = _Swap(places)
+        swap = _Swap(slots)
         unit.register_forward_pre_hook(lambda *_, swap=swap: swap.enter())
         unit.register_forward_hook(lambda *_, swap=swap: swap.leave(), always_call=True)
     for name in methods:
@@ -51,8 +54,8 @@ class _Copy:
         self.weight = weight
         self.low = torch.empty_like(weight, dtype=dtype, requires_grad=False)
         self.version: int | None = None
-        # on a CPU fresh memory costs more than what is done to it: gradients come to the same place in every step
-        self.gradient = torch.empty_like(weight) if weight.requires_grad and weight.device.type == "cpu" else None
+        # fresh memory costs a CPU more than the sum written to it: every step writes gradients to the same memory
+        self.gradient = torch.empty_like(weight) if weight.requires_grad and uses_cpu_kernels(weight) else None
 
     def refresh(self) -> None:
         if self.version != self.weight._version:
@@ -60,7 +63,7 @@ class _Copy:
             self.version = self.weight._version
 
     def add_gradient(self, low: Tensor) -> None:
-        """Take the gradient that has arrived at a stand-in, and add it to the weight's own."""
+        """Move the gradient that has arrived at a stand-in to the weight itself."""
         grad, low.grad = low.grad, None
         assert grad is not None
         if self.weight.grad is not None:
@@ -73,11 +76,10 @@ class _Copy:
             self.weight.grad = self.gradient.copy_(grad)
 
 
-class _Place:
-    """Where a weight stands in a model, and what stands in for it while that computes.
+class _Slot:
+    """One use of a weight in a model, and the stand-in that takes its place while the model computes.
 
-    A tied weight has a stand-in for each of its places: autograd would add up the gradients of a single one in the low
-    precision.
+    A tied weight has a stand-in for each use: autograd would add up the gradients of a single one in the low precision.
     """
 
     def __init__(self, module: nn.Module, name: str, copy: _Copy):
@@ -96,18 +98,18 @@ class _Place:
 
 
 class _Swap:
-    """Weights of one part of a model, in whose places their copies stand while it computes."""
+    """Swaps the weights of one part of a model for their stand-ins while that part computes."""
 
-    def __init__(self, places: list[_Place]):
-        self.places = places
+    def __init__(self, slots: list[_Slot]):
+        self.slots = slots
 
     def enter(self) -> None:
-        for place in self.places:
-            place.enter()
+        for slot in self.slots:
+            slot.enter()
 
     def leave(self) -> None:
-        for place in self.places:
-            place.leave()
+        for slot in self.slots:
+            slot.leave()
 
     def around(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)

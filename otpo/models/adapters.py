@@ -1,8 +1,8 @@
 """LoRA and QLoRA by peft: small trained matrices beside frozen weights.
 
-The adapters stand in the transformers model itself, so everything that works on the model (flat batches, FSDP2, the
-fused head) works on an adapted one. With its adapters off it is the model that training started from: the reference
-costs no second copy.
+The adapters are put into the transformers model itself, so everything that works on a model (flat batches, FSDP2, the
+fused log-probabilities) works on an adapted one. With its adapters off it is the model that training started from: the
+reference needs no second copy.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from otpo.errors import UserError
-from otpo.models.logprobs import Predictions
+from otpo.kernels.logprobs import LazyLogits
+from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch
 
-ADAPTER = "default"  # of the one adapter, as peft calls it
+ADAPTER = "default"  # peft's name for a model's only adapter
 
 
 def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
     """Put LoRA adapters into a model, in place: they are trained, in float32, and everything else is frozen.
 
-    The second matrix of each adapter is zero, so the model computes what it did before.
+    The second matrix of each adapter is zero, so the model still computes what it did before.
 
     Args:
         settings: `r`, `lora_alpha`, `lora_dropout` and `target_modules` of peft's `LoraConfig`. "all-linear" is every
-            linear layer but the head, the experts of mixture models included.
+            linear layer except the head, including the experts of mixture models.
         seed: of the first matrices, which must be the same on every rank.
 
     Raises:
-        UserError: the model has no such modules, they include the head or the embeddings, or peft cannot adapt them so
-            (dropout on experts).
+        UserError: the model has no such modules, they include the head or the embeddings, or peft cannot adapt them
+            with these settings (dropout on experts).
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -62,7 +63,7 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
 
 
 def check_adapters(path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Put adapters into the model's mere shape: what `add_adapters` would refuse is found before weights are read.
+    """Try `add_adapters` on a model without weights, to find early what it would refuse.
 
     Raises:
         UserError: there is no such model, or it cannot have these adapters.
@@ -77,13 +78,14 @@ def check_adapters(path: str | Path, settings: Mapping[str, Any]) -> None:
 
 
 def check_quantization(quantization: str, *, gpu: bool) -> None:
-    """Refuse 4-bit weights where they cannot be computed with.
+    """Refuse 4-bit weights on machines that cannot compute with them.
 
     Args:
+        quantization: `model.quantization` of the recipe.
         gpu: whether training will have a CUDA device.
 
     Raises:
-        UserError: there is none, or bitsandbytes is not installed.
+        UserError: there is no GPU, or bitsandbytes is not installed.
     """
     if quantization == "none":
         return
@@ -106,7 +108,7 @@ def has_adapters(lm: nn.Module) -> bool:
 
 @contextmanager
 def adapters_off(lm: nn.Module) -> Iterator[None]:
-    """The model without its adapters, for as long as the body runs."""
+    """Switch a model's adapters off while the body runs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
@@ -114,7 +116,7 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.enable_adapters(False)
     for parameter in trained:
-        parameter.requires_grad_(True)  # peft freezes what it switches off, and FSDP asks once what is trained
+        parameter.requires_grad_(True)  # peft freezes adapters that it switches off; FSDP must see them as trained
     try:
         yield
     finally:
@@ -122,20 +124,20 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-class AdaptersOff:
-    """The start of an adapted policy, beside it in the same weights."""
+class UnadaptedReference:
+    """The reference of an adapted policy: the policy's own weights with the adapters off."""
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, policy: PolicyModel):
+        self.policy = policy
 
-    def predictions(self, batch: SequenceBatch) -> Predictions:
-        """What the start predicts at the completions' positions; see `PolicyModel.predictions`."""
-        with adapters_off(self.model):
-            return self.model.predictions(batch)
+    def lazy_logits(self, batch: SequenceBatch) -> LazyLogits:
+        """The reference's logits for the completions' tokens; see `PolicyModel.lazy_logits`."""
+        with adapters_off(self.policy):
+            return self.policy.lazy_logits(batch)
 
 
 def gather_adapters(lm: nn.Module) -> dict[str, Tensor]:
-    """The whole adapters on the CPU, under peft's names of the model's weights. All ranks must call it."""
+    """The unsharded adapters on the CPU, by the names that peft saves them under. All ranks must call it."""
     return {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": _whole(parameter.detach()).cpu()
         for name, parameter in lm.named_parameters()
@@ -148,11 +150,15 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tensor], folder: Path) -> PreTrainedModel:
-    """Write adapters to `folder` in peft's format, and add them to the weights of the model that they belong to.
+    """Write adapters to `folder` in peft's format, and merge them into the model that they were trained beside.
 
     Args:
-        lm: the start, in its saved precision, which is kept: the sum is made in float32 and rounded once.
-        config: peft's configuration of the adapters. adapters: from `gather_adapters`.
+        lm: that model, in the precision it was saved in. It keeps it: the sum is made in float32 and rounded once.
+        config: peft's configuration of the adapters.
+        adapters: from `gather_adapters`.
+
+    Returns:
+        The merged model.
     """
     from peft import get_peft_model, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -163,7 +169,8 @@ def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tens
     with torch.no_grad():
         for layer in adapted.modules():
             if isinstance(layer, LoraLayer):
-                weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))  # or of experts
-                delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined]  # of every kind of layer
+                name = getattr(layer, "parameter_name", "weight")  # layers of experts name theirs
+                weight = getattr(layer.get_base_layer(), name)
+                delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined]  # every kind of layer has it
                 weight.data = (weight.float() + delta).to(weight.dtype)
     return adapted.unload()

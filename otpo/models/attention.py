@@ -1,9 +1,9 @@
 """Attention over sequences that share their prompts.
 
-The flat layout of `SequenceBatch` goes through the model as one row of N tokens: everything but attention works on each
-token alone, so a shared prompt is computed once and nothing is padded. Attention alone puts the sequences together
-again: keys and values of a prompt stand before those of each of its completions. On a CPU this is the work of
-`otpo.kernels.cpu.attention`; on a GPU, and for longer sequences, torch's causal kernels take each sequence alone.
+The flat layout of `SequenceBatch` goes through the model as one row of N tokens. Everything but attention works on each
+token alone, so a shared prompt is computed once and no sequence is padded. Attention puts the sequences together again:
+the keys and values of a prompt stand before those of each of its completions. On a CPU `otpo.kernels.cpu.attention`
+computes it; on a GPU, and for longer sequences, torch's causal kernels take one sequence at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from otpo.kernels.cpu import uses_cpu_kernels
 from otpo.kernels.cpu.attention import blocked_attention, plan_of
 from otpo.records import SequenceBatch
 
@@ -25,9 +26,9 @@ ARCHITECTURES = frozenset(
         "smollm3", "granite",
     }
 )  # fmt: skip
-"""Values of `config.model_type` whose tokens meet in attention alone, through transformers' attention interface."""
+"""Values of `config.model_type` in which only attention mixes tokens, through transformers' attention interface."""
 
-LONGEST = 2048  # tokens of a sequence whose probabilities a CPU keeps for backward
+LONGEST = 2048  # tokens; a CPU does not keep the attention probabilities of longer sequences for backward
 
 
 def shared_prompts_attention(
@@ -46,18 +47,20 @@ def shared_prompts_attention(
     """Causal attention of each sequence, for transformers' `AttentionInterface`.
 
     Args:
-        module: not used; attention_mask: not used. The interface gives them.
-        query: (1, H, N, E). key, value: (1, G, N, E) with H a multiple of G.
+        module, attention_mask: part of the interface, not used.
+        query: (1, H, N, E).
+        key, value: (1, G, N, E) with H a multiple of G.
         batch: whose tokens these are. Tokens beyond its own are padding (`otpo.kernels.cpu.buckets`): they get 0.
-        scaling: factor on the scores. sliding_window: how many tokens, itself included, a token sees.
+        scaling: factor on the scores.
+        sliding_window: how many tokens, itself included, a token sees.
         softcap: the scores' soft cap (Gemma 2).
 
     Returns:
         (1, N, H, E), None.
     """
     segments, sequences, longest = batch.segments, batch.sequences, max(batch.lengths)
-    # 0 * NaN is NaN: in a product over several sequences one that is not finite would spoil the others
-    if query.device.type == "cpu" and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
+    # 0 * NaN is NaN: blocks hold several sequences, and one that is not finite would spoil the others
+    if uses_cpu_kernels(query) and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
         heads, groups = query.shape[1], key.shape[1]
         plan = plan_of(
@@ -65,8 +68,8 @@ def shared_prompts_attention(
         )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return blocked_attention(query[0], key[0], value[0], plan, scale)[None], None
-    filling = query.shape[2] - sum(segments)
-    queries, keys, values = (x.split([*segments, filling], dim=2) for x in (query, key, value))
+    padding = query.shape[2] - sum(segments)
+    queries, keys, values = (x.split([*segments, padding], dim=2) for x in (query, key, value))
     outputs: list[Tensor | None] = [None] * len(segments)
     for prompt, completion in sequences:
         q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
@@ -88,16 +91,19 @@ def shared_prompts_attention(
 
 
 def why_padded(model_type: str, attn_implementation: str) -> str | None:
-    """Why batches of an architecture are padded and its prompts computed once for each answer; None if they are not."""
+    """Why a model's batches are padded and a prompt computed once for each completion; None if prompts are shared."""
     if model_type not in ARCHITECTURES:
-        return f"'{model_type}' is not among the architectures that can do without ({', '.join(sorted(ARCHITECTURES))})"
+        return f"'{model_type}' is not among the architectures that share prompts ({', '.join(sorted(ARCHITECTURES))})"
     if attn_implementation != "sdpa":
-        return f"model.attn_implementation is {attn_implementation}: only sdpa does without"
+        return f"model.attn_implementation is {attn_implementation}: only sdpa shares prompts"
     return None
 
 
 def share_prompts(lm: PreTrainedModel) -> bool:
-    """Let a model take flat batches, if it can: a known architecture that was loaded with `sdpa`."""
+    """Let a model take flat batches if it can, in place; whether it can.
+
+    It must be of a known architecture and loaded with `sdpa`.
+    """
     if why_padded(lm.config.model_type, lm.config._attn_implementation):
         return False
     AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)

@@ -1,9 +1,9 @@
-"""`torch.compile` of what stands between the matrix products: what is read and written many times, is once.
+"""`torch.compile` of the element-wise work between the matrix products: each tensor is read and written once.
 
-Decoder layers are compiled, and what is done to the vocabulary. Three parts of a layer are not. Attention over shared
-prompts: its blocks follow the lengths of a batch, and every new batch would be compiled again. Experts: which of them
-has how many tokens is known only when they run. What peft wraps whose adapted weight is no module's: it has a class of
-its own in every pass.
+Decoder layers are compiled, and the element-wise kernels over the vocabulary. Three parts of a layer are not:
+- attention over shared prompts: its blocks follow the lengths of a batch, so every new batch would be compiled again;
+- experts: how many tokens each one has is known only when they run;
+- peft's wrapper of a bare parameter (LoRA on experts): its class is made anew in every pass.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ import torch
 from transformers import AttentionInterface
 
 from otpo.errors import UserError
+from otpo.kernels.logprobs import VocabularyKernels, tile_gradient_, tile_logprobs
 from otpo.models.attention import SHARED_PROMPTS, shared_prompts_attention
-from otpo.models.logprobs import Passes, differentiate, read
-from otpo.models.policy import PolicyModel, decoder_layers
+from otpo.models.policy import PolicyModel
+from otpo.models.reward_model import RewardModel
+from otpo.models.sharding import decoder_layers
 
-LEFT_ALONE = f"{SHARED_PROMPTS}_left_alone"
-PARTS_LEFT_ALONE = ("Experts", "ParamWrapper")  # how class names of transformers and of peft end
+UNCOMPILED_ATTENTION = f"{SHARED_PROMPTS}_uncompiled"
+UNCOMPILED_ENDINGS = ("Experts", "ParamWrapper")  # of class names in transformers and peft
 
 
-def compile_layers(model: PolicyModel) -> None:
-    """Let a model be compiled when it is first used, once for all lengths of its batches.
+def compile_layers(model: PolicyModel | RewardModel) -> None:
+    """Compile a model when it is first used, once for all lengths of its batches.
 
-    Hooks on its layers (those of FSDP2 and of `otpo.kernels.mixed_precision`) are not.
+    The hooks on its layers (FSDP2's and those of `otpo.kernels.mixed_precision`) are not compiled.
     """
-    if model.shares_prompts:
-        AttentionInterface.register(LEFT_ALONE, torch.compiler.disable(shared_prompts_attention))
-        model.lm.set_attn_implementation(LEFT_ALONE)
+    if model.backbone.shares_prompts:
+        AttentionInterface.register(UNCOMPILED_ATTENTION, torch.compiler.disable(shared_prompts_attention))
+        model.lm.set_attn_implementation(UNCOMPILED_ATTENTION)
     for layer in decoder_layers(model):
         for part in layer.modules():
-            if type(part).__name__.endswith(PARTS_LEFT_ALONE):
+            if type(part).__name__.endswith(UNCOMPILED_ENDINGS):
                 part.forward = torch.compiler.disable(part.forward)
         layer.forward = torch.compile(layer.forward, dynamic=True)
-    model.passes = Passes(torch.compile(read, dynamic=True), torch.compile(differentiate, dynamic=True))
+    if isinstance(model, PolicyModel):
+        model.kernels = VocabularyKernels(
+            torch.compile(tile_logprobs, dynamic=True), torch.compile(tile_gradient_, dynamic=True)
+        )
 
 
 def check_compiler(where: str) -> None:
@@ -45,6 +50,6 @@ def check_compiler(where: str) -> None:
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise UserError(
-            f"{where}: torch.compile needs a C++ compiler, and '{compiler}' is not to be found. Install one on every"
-            " node, name it in the environment variable CXX, or leave the key out."
+            f"{where}: torch.compile needs a C++ compiler, and '{compiler}' was not found. Install one on every node,"
+            " name it in the environment variable CXX, or leave the key out."
         )

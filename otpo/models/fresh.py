@@ -25,7 +25,7 @@ from otpo.data.convert import convert
 from otpo.data.load import load_rows
 from otpo.data.rows import content
 from otpo.errors import UserError
-from otpo.models.quiet import no_bars
+from otpo.models.loading import no_bars
 
 MAX_LENGTH = 2048
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+from otpo.dtypes import TORCH_NAMES, torch_dtype
 from otpo.errors import UserError
 from pipeline.generate.engine import EngineConfig, Sampling
 from pipeline.generate.model_folder import ModelFolder
@@ -29,8 +30,6 @@ ENVIRONMENT = {
 CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE"}
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
@@ -99,7 +98,7 @@ class VLLMEngine:
             model=str(model.path),
             skip_tokenizer_init=True,  # prompts and answers are token ids: checkpoints may differ in their tokenizer
             generation_config="vllm",  # nothing about sampling is taken from the model's folder unseen
-            dtype=DTYPES[config.dtype],  # type: ignore[arg-type]
+            dtype=TORCH_NAMES[config.dtype],  # type: ignore[arg-type]
             max_model_len=limit,
             seed=0,
             use_tqdm_on_load=False,
@@ -151,10 +150,9 @@ class TransformersEngine:
     """`generate` of transformers: slower, runs wherever torch does, and what vLLM's answers are tested against."""
 
     def __init__(self, config: EngineConfig, model: ModelFolder) -> None:
-        import torch
 
         self.device = "cuda" if config.device == "gpu" else "cpu"
-        self.dtype = getattr(torch, DTYPES[config.dtype])
+        self.dtype = torch_dtype(config.dtype)
         self.batch_size = 32
         self.model: ModelFolder | None = None
         self.load(model)

@@ -42,9 +42,9 @@ class RewardJudge:
         new = {key: prompt for key, prompt in given if key not in self.known}
         if new:
             if self._model is None:
-                from otpo.models.reward_model import Scorer
+                from otpo.models.reward_model import RewardScorer
 
-                self._model = Scorer(self.folder, template=self.template)
+                self._model = RewardScorer(self.folder, template=self.template)
             scores = self._model(list(new.values()), [output for _, output in new], self._count)
             self.known |= dict(zip(new, scores, strict=True))
         return [self.known[key] for key in asked]

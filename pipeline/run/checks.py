@@ -100,7 +100,7 @@ def _check_layers(run: RunContext) -> None:
     chosen = {label: run.recipe.method(label).layer for label in _untrained(run)}
     if all(layer == -1 for layer in chosen.values()):
         return
-    from otpo.models.policy import check_layer
+    from otpo.models.loading import check_layer
 
     for label, layer in chosen.items():
         check_layer(f"methods.{label}.layer", run.sources.resolve(run.recipe.model.path), layer)

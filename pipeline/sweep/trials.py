@@ -23,9 +23,9 @@ from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
 from pipeline.run.folder import LabelFolder, RunFolder, SweepFolder
 from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe
+from pipeline.train.job import TrainJob
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens
-from pipeline.train.worker import TrainJob
 
 DONE, FAILED, STOPPED, RUNNING = "done", "failed", "stopped", "running"
 POLL_SECONDS = 0.5

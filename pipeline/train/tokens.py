@@ -18,7 +18,8 @@ from otpo.data.unpaired import mismatched, split_pairs
 from otpo.data.validation import split_validation
 from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec
-from otpo.models.reward_model import margins_of, pad_token, save_margins
+from otpo.models.reward_model import pad_token
+from otpo.training.objectives.reward import margins_of, save_margins
 from pipeline.recipe import Recipe
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.train.launcher import CPU_ENVIRONMENT
+from otpo.kernels.cpu.allocator import ALLOCATOR
 from tests.benchmarks import growth, methods, profile, step
 
 BENCHMARKS = {"step": step.main, "methods": methods.main, "profile": profile.main, "growth": growth.main}
 
 if __name__ == "__main__":
-    if not CPU_ENVIRONMENT.items() <= os.environ.items():  # the allocator reads it when a process begins
-        os.execve(
-            sys.executable, [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]], os.environ | CPU_ENVIRONMENT
-        )
+    if not ALLOCATOR.items() <= os.environ.items():  # the allocator reads it when a process begins
+        os.execve(sys.executable, [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]], os.environ | ALLOCATOR)
     chosen = sys.argv[1:2] or list(BENCHMARKS)
     for name in chosen:
         BENCHMARKS[name](sys.argv[2:])

@@ -11,13 +11,16 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.data.collate import collate_pairs
+from otpo.data.micro_batches import TOKENS, micro_batches
 from otpo.methods.spec import resolve
 from otpo.models.adapters import add_adapters
 from otpo.models.compiled import compile_layers
-from otpo.models.policy import PolicyModel, distribute
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import distribute
 from otpo.records import SequenceBatch, TokenPair
-from otpo.training.step import adamw, micro_batches, optimisation_step, preference_losses
-from pipeline.train.worker import MICRO_BATCH_TOKENS
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.optimizer import adamw
+from otpo.training.step import optimisation_step
 from tests.benchmarks.shapes import LORA, PAIRS, Shape
 from tests.benchmarks.turns import turns
 
@@ -38,7 +41,7 @@ def one_worker() -> Iterator[DeviceMesh]:
 def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[SequenceBatch]]:
     """The shape's pairs, each answer with its EOS: of every step its micro-batches, as a worker makes them."""
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
-    budget = MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    budget = TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
     def micro(members: list[TokenPair]) -> list[SequenceBatch]:
         groups = micro_batches([item.tokens for item in members], size=pairs, budget=budget, rank=0, world=1)
@@ -69,7 +72,7 @@ class Ours:
         policy = PolicyModel(add_adapters(lm, LORA, seed=0) if shape.lora else lm)
         if padded:
             policy.lm.set_attn_implementation("sdpa")
-            policy.shares_prompts = False
+            policy.backbone.shares_prompts = False
         self.model = distribute(
             policy.train(shape.checkpointing),
             mesh,

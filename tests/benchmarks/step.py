@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.train.launcher import CPU_ENVIRONMENT
+from otpo.kernels.cpu.allocator import ALLOCATOR
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES, Shape
 from tests.benchmarks.turns import TURN, counted, ratios, turns
 
@@ -114,8 +114,8 @@ def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, 
 
 def _start(shape: str, steps: int, side: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.benchmarks", "step", shape, "--steps", str(steps), "--side", side]
-    plain = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
-    environment = plain if side == "trl-as-installed" else plain | CPU_ENVIRONMENT
+    plain = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    environment = plain if side == "trl-as-installed" else plain | ALLOCATOR
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

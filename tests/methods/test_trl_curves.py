@@ -24,16 +24,20 @@ from torch import Tensor
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.data.convert import convert
 from otpo.data.load import load_rows
+from otpo.data.micro_batches import micro_batches
 from otpo.data.tokens import load_tokenizer, tokenize_pairs
-from otpo.data.unpaired import UnpairedBatch, as_pairs, collate_unpaired, mismatched, split_pairs
+from otpo.data.unpaired import UnpairedBatch, collate_unpaired, mismatched, split_pairs, unpaired_prompts
 from otpo.methods.losses import pair_loss
 from otpo.methods.losses.reference_free import chosen_nll
 from otpo.methods.weights import token_weights
 from otpo.models.fresh import fresh, make_model
-from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel, pair_logprobs
 from otpo.records import LossOutput, SequenceBatch, TokenCompletion, TokenPair
-from otpo.training.step import learning_rate, micro_batches, optimisation_step, preference_losses
-from otpo.training.unpaired import unpaired_losses
+from otpo.training.objectives.pair import cached_pairs, pair_prompts, preference_losses
+from otpo.training.objectives.unpaired import cached_unpaired, unpaired_losses
+from otpo.training.schedule import learning_rate
+from otpo.training.step import optimisation_step
 from pipeline.train.frozen_cache import FrozenLogProbs, fill_cache
 
 MERGES = "tokens merge across the end of the prompt: answer tokenised alone"
@@ -264,17 +268,17 @@ def run(
     if method == "kto":
         items = mismatched(split_pairs(items), seed=0)
     if cache is not None:
-        scored = as_pairs(items) if method == "kto" else items
-        fill_cache(cache, frozen, scored, micro_batch_size=3, micro_batch_tokens=None, rank=0, world=1)
-    cached = FrozenLogProbs(cache) if cache is not None else None
+        prompts = list(unpaired_prompts(items) if method == "kto" else pair_prompts(items))
+        fill_cache(cache, frozen, prompts, micro_batch_size=3, micro_batch_tokens=None, rank=0, world=1)
+    table = FrozenLogProbs(cache) if cache is not None else None
 
     def of_pairs(batch: SequenceBatch) -> dict[str, Tensor]:
-        return {"reference": live(frozen, batch) if cached is None else cached.batch(batch)}
+        return {"reference": live(frozen, batch)} if table is None else cached_pairs({"reference": table}, batch)
 
     def of_completions(batch: UnpairedBatch) -> tuple[Tensor, Tensor]:
         if cached is None:
             return live(frozen, batch), live(frozen, batch.mismatched)
-        return cached.side(batch.keys, 0, batch.mask), cached.side(batch.keys, 1, batch.mismatched.mask)
+        return cached_unpaired(table, batch)
 
     spec, start, gradients = spec_of(method), flat(policy.parameters()), []
     size = len(items) // 5

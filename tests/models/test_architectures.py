@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otpo.data.collate import collate_pairs
-from otpo.models import logprobs as head
-from otpo.models import policy as models
+from otpo.kernels import logprobs as head
+from otpo.models import backbone as models
 from otpo.models.attention import ARCHITECTURES, why_padded
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenPair
@@ -90,15 +90,15 @@ def by_transformers(lm):
     return torch.cat(values), torch.cat(states)
 
 
-@pytest.mark.parametrize("filling", [0, 5])
+@pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_and_gradients_equal_the_plain_computation(monkeypatch, family, attention, filling):
+def test_log_probabilities_and_gradients_equal_the_plain_computation(monkeypatch, family, attention, padding):
     for module in (models, head):  # as a CPU does it in bfloat16, here to the last digits
-        monkeypatch.setattr(module, "filled", lambda count, like: count + filling)
+        monkeypatch.setattr(module, "bucket_size", lambda count, like: count + padding)
     ours, theirs = PolicyModel(make(family, attention)), make(family, "eager")
-    assert ours.shares_prompts == (attention == "sdpa" and family.split("-")[0] in ARCHITECTURES)
-    assert bool(why_padded(family.split("-")[0], attention)) != ours.shares_prompts
+    assert ours.backbone.shares_prompts == (attention == "sdpa" and family.split("-")[0] in ARCHITECTURES)
+    assert bool(why_padded(family.split("-")[0], attention)) != ours.backbone.shares_prompts
     batch = collate_pairs(PAIRS)
     logps, extras = ours(batch, {"hidden"})
     expected, states = by_transformers(theirs)

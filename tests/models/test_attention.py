@@ -130,7 +130,7 @@ def test_what_is_not_finite_stays_in_its_sequence(which):
 
 @pytest.mark.parametrize("longest", [attention.LONGEST, 1], ids=["blocks", "torchs-kernel"])
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"softcap": 5.0}], ids=["plain", "window", "softcap"])
-def test_tokens_that_fill_up_get_nothing_and_change_nothing(monkeypatch, longest, options):
+def test_padding_tokens_get_nothing_and_change_nothing(monkeypatch, longest, options):
     monkeypatch.setattr(attention, "LONGEST", longest)
     segments, sequences = lay_out(PAIRS)
     inputs, grad = tensors((*segments, 6))
@@ -154,19 +154,19 @@ def test_gradcheck():
 
 
 def blocks_of(segments, sequences):
-    """Queries and keys (tokens, for one head they are rows) and bias of every block, what fills up left out."""
+    """Queries and keys (tokens, for one head they are rows) and bias of every block, without padding."""
     for blocks in plan_of(
         segments, sequences, tokens=sum(segments), window=None, heads=1, groups=1, dtype=torch.float32
     ).blocks:
-        filled = torch.zeros(blocks.queries.shape, dtype=torch.bool)
-        filled.view(-1)[blocks.filling] = True
-        for queries, fills, keys, bias in zip(blocks.queries, filled, blocks.keys, blocks.bias, strict=True):
-            seen = (bias[~fills] == 0).any(dim=0)  # a key that fills up is seen by what fills up alone
-            assert bias.shape[1] - seen.sum() < cpu_attention.GRAIN, "no key is computed in vain but what fills up"
-            yield queries[~fills], keys[seen], bias[~fills][:, seen]
+        padded = torch.zeros(blocks.queries.shape, dtype=torch.bool)
+        padded.view(-1)[blocks.padding] = True
+        for queries, padding, keys, bias in zip(blocks.queries, padded, blocks.keys, blocks.bias, strict=True):
+            seen = (bias[~padding] == 0).any(dim=0)  # only padded queries see padded keys
+            assert bias.shape[1] - seen.sum() < cpu_attention.GRAIN, "no key but padding is computed in vain"
+            yield queries[~padding], keys[seen], bias[~padding][:, seen]
 
 
-def test_every_token_has_one_answer_and_sees_its_own_sequence_alone():
+def test_every_token_has_one_output_and_sees_its_own_sequence_alone():
     segments, sequences = lay_out(((300, 250, 200), (40, 50, 60), (3, 1), (45, 51, 60)))
     found = torch.zeros(sum(segments), sum(segments), dtype=torch.bool)
     queries = []

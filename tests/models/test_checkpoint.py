@@ -20,14 +20,16 @@ from otpo.methods.spec import resolve
 from otpo.models.checkpoint import (
     MARK,
     complete_checkpoints,
-    export,
     load_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
 )
-from otpo.models.policy import PolicyModel, shard
-from otpo.training.step import optimisation_step, preference_losses
+from otpo.models.export import export
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import shard
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.step import optimisation_step
 
 
 @pytest.fixture(scope="module")

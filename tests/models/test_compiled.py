@@ -15,12 +15,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
+from otpo.kernels.logprobs import LazyLogits, VocabularyKernels, tile_gradient_, tile_logprobs
 from otpo.methods.spec import resolve
 from otpo.models.adapters import adapters_off, add_adapters
 from otpo.models.compiled import check_compiler, compile_layers
-from otpo.models.logprobs import Passes, Predictions, differentiate, read
-from otpo.models.policy import PolicyModel, distribute, shard
-from otpo.training.step import adamw, optimisation_step, preference_losses
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import distribute, shard
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.optimizer import adamw
+from otpo.training.step import optimisation_step
 
 KEPT_QUICK = ("gemma2-window", "mixtral")  # both soft caps and windows; experts
 
@@ -120,17 +123,19 @@ def test_figures_of_the_vocabulary_are_those_that_are_not_compiled(scale, softca
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(n, 8, generator=generator) for n in (11, 300))
     targets = torch.randint(0, 300, (11,), generator=generator)
-    reference = Predictions(states.flip(0), weight, None, scale, softcap)
+    reference = LazyLogits(states.flip(0), weight, None, scale, softcap)
 
-    def figures(passes: Passes) -> list[torch.Tensor]:
+    def figures(kernels: VocabularyKernels) -> list[torch.Tensor]:
         inputs = [x.clone().requires_grad_() for x in (states, weight)]
-        predictions = Predictions(*inputs, None, scale, softcap, passes)
-        logps, squares, kl = predictions.logprobs(targets, squares=True, reference=reference)
+        lazy = LazyLogits(*inputs, None, scale, softcap, kernels)
+        logps, squares, kl = lazy.logprobs(targets, squares=True, reference=reference)
         assert squares is not None and kl is not None
         return [logps, squares, kl, *torch.autograd.grad((logps * kl).sum(), inputs)]
 
-    compiled = Passes(torch.compile(read, dynamic=True), torch.compile(differentiate, dynamic=True))
-    for found, exact in zip(figures(compiled), figures(Passes()), strict=True):
+    compiled = VocabularyKernels(
+        torch.compile(tile_logprobs, dynamic=True), torch.compile(tile_gradient_, dynamic=True)
+    )
+    for found, exact in zip(figures(compiled), figures(VocabularyKernels()), strict=True):
         torch.testing.assert_close(found, exact, rtol=2e-5, atol=2e-5)
     assert counters["stats"]["unique_graphs"] == 2
 

@@ -25,16 +25,20 @@ from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
 from otpo.methods.spec import resolve
 from otpo.models.adapters import (
-    AdaptersOff,
+    UnadaptedReference,
     adapters_off,
     add_adapters,
     check_adapters,
     check_quantization,
     gather_adapters,
 )
-from otpo.models.checkpoint import export, load_checkpoint, save_checkpoint
-from otpo.models.policy import PolicyModel, load_causal_lm, shard
-from otpo.training.step import optimisation_step, preference_losses
+from otpo.models.checkpoint import load_checkpoint, save_checkpoint
+from otpo.models.export import export
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import shard
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.step import optimisation_step
 from pipeline.recipe import make_recipe
 from pipeline.run.run import run
 
@@ -87,7 +91,7 @@ def test_training_starts_at_the_reference(mesh, start, method):
     model, optimizer = adapted(mesh, start)
     reference = base_logps(start)
     found = preference_losses(
-        model, resolve(method, {}), lambda _: {"reference": reference}, seed=0, reference=AdaptersOff(model)
+        model, resolve(method, {}), lambda _: {"reference": reference}, seed=0, reference=UnadaptedReference(model)
     )
     first, second = (
         optimisation_step(
@@ -101,7 +105,7 @@ def test_training_starts_at_the_reference(mesh, start, method):
 def test_gradients_are_those_of_plain_transformers_and_peft(mesh, start, tmp_path, tiny_llama):
     """DPO by full logits, one sequence at a time, the reference by peft's own `disable_adapter`."""
     model, _ = moved(mesh, start)
-    assert model.shares_prompts, "the flat layout is what is compared with the plain one"
+    assert model.backbone.shares_prompts, "the flat layout is what is compared with the plain one"
     reference = base_logps(start)
     found = preference_losses(model, resolve("dpo", {"beta": 0.05}), lambda _: {"reference": reference}, seed=0)
     output = found(collate_pairs(PAIRS))
@@ -163,7 +167,7 @@ def test_the_live_reference_is_as_good_as_a_second_copy(mesh, start, method):
     results = []
     for live in (True, False):
         model, _ = moved(mesh, start)
-        reference = AdaptersOff(model) if live else copy.eval()
+        reference = UnadaptedReference(model) if live else copy.eval()
         ref = base_logps(start)
         found = preference_losses(
             model, resolve(method, {}), lambda _, r=ref: {"reference": r}, seed=0, reference=reference

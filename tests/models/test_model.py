@@ -10,11 +10,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support.small_lm import PAIRS, small_lm
 
-import otpo.models.logprobs
+import otpo.kernels.logprobs
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError
-from otpo.models.logprobs import Predictions
-from otpo.models.policy import PolicyModel, load_causal_lm, pair_logprobs
+from otpo.kernels.logprobs import LazyLogits
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel, pair_logprobs
 from otpo.records import TokenCompletion
 
 
@@ -26,12 +27,12 @@ def head(n, size, vocabulary, dtype=torch.float64, seed=0):
 
 
 def fused_logprobs(hidden, weight, targets, **head):
-    return Predictions(hidden, weight, **head).logprobs(targets)[0]
+    return LazyLogits(hidden, weight, **head).logprobs(targets)[0]
 
 
 def small_chunks(patch, rows, vocabulary):
-    patch.setattr(otpo.models.logprobs, "CHUNK_LOGITS", rows * vocabulary)
-    patch.setattr(otpo.models.logprobs, "TILE_LOGITS", max(1, rows // 2) * vocabulary)
+    patch.setattr(otpo.kernels.logprobs, "CHUNK_LOGITS", rows * vocabulary)
+    patch.setattr(otpo.kernels.logprobs, "TILE_LOGITS", max(1, rows // 2) * vocabulary)
 
 
 def from_full_logits(hidden, weight, targets, bias, scale, softcap):
@@ -85,14 +86,14 @@ def test_chunking_changes_nothing(n, vocabulary, rows, seed):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("filling", [0, 2])
+@pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("chunk", [1, 3, 2**22], ids=lambda rows: f"chunk{rows}")
 @pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, None), (True, 0.25, 4.0)])
 def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(
-    monkeypatch, chunk, bias, scale, softcap, filling
+    monkeypatch, chunk, bias, scale, softcap, padding
 ):
     monkeypatch.setattr(
-        otpo.models.logprobs, "filled", lambda count, like: count + filling
+        otpo.kernels.logprobs, "bucket_size", lambda count, like: count + padding
     )  # as a CPU does it in bfloat16
     hidden, weight, b, targets, coefficients = head(11, 8, 37)
     frozen_hidden, frozen_weight, frozen_bias, _, of_kl = head(11, 8, 37, seed=1)
@@ -109,11 +110,11 @@ def test_figures_of_the_vocabulary_equal_full_distributions_in_float64(
         return torch.stack([log_p.gather(-1, targets[:, None])[:, 0], kl, log_p.exp().square().sum(-1).log().detach()])
 
     def ours(h, w, c=None):
-        reference = Predictions(
+        reference = LazyLogits(
             frozen_hidden.float(), frozen_weight.float(), frozen_bias.float() if bias else None, scale, softcap
         )
-        predictions = Predictions(h, w, c, scale, softcap)
-        logps, squares, kl = predictions.logprobs(targets, squares=True, reference=reference)
+        lazy = LazyLogits(h, w, c, scale, softcap)
+        logps, squares, kl = lazy.logprobs(targets, squares=True, reference=reference)
         assert not squares.requires_grad
         return torch.stack([logps, kl, squares])
 
@@ -130,8 +131,8 @@ def test_a_model_does_not_diverge_from_itself_and_does_from_another():
     model, other = PolicyModel(small_lm()), PolicyModel(small_lm())
     with torch.no_grad():
         other.lm.lm_head.weight += 0.1 * torch.randn_like(other.lm.lm_head.weight)
-        _, itself = model(batch, {"reference_kl"}, model.predictions(batch))
-    _, extras = model(batch, {"reference_kl"}, other.predictions(batch))
+        _, itself = model(batch, {"reference_kl"}, model.lazy_logits(batch))
+    _, extras = model(batch, {"reference_kl"}, other.lazy_logits(batch))
     assert itself["reference_kl"].abs().max() < 1e-5
     assert (extras["reference_kl"][batch.mask] > 1e-4).all() and (extras["reference_kl"][~batch.mask] == 0).all()
 
@@ -168,17 +169,17 @@ def test_gradient_only_where_it_is_asked_for():
 def test_a_chunk_holds_few_logits_at_a_time(monkeypatch):
     """Products of a chunk, and of these a tile in float32: never (N, V)."""
     products, tiles = [], []
-    of_products, of_logits = Predictions.products, otpo.models.logprobs._logits
-    monkeypatch.setattr(otpo.models.logprobs, "CHUNK_LOGITS", 1000)
-    monkeypatch.setattr(otpo.models.logprobs, "TILE_LOGITS", 300)
-    monkeypatch.setattr(Predictions, "products", lambda *a: products.append((o := of_products(*a)).numel()) or o)
-    monkeypatch.setattr(otpo.models.logprobs, "_logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
+    of_products, of_logits = LazyLogits.products, otpo.kernels.logprobs._logits
+    monkeypatch.setattr(otpo.kernels.logprobs, "CHUNK_LOGITS", 1000)
+    monkeypatch.setattr(otpo.kernels.logprobs, "TILE_LOGITS", 300)
+    monkeypatch.setattr(LazyLogits, "products", lambda *a: products.append((o := of_products(*a)).numel()) or o)
+    monkeypatch.setattr(otpo.kernels.logprobs, "_logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
     hidden, weight, _, targets, _ = head(300, 4, 100, torch.float32)
     hidden.requires_grad_()
     fused_logprobs(hidden, weight, targets).sum().backward()
     assert max(products) <= 1000 and max(tiles) <= 300
     assert sum(tiles) == 2 * 300 * 100 + 300, "once forward, once backward, and there the targets' once more"
-    assert sum(products) == 2 * 300 * 100 - 1000 * otpo.models.logprobs.KEPT_CHUNKS, (
+    assert sum(products) == 2 * 300 * 100 - 1000 * otpo.kernels.logprobs.KEPT_CHUNKS, (
         "the last chunks are kept for backward"
     )
 

@@ -15,8 +15,11 @@ from torch.distributed.tensor import DTensor
 from otpo.data.collate import collate_pairs
 from otpo.methods.spec import resolve
 from otpo.models.checkpoint import load_checkpoint, save_checkpoint
-from otpo.models.policy import PolicyModel, distribute, shard
-from otpo.training.step import adamw, optimisation_step, preference_losses
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import distribute, shard
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.optimizer import adamw
+from otpo.training.step import optimisation_step
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_between_passes_the_weights_are_float32_and_every_one_is_trained(mesh):
     model, _ = start(distribute, mesh)
     with torch.no_grad():
         model(collate_pairs(PAIRS))
-        model.predictions(collate_pairs(PAIRS))
+        model.lazy_logits(collate_pairs(PAIRS))
     optimizer, before = adamw(model, lr=1e-3, weight_decay=0.0), weights(model)
     assert {weight.dtype for weight in before.values()} == {torch.float32}
     go(model, optimizer, 1)
@@ -109,7 +112,7 @@ def test_a_pass_that_fails_leaves_the_weights_in_place(mesh):
     with pytest.raises(IndexError):
         model(broken)
     with pytest.raises(IndexError):
-        model.predictions(broken)
+        model.lazy_logits(broken)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.data.tokens import load_tokenizer
-from otpo.models.policy import load_causal_lm
+from otpo.models.loading import load_causal_lm
 
 STEPS = 20
 PEAK = 1e-3  # learning rate: linear to 0 after 2 steps of warm-up

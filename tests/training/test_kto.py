@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from support.random_pairs import random_side, spec_of
 from support.small_lm import PAIRS, small_lm
 
-from otpo.data.unpaired import as_pairs, collate_unpaired, mismatched, split_pairs
+from otpo.data.unpaired import collate_unpaired, mismatched, split_pairs, unpaired_prompts
 from otpo.errors import UserError, WorkError
 from otpo.methods.losses import completion_loss
 from otpo.methods.losses.unpaired import kto_values
 from otpo.models.policy import PolicyModel
-from otpo.records import TokenCompletion, TokenPair
+from otpo.records import PromptCompletions, TokenCompletion
+from otpo.training.objectives.unpaired import unpaired_losses
 from otpo.training.step import evaluate, optimisation_step
-from otpo.training.unpaired import unpaired_losses
 
 LENGTHS = [9, 3, 5, 12, 1, 7]
 LABELS = torch.tensor([True, False, False, True, False, False])
@@ -211,12 +211,14 @@ def test_pairs_are_split_as_trl_does():
     assert [item.row for item in ours] == [0, 0, 1, 1, 2, 2]
 
 
-def test_what_is_scored_has_a_key_of_its_own():
+def test_each_labelled_completion_has_a_cache_key_of_its_own():
     items = mismatched(split_pairs(PAIRS), seed=0)
-    keys = [pair.row for pair in as_pairs(items)]
+    prompts = list(unpaired_prompts(items))
+    keys = [prompt.key for prompt in prompts]
     assert len(set(keys)) == 6
-    first = TokenPair(keys[0], items[0].prompt_ids, items[0].completion_ids, items[0].mismatched_ids or [])
-    assert as_pairs(items)[0] == first
+    assert prompts[0] == PromptCompletions(
+        keys[0], items[0].prompt_ids, (items[0].completion_ids, items[0].mismatched_ids or [])
+    )
     batch = collate_unpaired(items)
     assert batch.keys == keys
     batch.rows[2] = -1

@@ -18,8 +18,8 @@ from otpo.data.unpaired import collate_unpaired, split_pairs
 from otpo.errors import UserError
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenCompletion
+from otpo.training.objectives.unpaired import unpaired_losses
 from otpo.training.step import evaluate
-from otpo.training.unpaired import unpaired_losses
 from pipeline.recipe import dump_yaml, make_recipe
 from pipeline.run.run import RunResult, run
 from pipeline.train.frozen_cache import FrozenLogProbs

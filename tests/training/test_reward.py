@@ -29,20 +29,11 @@ from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError, WorkError
 from otpo.methods.losses.reward import bradley_terry
 from otpo.methods.spec import resolve
-from otpo.models.checkpoint import export
-from otpo.models.policy import shard
-from otpo.models.reward_model import (
-    RewardModel,
-    Scorer,
-    load_margins,
-    load_reward_lm,
-    margins_of,
-    pad_token,
-    reward_losses,
-    save_margins,
-    score,
-)
+from otpo.models.export import export
+from otpo.models.reward_model import RewardModel, RewardScorer, load_reward_lm, pad_token
+from otpo.models.sharding import shard
 from otpo.records import TokenCompletion, TokenPair
+from otpo.training.objectives.reward import load_margins, margins_of, reward_losses, save_margins
 from otpo.training.step import evaluate, optimisation_step
 from pipeline.generate.engine import EngineConfig, Sampling
 from pipeline.generate.pairs import sample_pairs
@@ -136,7 +127,7 @@ def test_scores_are_those_of_transformers_one_answer_at_a_time_in_every_layout(t
     model = reward_model(tmp_path / "a")
     padded = reward_model(tmp_path / "b")
     padded.lm.set_attn_implementation("eager")
-    padded.shares_prompts = False
+    padded.backbone.shares_prompts = False
     plain = padded.lm
     answers = [p.chosen_ids for p in PAIRS] + [p.rejected_ids for p in PAIRS]
     with torch.no_grad():
@@ -178,7 +169,7 @@ def test_scores_are_those_of_transformers_for_every_architecture(family, tmp_pat
 def test_scores_that_are_not_finite_name_row_and_side(tmp_path):
     model = reward_model(tmp_path)
     model.lm.get_input_embeddings().weight.data[14] = math.nan  # the end of the first rejected answer
-    with pytest.raises(WorkError, match="found NaN or infinity in data row 0, rejected answer"):
+    with pytest.raises(WorkError, match="found NaN or infinity in data row 0, rejected completion"):
         reward_losses(model, resolve("reward-model", {}))(collate_pairs(PAIRS))
 
 
@@ -326,6 +317,10 @@ def test_a_causal_lm_is_no_reward_model(tmp_path):
 # ---- export and use ----
 
 
+def score(folder, prompts, completions, template="auto") -> list[float]:
+    return RewardScorer(folder, template=template)(prompts, completions)
+
+
 @pytest.fixture(scope="module")
 def exported(tiny_llama, tmp_path_factory):
     """A reward model with a head that is not zero, sharded and exported as the worker does it.
@@ -371,7 +366,7 @@ def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
 def test_messages_and_strings_in_the_template_score_alike_and_batches_change_nothing(exported):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     seen = []
-    found = Scorer(exported, batch_size=1)(PROMPTS, ANSWERS, lambda *counts: seen.append(counts))
+    found = RewardScorer(exported, batch_size=1)(PROMPTS, ANSWERS, lambda *counts: seen.append(counts))
     assert score(exported, messages, ANSWERS, template="literal") == pytest.approx(found, abs=1e-5)
     assert found != pytest.approx(score(exported, PROMPTS, ANSWERS, template="literal"), abs=1e-3)
     assert seen == [(1, 3), (2, 3), (3, 3)] and score(exported, [], []) == []

@@ -14,7 +14,8 @@ from support.training import losses, metrics, settings
 from test_cli import nothing_begun, otpo, refused
 
 from otpo.errors import UserError
-from otpo.models.reward_model import load_margins, score
+from otpo.models.reward_model import RewardScorer
+from otpo.training.objectives.reward import load_margins
 from pipeline.recipe import make_recipe
 from pipeline.run.run import RunResult, run
 from pipeline.sweep.search import Search, plan
@@ -155,7 +156,8 @@ def test_the_label_judges_the_answers_of_its_run(rewarded):
         [row["output"] for row in json.loads(this.folder.outputs(name, "small").read_text())]
         for name in ("base", "dpo")
     )
-    ours, theirs = (score(this.folder.model("rm"), PROMPTS, texts, template="chat") for texts in (dpo, base))
+    scorer = RewardScorer(this.folder.model("rm"), template="chat")
+    ours, theirs = scorer(PROMPTS, dpo), scorer(PROMPTS, base)
     expected = [1 + 1 / (1 + math.exp(b - a)) for a, b in zip(ours, theirs, strict=True)]
     verdicts = pd.read_parquet(this.folder.verdicts("small"))
     assert verdicts["preference"].tolist() == pytest.approx(expected, abs=1e-4)

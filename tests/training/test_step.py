@@ -17,19 +17,16 @@ from transformers import (
 )
 
 from otpo.data.collate import collate_completions, collate_pairs
+from otpo.data.micro_batches import micro_batches
 from otpo.errors import WorkError
 from otpo.methods import FROZEN_MODELS, resolve
 from otpo.models.policy import PolicyModel
 from otpo.records import LossOutput, TokenCompletion
-from otpo.training.step import (
-    adamw,
-    evaluate,
-    learning_rate,
-    micro_batches,
-    optimisation_step,
-    preference_losses,
-    supervised_losses,
-)
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.objectives.supervised import supervised_losses
+from otpo.training.optimizer import adamw
+from otpo.training.schedule import learning_rate
+from otpo.training.step import evaluate, optimisation_step
 
 
 @given(

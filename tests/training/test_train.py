@@ -22,12 +22,13 @@ from otpo.identity import model_fingerprint
 from otpo.methods.spec import MethodSpec
 from otpo.models.checkpoint import complete_checkpoints, read_state
 from otpo.models.policy import PolicyModel
-from otpo.training.step import evaluate, preference_losses
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.step import evaluate
 from pipeline.recipe import ModelConfig, Recipe, make_recipe
 from pipeline.run.run import run
+from pipeline.train.job import TrainJob
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens, prepare_tokens
-from pipeline.train.worker import TrainJob
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -1,23 +1,28 @@
-"""Few sizes of matrix products on a CPU, where oneDNN compiles each product of a size that is new to it.
+"""Pads matrix products to a few bucket sizes, so that oneDNN compiles each product once.
 
-Compiling takes as long as a large product itself, and a batch hardly ever has as many tokens as one before it. Filled
-up to few sizes it has. Fewer would be compiled even less, but what fills up is computed too.
+oneDNN compiles a kernel for every new size of a low-precision product, which takes as long as a large product, and the
+number of tokens differs from batch to batch. Coarser buckets would need fewer kernels, but padding is computed too.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-GRAIN = 16  # sizes are multiples of it
+from otpo.kernels.cpu import uses_cpu_kernels
+
+GRAIN = 16  # bucket sizes are multiples of it
 
 
-def filled(count: int, like: Tensor) -> int:
-    """How many tokens to compute with in place of `count`, where `like` is a tensor that they are multiplied with.
+def bucket_size(count: int, like: Tensor) -> int:
+    """How many tokens to compute with when there are `count`.
 
-    On a CPU, in less than float32 (whose products MKL does, which compiles none), the least of the sizes that holds
-    them: multiples of 16, and beyond 512 thirty-two for each doubling. Else `count`.
+    Low-precision products on a CPU are padded to the next multiple of 16, above 512 to the next of 32 sizes for each
+    doubling. Other products are not padded: MKL, which computes those in float32, does not compile.
+
+    Args:
+        like: a tensor that the tokens are multiplied with; its device and dtype decide.
     """
-    if like.device.type != "cpu" or like.dtype.itemsize >= 4:
+    if not uses_cpu_kernels(like) or like.dtype.itemsize >= 4:
         return count
     grain = max(GRAIN, 1 << max(0, (count - 1).bit_length() - 6))
     return -(-count // grain) * grain

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from support.small_lm import PAIRS, small_lm
 from support.training import pairs_of, settings
 
-from otpo.data.collate import collate_pairs
+from otpo.data.collate import collate_completions, collate_pairs
 from otpo.models.policy import PolicyModel
-from otpo.records import TokenPair
+from otpo.records import PromptCompletions, TokenCompletion, TokenPair
+from otpo.training.objectives.pair import cached_pairs, pair_prompts
 from pipeline.recipe import make_recipe
-from pipeline.train import frozen_cache as scorers
+from pipeline.train import frozen_cache
 from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache
 from pipeline.train.tokens import prepare_tokens
 
@@ -26,24 +29,56 @@ def model() -> PolicyModel:
 
 
 def fill(folder: Path, model, pairs, rank=0, world=1, size=2):
-    return fill_cache(folder, model, pairs, micro_batch_size=size, micro_batch_tokens=None, rank=rank, world=world)
+    return fill_cache(
+        folder, model, list(pair_prompts(pairs)), micro_batch_size=size, micro_batch_tokens=None, rank=rank, world=world
+    )
+
+
+def beside(cache: FrozenLogProbs, batch) -> torch.Tensor:
+    return cached_pairs({"reference": cache}, batch)["reference"]
 
 
 def test_the_cache_gives_what_the_model_says_in_any_batch(tmp_path, model):
     fill(tmp_path, model, PAIRS)
-    table = FrozenLogProbs(tmp_path)
+    cache = FrozenLogProbs(tmp_path)
     for members in (PAIRS, PAIRS[::-1], PAIRS[1:2], [PAIRS[2], PAIRS[0]]):
         batch = collate_pairs(members)
         with torch.no_grad():
-            torch.testing.assert_close(table.batch(batch), model(batch)[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(beside(cache, batch), model(batch)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_fillers_and_padding_are_zero(tmp_path, model):
-    table = fill(tmp_path, model, PAIRS)
+def test_padding_is_zero(tmp_path, model):
+    cache = fill(tmp_path, model, PAIRS)
     batch = collate_pairs(PAIRS)
     batch.rows[[0, 3]] = -1
-    values = table.batch(batch)
+    values = beside(cache, batch)
     assert (values[[0, 3]] == 0).all() and (values[~batch.mask] == 0).all() and (values[1, :1] != 0).all()
+
+
+def test_a_prompt_may_have_any_number_of_completions(tmp_path, model):
+    completions = ([8, 9, 10], [13], [22, 23, 24, 25])
+    items = [PromptCompletions(key, [5, 6, key], completions) for key in range(5)]
+    cache = fill_cache(tmp_path, model, items, micro_batch_size=1, micro_batch_tokens=None, rank=0, world=1)
+    for which, ids in enumerate(completions):
+        batch = collate_completions([TokenCompletion(key, [5, 6, key], ids) for key in (3, 0)])
+        for found in (cache, FrozenLogProbs(tmp_path)):
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    found.logprobs([3, 0], which, batch.mask), model(batch)[0], rtol=1e-5, atol=1e-5
+                )
+
+
+def test_parts_have_the_documented_format(tmp_path):
+    """Caches outlive versions of this code."""
+    arrays = {
+        "rows": np.array([7, 4], np.int64),
+        "lengths": np.array([[2, 1], [1, 3]], np.int64),
+        "logps": -np.arange(1, 8, dtype=np.float32),
+    }
+    save_file(arrays, tmp_path / "part-a.safetensors")
+    cache, mask = FrozenLogProbs(tmp_path), torch.ones(1, 3)
+    assert cache.logprobs([4, 7], 0, mask).tolist() == [[-4, 0, 0], [-1, -2, 0]]
+    assert cache.logprobs([4, 7], 1, mask).tolist() == [[-5, -6, -7], [-3, 0, 0]]
 
 
 def test_ranks_share_the_work(tmp_path, model):
@@ -56,7 +91,7 @@ def test_ranks_share_the_work(tmp_path, model):
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(scorers, "PART_BATCHES", 2)
+    monkeypatch.setattr(frozen_cache, "PART_BATCHES", 2)
     passes = []
 
     class Dies(torch.nn.Module):

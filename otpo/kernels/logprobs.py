@@ -1,6 +1,6 @@
 """Log-probabilities of tokens without ever holding the logits of all of them.
 
-Shape legend: N completion tokens of a batch, D hidden size, V vocabulary.
+Shape legend: N completion tokens of a batch, n rows of a chunk or tile, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from otpo.kernels.cpu.buckets import filled
+from otpo.kernels.cpu import uses_cpu_kernels
+from otpo.kernels.cpu.buckets import bucket_size
 
 CHUNK_LOGITS = 2**26  # of one matrix product, in the model's precision: 128 MiB in bfloat16
-KEPT_CHUNKS = 4  # whose logits stay for backward; those of the chunks before them are computed again
-TILE_LOGITS = 2**21  # of them in float32 at a time on a CPU: 8 MiB stay in its cache, through all that is done to them
+KEPT_CHUNKS = 4  # the last chunks, whose logits are kept for backward; those of earlier ones are computed again
+TILE_LOGITS = 2**21  # float32 logits at a time on a CPU: 8 MiB stay in its cache through all that is done to them
 
 
 class _FusedLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] in chunks of rows; backward computes again the logits that were not kept.
 
-    Beside it, in the same pass, log sum_v p_v^2 (no gradient) and, with a reference, KL(p_reference | p) of each row.
+    The same pass gives log sum_v p_v^2 (without gradient) and, with a reference, KL(p_reference | p) of each row.
     """
 
     @staticmethod
-    def forward(ctx, predictions, hidden, weight, bias, targets, squares, reference):
+    def forward(ctx, lazy, hidden, weight, bias, targets, squares, reference):
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         normalizers = torch.empty_like(logps)
         log_sum_squares = torch.empty_like(logps) if squares else None
         kl = torch.empty_like(logps) if reference is not None else None
         kept: deque[Tensor] = deque(maxlen=KEPT_CHUNKS if any(ctx.needs_input_grad) else 1)
         for chunk in _slices(len(targets), CHUNK_LOGITS // len(weight)):
-            products = predictions.products(chunk)
+            products = lazy.products(chunk)
             kept.append(products)
             for rows, tile in _tiles(chunk, products):
                 expected = None if reference is None else reference.log_softmax(rows)
-                found = predictions.passes.read(
-                    products[tile], targets[rows], expected, squares, predictions.scale, predictions.softcap
+                found = lazy.kernels.logprobs(
+                    products[tile], targets[rows], expected, squares, lazy.scale, lazy.softcap
                 )
                 for kind, values in zip((logps, normalizers, log_sum_squares, kl), found, strict=True):
                     if kind is not None:
                         kind[rows] = values
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
-        ctx.predictions, ctx.reference = predictions, reference
+        ctx.lazy, ctx.reference = lazy, reference
         ctx.kept = kept
         ctx.set_materialize_grads(False)
         if log_sum_squares is not None:
@@ -54,26 +55,26 @@ class _FusedLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _, grad_kl):
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        predictions = ctx.predictions
+        lazy = ctx.lazy
         _, need_hidden, need_weight, need_bias = ctx.needs_input_grad[:4]
         grad = normalizers.new_zeros(len(targets)) if grad is None else grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = _Sum() if need_weight else None
         grad_bias = _Sum() if need_bias and bias is not None else None
         for chunk in reversed(list(_slices(len(targets), CHUNK_LOGITS // len(weight)))):
-            products = ctx.kept.pop() if ctx.kept else predictions.products(chunk)
+            products = ctx.kept.pop() if ctx.kept else lazy.products(chunk)
             count = chunk.stop - chunk.start
             for rows, tile in _tiles(chunk, products):
                 to_kl, expected = (None, None) if grad_kl is None else (grad_kl[rows], ctx.reference.log_softmax(rows))
-                predictions.passes.differentiate(
+                lazy.kernels.gradient_(
                     products[tile], targets[rows], normalizers[rows], grad[rows], to_kl, expected,
-                    predictions.scale, predictions.softcap,
+                    lazy.scale, lazy.softcap,
                 )  # fmt: skip
-            products[count:] = 0  # what fills up
+            products[count:] = 0  # padding
             if grad_hidden is not None:
                 grad_hidden[chunk] = (products @ weight)[:count]
             if grad_weight is not None:
-                grad_weight.add(products.T @ _fill_up(hidden[chunk], weight))
+                grad_weight.add(products.T @ _padded_to_bucket(hidden[chunk], weight))
             if grad_bias is not None:
                 grad_bias.add(products.sum(0))
         return (
@@ -103,15 +104,15 @@ def _slices(n: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
 
-def _fill_up(states: Tensor, weight: Tensor) -> Tensor:
-    """(n', D) states, 0 behind the n that there are (`otpo.kernels.cpu.buckets`)."""
-    return nn.functional.pad(states, (0, 0, 0, filled(len(states), weight) - len(states)))
+def _padded_to_bucket(states: Tensor, weight: Tensor) -> Tensor:
+    """(n', D) states, padded with 0 (`otpo.kernels.cpu.buckets`)."""
+    return nn.functional.pad(states, (0, 0, 0, bucket_size(len(states), weight) - len(states)))
 
 
 def _tiles(chunk: slice, products: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows of the batch, and where they stand in the chunk. A GPU takes the chunk whole."""
+    """Rows of the batch, and their rows in the chunk. A GPU takes the chunk whole."""
     count = chunk.stop - chunk.start
-    rows = count if products.is_cuda else TILE_LOGITS // products.shape[1]
+    rows = TILE_LOGITS // products.shape[1] if uses_cpu_kernels(products) else count
     for tile in _slices(count, rows):
         yield slice(chunk.start + tile.start, chunk.start + tile.stop), tile
 
@@ -124,18 +125,20 @@ def _logits(products: Tensor, scale: float, softcap: float | None) -> Tensor:
     return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
 
 
-def read(
+def tile_logprobs(
     products: Tensor, targets: Tensor, expected: Tensor | None, squares: bool, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What the head's products say of their targets.
+    """Log-probabilities of one tile's targets, and what else is computed from its logits.
 
     Args:
-        products: (n, V) in the model's precision. targets: (n,).
-        expected: (n, V) a reference's log-probabilities. squares: whether log sum_v p_v^2 is wanted.
-        scale, softcap: of the `Predictions`.
+        products: (n, V) hidden states times the head, in the model's precision.
+        targets: (n,).
+        expected: (n, V) a reference's log-probabilities.
+        squares: whether log sum_v p_v^2 is wanted.
+        scale, softcap: of the `LazyLogits`.
 
     Returns:
-        Of each row, (n,) float32: log-probability, log of the sum of all exponentials, log sum_v p_v^2 or None,
+        For each row, (n,) float32: log-probability; log of the sum of all exponentials; log sum_v p_v^2 or None;
         KL(expected | p) or None.
     """
     logits = _logits(products, scale, softcap)
@@ -151,7 +154,7 @@ def read(
     return at_target - normalizers, normalizers, log_sum_squares, kl
 
 
-def differentiate(
+def tile_gradient_(
     products: Tensor,
     targets: Tensor,
     normalizers: Tensor,
@@ -161,22 +164,24 @@ def differentiate(
     scale: float,
     softcap: float | None,
 ) -> None:
-    """Put in the place of the head's products the gradient that arrives at them.
+    """Overwrite one tile's products with their gradient.
 
     Args:
-        products, targets, expected, scale, softcap: as for `read`. normalizers: (n,) that it gave.
-        grad: (n,) at the log-probabilities. grad_kl: (n,) at KL(expected | p), or None.
+        products, targets, expected, scale, softcap: as for `tile_logprobs`.
+        normalizers: (n,) from `tile_logprobs`.
+        grad: (n,) gradient of the log-probabilities.
+        grad_kl: (n,) gradient of KL(expected | p), or None.
     """
     pull = -grad if grad_kl is None else grad_kl - grad
 
-    def arriving(products: Tensor, expected: Tensor | None, own: Tensor | None) -> Tensor:
+    def gradient(products: Tensor, expected: Tensor | None, of_target: Tensor | None) -> Tensor:
         logits = _logits(products, scale, softcap)
         slope = 1 - (logits / softcap) ** 2 if softcap else None
         delta = logits.sub_(normalizers[:, None]).exp_().mul_(pull[:, None])
         if grad_kl is not None and expected is not None:
             delta -= grad_kl[:, None] * expected.exp()
-        if own is not None:
-            delta += own[:, None]
+        if of_target is not None:
+            delta += of_target[:, None]
         if slope is not None:
             delta *= slope
         if scale != 1:
@@ -184,28 +189,30 @@ def differentiate(
         return delta
 
     target = targets[:, None]
-    at_target = arriving(products.gather(-1, target), None if expected is None else expected.gather(-1, target), grad)
-    products.copy_(arriving(products, expected, None))
+    at_target = gradient(products.gather(-1, target), None if expected is None else expected.gather(-1, target), grad)
+    products.copy_(gradient(products, expected, None))
     # `scatter_` takes a hundred times as long on a CPU
     products[torch.arange(len(targets), device=targets.device), targets] = at_target[:, 0].to(products.dtype)
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What is done to the vocabulary element by element, a tile at a time: `read` and `differentiate`, or compiled."""
+class VocabularyKernels:
+    """The two element-wise functions over the vocabulary, as they are or compiled (`otpo.models.compiled`)."""
 
-    read: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = read
-    differentiate: Callable[..., None] = differentiate
+    logprobs: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = tile_logprobs
+    gradient_: Callable[..., None] = tile_gradient_
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model says of N positions, before the vocabulary is met.
+class LazyLogits:
+    """The logits of N positions, as hidden states and a head that are multiplied only a chunk at a time.
 
     Attributes:
-        states: (N, D) after the final norm. weight: (V, D) of the head. bias: (V,) or None.
-        scale: factor on the logits (Granite, Cohere). softcap: final logit soft-cap (Gemma 2).
-        passes: over the vocabulary.
+        states: (N, D) after the final norm.
+        weight: (V, D) of the head.
+        bias: (V,) of the head, or None.
+        scale: factor on the logits (Granite, Cohere).
+        softcap: final logit soft-cap (Gemma 2).
     """
 
     states: Tensor
@@ -213,25 +220,25 @@ class Predictions:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-    passes: Passes = Passes()
+    kernels: VocabularyKernels = VocabularyKernels()
 
     def products(self, rows: slice) -> Tensor:
-        """What the head gives for some of the positions, in the model's precision: (n, V), and what fills up behind."""
-        return nn.functional.linear(_fill_up(self.states[rows], self.weight), self.weight, self.bias)
+        """(n', V) states times the head for some positions, in the model's precision; rows beyond n are padding."""
+        return nn.functional.linear(_padded_to_bucket(self.states[rows], self.weight), self.weight, self.bias)
 
     def log_softmax(self, rows: slice) -> Tensor:
-        """(n, V) float32 log-probabilities of some of the positions."""
+        """(n, V) float32 log-probabilities of some positions."""
         return _logits(self.products(rows)[: rows.stop - rows.start], self.scale, self.softcap).log_softmax(-1)
 
     def logprobs(
-        self, targets: Tensor, *, squares: bool = False, reference: Predictions | None = None
+        self, targets: Tensor, *, squares: bool = False, reference: LazyLogits | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities of targets and, from the same pass, what else is asked of the vocabulary.
+        """Log-probabilities of targets and, from the same pass, other figures of the distribution.
 
         Args:
             targets: (N,) token ids.
             squares: whether to give log sum_v p_v^2.
-            reference: another model at the same positions, without gradient; its logits are recomputed in backward.
+            reference: another model's logits at the same positions, without gradient; backward computes them again.
 
         Returns:
             (N,) float32 log-probabilities, equal to `log_softmax(logits.float(), -1).gather(targets)`; (N,)

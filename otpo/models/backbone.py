@@ -1,0 +1,75 @@
+"""The part that policies and reward models share: token ids of a batch in, hidden states of its sequences out.
+
+Shape legend: S sequences, T padded completion length, N tokens of the flat layout, L padded length of a sequence,
+D hidden size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from otpo.data.collate import padded
+from otpo.kernels.cpu.buckets import bucket_size
+from otpo.models.attention import share_prompts
+from otpo.records import SequenceBatch
+
+
+class Backbone:
+    """A language model's decoder over a `SequenceBatch`.
+
+    It is no module: the model that uses it holds `lm` itself, so that the names of weights in checkpoints begin with
+    `lm.` whichever model that is. It must be called inside a forward pass of that model, where FSDP2 and
+    `otpo.kernels.mixed_precision` hold the weights ready.
+
+    Attributes:
+        shares_prompts: whether the model takes flat batches, in which a prompt is computed once for all its
+            completions. Otherwise sequences are padded.
+    """
+
+    def __init__(self, lm: PreTrainedModel):
+        self.lm = lm
+        self.shares_prompts = share_prompts(lm)
+
+    def decode(self, batch: SequenceBatch) -> Tensor:
+        """States after the final norm in the decoder's layout: (1, N, D) flat, or (S, L, D) padded.
+
+        N or L is padded to a bucket size (`otpo.kernels.cpu.buckets`).
+        """
+        about: dict[str, Tensor]
+        if self.shares_prompts:
+            ids, about = batch.input_ids[None], {"position_ids": batch.position_ids[None]}
+        else:
+            ids, attention_mask, _ = padded(batch)
+            about = {"attention_mask": attention_mask}
+        embeddings: Any = self.lm.get_input_embeddings()
+        padding = bucket_size(ids.shape[1], embeddings.weight) - ids.shape[1]
+        layout: dict[str, Any] = {name: nn.functional.pad(values, (0, padding)) for name, values in about.items()}
+        # pads with a token of the batch: another one's embedding may not be finite
+        layout["input_ids"] = torch.cat([ids, ids[:, :1].expand(-1, padding)], dim=1)
+        if self.shares_prompts:
+            layout["batch"] = batch
+        return self.lm.get_decoder()(use_cache=False, **layout).last_hidden_state
+
+    def predicting(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """(S, T, D) of the states that predict the completions' tokens.
+
+        Args:
+            states: in the decoder's layout, of any of its layers.
+        """
+        if self.shares_prompts:
+            return states[0][batch.positions]
+        sequences = torch.arange(len(states), device=states.device)
+        return states[sequences[:, None], padded(batch)[2]]
+
+    def last(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """(S, D) of the states of the sequences' last tokens; see `predicting`."""
+        if self.shares_prompts:
+            ends = list(itertools.accumulate(batch.segments))
+            return states[0][[ends[completion] - 1 for _, completion in batch.sequences]]
+        sequences = torch.arange(len(states), device=states.device)
+        return states[sequences, torch.tensor(batch.lengths, device=states.device) - 1]

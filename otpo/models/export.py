@@ -1,0 +1,85 @@
+"""A trained model written as Hugging Face folders.
+
+models/<label>/model/      config, safetensors, tokenizer, model card; adapters merged
+models/<label>/adapter/    the adapters alone, if the model has any, in peft's format
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoTokenizer, PreTrainedModel
+
+from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel
+from otpo.models.reward_model import RewardModel
+
+
+def export(
+    model: PolicyModel | RewardModel,
+    out: Path,
+    *,
+    tokenizer: str,
+    card: str,
+    dtype: torch.dtype,
+    pad_id: int | None = None,
+) -> None:
+    """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
+
+    The folder appears under its name only when it is whole. Adapters are written to `adapter` beside `out`, and merged
+    into the weights that they were trained beside, in the precision those were saved in (even if training read them in
+    4 bits).
+
+    Args:
+        tokenizer: folder or hub name of the tokenizer to save with the model.
+        card: the text of the model card.
+        dtype: to save in; merged weights keep the precision of the model that training started from.
+        pad_id: of the folder's tokenizer, where that is not the tokenizer's own.
+    """
+    adapted = has_adapters(model.lm)
+    state: dict[str, Any] = (
+        gather_adapters(model.lm)
+        if adapted
+        else get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    )
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        if adapted:
+            _save_merged(model.lm, state, partial, out.with_name("adapter"))
+        else:
+            _save_whole(model.lm, state, partial, dtype)
+        saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        if pad_id is not None:
+            saved_tokenizer.pad_token = saved_tokenizer.convert_ids_to_tokens(pad_id)
+        saved_tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _save_whole(lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
+    if lm.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    lm.save_pretrained(folder, state_dict=weights)
+    lm.config.dtype = dtype  # transformers has written that of the master weights
+    lm.config.save_pretrained(folder)
+
+
+def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, adapter: Path) -> None:
+    partial = adapter.with_name(adapter.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    start = load_causal_lm(str(lm.name_or_path))
+    merge_adapters(start, lm.peft_config[ADAPTER], adapters, partial).save_pretrained(folder)
+    shutil.rmtree(adapter, ignore_errors=True)
+    os.replace(partial, adapter)

@@ -1,0 +1,82 @@
+"""Causal language models read from a Hugging Face folder or the hub, ready to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging
+
+from otpo.errors import UserError
+
+
+def load_causal_lm(
+    path: str | Path, *, attn_implementation: str = "sdpa", four_bit: torch.dtype | None = None
+) -> PreTrainedModel:
+    """A causal LM in the precision it was saved in, with dropout off. No code from the model's folder is run.
+
+    Args:
+        four_bit: the precision to compute in with 4-bit weights (NF4 with doubly quantised scales, as in QLoRA,
+            https://arxiv.org/abs/2305.14314), by bitsandbytes on this process's GPU; None does not quantise.
+
+    Raises:
+        UserError: there is no such model, or it needs code of its own.
+    """
+    options: dict[str, Any] = {"dtype": "auto"}
+    if four_bit is not None:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=four_bit,
+        )
+        device = torch.device("cuda", torch.cuda.current_device())
+        options = {"dtype": four_bit, "quantization_config": quantization, "device_map": {"": device}}
+    try:
+        with no_bars() if Path(path).is_dir() else nullcontext():  # the bar of a download is useful
+            lm = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn_implementation, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    return without_dropout(lm)
+
+
+def without_dropout(lm: PreTrainedModel) -> PreTrainedModel:
+    """Switch off a model's dropout, in place, in training mode too."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return lm
+
+
+def layer_number(layer: int, layers: int) -> int:
+    """The number of a decoder layer from 1; a negative `layer` is counted from the end of `layers`."""
+    return layer if layer > 0 else layers + 1 + layer
+
+
+def check_layer(where: str, path: str | Path, layer: int) -> None:
+    """Raise a `UserError` if a model (its folder or hub name) has no such layer of hidden states."""
+    layers = AutoConfig.from_pretrained(path).num_hidden_layers
+    if not 1 <= layer_number(layer, layers) <= layers:
+        raise UserError(
+            f"{where}: {path} has {layers} decoder layers: expected 1 to {layers}, or -1 (the last) to -{layers},"
+            f" found {layer}."
+        )
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Transformers and the hub client draw no progress bars while the body runs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,91 @@
+"""Float32 master weights and low-precision compute: sharded by FSDP2 over several workers, or whole on one."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from otpo.kernels.mixed_precision import compute_in
+from otpo.models.policy import PolicyModel
+from otpo.models.reward_model import RewardModel
+
+Model = TypeVar("Model", bound=PolicyModel | RewardModel)
+
+
+def distribute(
+    model: Model,
+    mesh: DeviceMesh,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: bool = False,
+    keep_head: bool = False,
+) -> Model:
+    """Float32 master weights, compute in `dtype`: sharded over the workers of the mesh, or whole on a single one.
+
+    The frozen weights beside adapters (`otpo.models.adapters`) keep the precision they were saved in.
+
+    Args:
+        keep_head: see `shard`.
+    """
+    if mesh.size() > 1:
+        return shard(model, mesh, dtype=dtype, activation_checkpointing=activation_checkpointing, keep_head=keep_head)
+    _prepare(model, mesh.device_type, activation_checkpointing)
+    compute_in(dtype, _with_master_weights(model), decoder_layers(model), model.forward_methods)
+    return model
+
+
+def shard(
+    model: Model,
+    mesh: DeviceMesh,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: bool = False,
+    keep_head: bool = False,
+) -> Model:
+    """FSDP2 over the mesh: float32 master weights, compute in `dtype`, gradients reduced in float32.
+
+    Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
+    the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.
+
+    The frozen weights beside adapters are sharded like the others; 4-bit weights cannot be sharded and lie whole on
+    every rank.
+
+    Args:
+        keep_head: keep the root's weights whole after a forward pass. For a frozen model whose head is read by the
+            policy's backward pass (`LazyLogits`).
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    unsharded = {p for p in model.parameters() if not p.is_floating_point()}
+    _prepare(model, mesh.device_type, activation_checkpointing)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=unsharded)
+    # Without resharding, a forward pass without a backward pass (frozen models, evaluation) would leave the root whole:
+    # an optimizer or a checkpoint made then would hold the whole copies, which are never updated.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head, ignored_params=unsharded)
+    for name in model.forward_methods:
+        register_fsdp_forward_method(model, name)
+    return _with_master_weights(model)  # after sharding: an 8B model in float32 would take 32 GB on every device
+
+
+def _with_master_weights(model: Model) -> Model:
+    if all(p.requires_grad for p in model.parameters()):
+        model.float()
+    return model
+
+
+def _prepare(model: PolicyModel | RewardModel, device: str, activation_checkpointing: bool) -> None:
+    if all(p.is_floating_point() for p in model.parameters()):
+        model.to(device)  # loading has put quantised weights there already
+    if activation_checkpointing:
+        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def decoder_layers(model: PolicyModel | RewardModel) -> list[nn.Module]:
+    """The layers of a model's decoder, first to last."""
+    names = set(model.lm._no_split_modules or ())  # how transformers marks layers that stay in one piece
+    # FSDP2 gives a sharded layer a class of its own, derived from the layer's
+    return [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]

@@ -1,0 +1,128 @@
+"""Training a reward model on preference pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from otpo.data.collate import collate_pairs
+from otpo.data.rows import BadRow, Row, number_of
+from otpo.errors import UserError, WorkError
+from otpo.methods.spec import MethodSpec
+from otpo.models.reward_model import RewardModel, load_reward_lm
+from otpo.records import LossOutput, SequenceBatch, TokenPair
+from otpo.training.objectives.base import FrozenModels, Start
+from otpo.training.step import LossFunction
+
+
+@dataclass(frozen=True)
+class RewardObjective:
+    """The loss of a reward model, as a mean over pairs.
+
+    Attributes:
+        margins: data row -> by how much its chosen completion is better; None where the data has no margins.
+    """
+
+    spec: MethodSpec
+    margins: Mapping[int, float] | None = None
+
+    def load(self, start: Start) -> RewardModel:
+        """See `Objective`. A start without a scalar head gets one of zeros."""
+        return RewardModel(
+            load_reward_lm(
+                start.path, new_head=True, pad_id=start.pad_id, attn_implementation=start.attn_implementation
+            )
+        )
+
+    def collate(self, items: Sequence[TokenPair]) -> SequenceBatch:
+        """See `Objective`."""
+        return collate_pairs(items)
+
+    def losses(self, model: RewardModel, items: Iterable[TokenPair], frozen: FrozenModels) -> LossFunction:
+        """See `Objective`."""
+        return reward_losses(model, self.spec, self.margins)
+
+    def denominator(self, items: Sequence[TokenPair]) -> float:
+        """Pairs."""
+        return float(len(items))
+
+
+def reward_losses(model: RewardModel, spec: MethodSpec, margins: Mapping[int, float] | None = None) -> LossFunction:
+    """The loss of a reward model as a function of a batch of pairs.
+
+    Args:
+        margins: data row -> by how much its chosen completion is better.
+    """
+    loss = spec.method.loss.function
+
+    def losses(batch: SequenceBatch) -> LossOutput:
+        sides, lengths = list(model.scores(batch).chunk(2)), list(batch.mask.sum(-1).chunk(2))
+        rows = batch.rows[: len(sides[0])].tolist()
+        _check_finite(sides, rows)
+        if spec.hyperparameters["swap_answers"]:
+            sides, lengths = sides[::-1], lengths[::-1]
+        margin = None
+        if margins is not None:
+            margin = torch.tensor([margins.get(row, 0.0) for row in rows], device=batch.rows.device)
+        output = loss(*sides, margin, **spec.arguments(loss))
+        metrics = {"lengths/chosen": lengths[0], "lengths/rejected": lengths[1]}
+        return LossOutput(output.losses, output.metrics | metrics)
+
+    return losses
+
+
+def _check_finite(sides: list[Tensor], rows: list[int]) -> None:
+    bad = (~torch.isfinite(torch.stack(sides))).cpu()
+    if bad.any():
+        found = [
+            f"data row {rows[index]}, {('chosen', 'rejected')[side]} completion"
+            for side, index in bad.nonzero().tolist()
+        ]
+        raise WorkError(
+            f"Expected finite scores from the reward model, found NaN or infinity in {'; '.join(found[:8])}. Look at"
+            " these rows; if they are sound, lower the learning rate or train in float32."
+        )
+
+
+# ---- margins ----
+
+
+def margins_of(rows: Sequence[Row], pairs: Sequence[TokenPair], source: str) -> dict[int, float] | None:
+    """The column `margin` of the pairs' rows, None where no row has one.
+
+    Raises:
+        UserError: a pair without a margin, or with one that is no finite number.
+    """
+    if all(rows[pair.row].get("margin") is None for pair in pairs):
+        return None
+    margins = {}
+    for pair in pairs:
+        try:
+            margins[pair.row] = number_of(rows[pair.row], "margin")
+        except BadRow as reason:
+            raise UserError(
+                f"{source}: row {pair.row}: {reason}, and other rows have one. Every pair of a reward model needs a"
+                " finite `margin`, or none of them may have that column."
+            ) from None
+        if not math.isfinite(margins[pair.row]):
+            raise UserError(f"{source}: row {pair.row}: expected a finite margin, found {margins[pair.row]}.")
+    return margins
+
+
+def save_margins(path: str | Path, margins: Mapping[int, float]) -> None:
+    """Write margins as safetensors: `rows` int64, `margins` float32."""
+    rows, values = np.array(list(margins), np.int64), np.array(list(margins.values()), np.float32)
+    save_file({"rows": rows, "margins": values}, path)
+
+
+def load_margins(path: str | Path) -> dict[int, float]:
+    """What `save_margins` wrote."""
+    arrays = load_file(path)
+    return dict(zip(arrays["rows"].tolist(), arrays["margins"].tolist(), strict=True))

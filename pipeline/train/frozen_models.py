@@ -1,0 +1,88 @@
+"""The frozen models of one job: the reference, and those that its method names (`oracle`, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from otpo.dtypes import torch_dtype
+from otpo.errors import UserError
+from otpo.identity import model_fingerprint
+from otpo.models.adapters import UnadaptedReference
+from otpo.models.loading import load_causal_lm
+from otpo.models.policy import PolicyModel
+from otpo.models.sharding import distribute
+from otpo.records import PromptCompletions
+from otpo.training.objectives import CachedLogProbs
+from otpo.training.objectives.base import Reference
+from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
+from pipeline.train.job import TrainJob
+
+
+class JobFrozenModels:
+    """What an objective asks of frozen models (`otpo.training.objectives.FrozenModels`), on this rank.
+
+    Args:
+        policy: the trained model, before its first step: until then it is the reference.
+        micro_batch_tokens: of training.
+    """
+
+    def __init__(self, job: TrainJob, policy: PolicyModel, mesh: DeviceMesh, *, micro_batch_tokens: int):
+        self.job, self.policy, self.mesh, self.micro_batch_tokens = job, policy, mesh, micro_batch_tokens
+
+    def cached(self, items: Iterable[PromptCompletions]) -> dict[str, CachedLogProbs]:
+        """Log-probabilities of the items by each frozen model; see `FrozenModels`."""
+        if not self.job.frozen_models:
+            return {}
+        wanted = list(items)
+        return {name: self._cached(path, wanted) for name, path in self.job.frozen_models.items()}
+
+    def live_reference(self) -> Reference:
+        """The reference itself; see `FrozenModels`."""
+        if self.job.lora is not None:
+            return UnadaptedReference(self.policy)
+        return self._load(self.job.model, keep_head=True)
+
+    def _cached(self, path: str, items: Sequence[PromptCompletions]) -> FrozenLogProbs:
+        is_start = path == self.job.model
+        fingerprint: list[Any] = [self.job.model_fingerprint if is_start else None]
+        if not is_start:  # a label that an earlier job trained has a fingerprint only now
+            fingerprint = [model_fingerprint(path) if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(fingerprint)
+        elif self.job.quantization != "none":
+            fingerprint[0] += f"-{self.job.quantization}"
+        folder = cache_folder(
+            Path(self.job.caches),
+            model=fingerprint[0],
+            dtype=self.job.train["dtype"],
+            tokens=self.job.tokens_hash,
+        )
+        if is_start or agree_missing(FrozenLogProbs(folder).missing(items), items):
+            fill_cache(
+                folder,
+                self.policy if is_start else self._load(path),
+                items,
+                micro_batch_size=self.job.train["micro_batch_size"],
+                micro_batch_tokens=self.micro_batch_tokens,
+                rank=dist.get_rank(),
+                world=dist.get_world_size(),
+            )
+            dist.barrier()
+        return FrozenLogProbs(folder)
+
+    def _load(self, path: str, *, keep_head: bool = False) -> PolicyModel:
+        """A frozen model beside the policy."""
+        lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation)
+        ours, theirs = self.policy.lm.config.vocab_size, lm.config.vocab_size
+        if ours != theirs:
+            raise UserError(
+                f"{self.job.label}: the frozen model {path} has a vocabulary of {theirs} tokens, the policy"
+                f" {self.job.model} one of {ours}: they must share one tokenizer."
+            )
+        dtype = torch_dtype(self.job.train["dtype"])
+        model = distribute(PolicyModel(lm), self.mesh, dtype=dtype, keep_head=keep_head)
+        return model.requires_grad_(False).eval()

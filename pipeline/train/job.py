@@ -1,0 +1,56 @@
+"""What travels from the driver to the training workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One model to train, as plain values.
+
+    Attributes:
+        label: names the model and its folder.
+        model: folder or hub name of the model that training starts from, which is also the reference.
+        model_fingerprint: identity of that model. Every checkpoint keeps it: resuming must not change the reference.
+        tokens, validation_tokens: files of token ids: pairs, completions, or labelled completions, as the method's
+            objective needs them.
+        out: the folder `models/<label>`.
+        train: a `TrainConfig` as a dict.
+        total_steps: of the whole job.
+        method: settings of the label's method (`otpo.methods.spec.resolve`); None for supervised training.
+        frozen_models: name of a frozen model -> its folder or hub name.
+        caches: the folder of frozen models' log-probabilities.
+        tokens_hash: of the token ids of all rows.
+        card: the text of the model card.
+        lora: settings of adapters; only these are trained then.
+        quantization: of the weights beside the adapters.
+        margins: for a reward model, the file of its pairs' margins, if they have any.
+        score_pad: for a reward model, the token that pads what it scores (`otpo.models.reward_model.pad_token`).
+    """
+
+    label: str
+    model: str
+    model_fingerprint: str
+    attn_implementation: str
+    tokens: str
+    validation_tokens: str | None
+    out: str
+    train: dict[str, Any]
+    total_steps: int
+    method: dict[str, Any] | None
+    frozen_models: dict[str, str]
+    caches: str
+    tokens_hash: str
+    card: str
+    lora: dict[str, Any] | None = None
+    quantization: str = "none"
+    margins: str | None = None
+    score_pad: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`models/<label>`."""
+        return Path(self.out)
