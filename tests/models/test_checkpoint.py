@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.small_lm import PAIRS, small_lm
+from support.steps import go, weights
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from otpo.data.collate import collate_pairs
 from otpo.files import write_atomically
-from otpo.methods.spec import resolve
 from otpo.models.checkpoint import (
     MARK,
     complete_checkpoints,
@@ -28,8 +28,6 @@ from otpo.models.checkpoint import (
 from otpo.models.export import export
 from otpo.models.policy import PolicyModel
 from otpo.models.sharding import shard
-from otpo.training.objectives.pair import preference_losses
-from otpo.training.step import optimisation_step
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +40,6 @@ def mesh() -> Iterator[DeviceMesh]:
 def sharded(mesh, dtype=torch.float32, **changes):
     model = shard(PolicyModel(small_lm(**changes)), mesh, dtype=dtype)
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
-
-
-def go(model, optimizer, steps=1, lr=1e-2):
-    spec = resolve("simpo", {})
-    found = preference_losses(model, spec, lambda batch: {}, seed=0)
-    batch = [collate_pairs(PAIRS)]
-    return [
-        optimisation_step(model, optimizer, batch, found, denominator=3, max_grad_norm=1.0, lr=lr)["loss"]
-        for _ in range(steps)
-    ]
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in model.named_parameters()}
 
 
 def equal(first, second) -> bool:

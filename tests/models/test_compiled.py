@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from support.architectures import FAMILIES, make
+from support.architectures import PAIRS as FAMILY_PAIRS
 from support.small_lm import PAIRS, small_lm
-from test_architectures import FAMILIES, make
-from test_architectures import PAIRS as FAMILY_PAIRS
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.architectures import make
 from support.small_lm import PAIRS, small_lm
+from support.steps import go, weights
 from support.training import metrics, settings, write_pairs
-from test_architectures import make
-from test_checkpoint import go, weights
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.functional import logsigmoid

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SENTENCES
+from support.command import nothing_begun, otpo, refused
 from support.training import losses, metrics, pairs_of, settings
-from test_cli import nothing_begun, otpo, refused
 from transformers import AutoModelForCausalLM
 
 from otpo.data.token_file import load_tokens

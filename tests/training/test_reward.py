@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
+from support.architectures import FAMILIES, SEQUENCES, make
+from support.architectures import PAIRS as ARCHITECTURE_PAIRS
+from support.command import otpo, refused
 from support.random_pairs import spec_of
 from support.small_lm import PAIRS, small_lm
-from test_architectures import FAMILIES, SEQUENCES, make
-from test_architectures import PAIRS as ARCHITECTURE_PAIRS
-from test_cli import otpo, refused
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

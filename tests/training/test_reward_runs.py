@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import SENTENCES
+from support.command import nothing_begun, otpo, refused
 from support.training import losses, metrics, settings
-from test_cli import nothing_begun, otpo, refused
 
 from otpo.errors import UserError
 from otpo.models.reward_model import RewardScorer
