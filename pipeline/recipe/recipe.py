@@ -88,8 +88,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
                 )
-            needs = self.method(label).method.needs
-            if self.model.lora and "reward_head" in needs:
+            if self.model.lora and self.trains_rewards(label):
                 raise ValueError(
                     f"methods.{label}: a reward model is trained whole, its new head could not learn beside adapters:"
                     " train it in a recipe without model.lora"
@@ -126,7 +125,7 @@ class Recipe(Section):
 
     def trains_rewards(self, label: str) -> bool:
         """Whether a label of `methods` is a reward model: it scores answers and writes none."""
-        return label in self.methods and "reward_head" in self.method(label).method.needs
+        return label in self.methods and self.method(label).method.objective == "reward"
 
     def frozen_labels(self, label: str) -> dict[str, str]:
         """Frozen models of a label that are labels of this recipe themselves: name -> label."""

@@ -48,7 +48,7 @@ class Tokens:
         Raises:
             UserError: they were not made for such a method.
         """
-        needed, labelled = "unpaired" in spec.method.needs, bool(self.report.labels)
+        needed, labelled = spec.method.objective == "unpaired", bool(self.report.labels)
         if needed and not labelled and self.unpaired is not None:
             return self.unpaired
         if needed != labelled:
@@ -104,7 +104,7 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
 
     def save_pairs() -> Tokens:
         saved = save(key, items, validation)
-        scored = any("reward_head" in recipe.method(label).method.needs for label in recipe.methods)
+        scored = any(recipe.trains_rewards(label) for label in recipe.methods)
         margins = margins_of(rows, [*items, *validation], source) if scored and paired else None
         if margins is None:
             return saved
@@ -125,7 +125,7 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
 def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
     """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take these rows."""
     names = {label: recipe.method(label).method for label in recipe.methods}
-    unpaired = [label for label, method in names.items() if "unpaired" in method.needs]
+    unpaired = [label for label, method in names.items() if method.objective == "unpaired"]
     known = recognise(rows)
     if known == "unpaired" and len(unpaired) < len(names):
         label = next(label for label in names if label not in unpaired)

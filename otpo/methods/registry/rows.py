@@ -141,8 +141,7 @@ class Method:
     @property
     def needs(self) -> frozenset[str]:
         """What the record of log-probabilities must hold: names in `NEEDS`."""
-        kind = {"pair": frozenset[str](), "unpaired": frozenset({"unpaired"}), "reward": frozenset({"reward_head"})}
-        return self.loss.needs | self.weight_rule.needs | kind[self.objective]
+        return self.loss.needs | self.weight_rule.needs
 
     def weighted_by(self, rule: WeightRule) -> Method:
         """The same loss of pairs with the tokens weighted by another rule."""
