@@ -270,15 +270,15 @@ def run(
     if cache is not None:
         prompts = list(unpaired_prompts(items) if method == "kto" else pair_prompts(items))
         fill_cache(cache, frozen, prompts, micro_batch_size=3, micro_batch_tokens=None, rank=0, world=1)
-    table = FrozenLogProbs(cache) if cache is not None else None
+    cached = FrozenLogProbs(cache) if cache is not None else None
 
     def of_pairs(batch: SequenceBatch) -> dict[str, Tensor]:
-        return {"reference": live(frozen, batch)} if table is None else cached_pairs({"reference": table}, batch)
+        return {"reference": live(frozen, batch)} if cached is None else cached_pairs({"reference": cached}, batch)
 
     def of_completions(batch: UnpairedBatch) -> tuple[Tensor, Tensor]:
         if cached is None:
             return live(frozen, batch), live(frozen, batch.mismatched)
-        return cached_unpaired(table, batch)
+        return cached_unpaired(cached, batch)
 
     spec, start, gradients = spec_of(method), flat(policy.parameters()), []
     size = len(items) // 5
