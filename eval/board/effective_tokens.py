@@ -1,11 +1,11 @@
-"""How even the token weights of optimal transport are, and the sentences that say so.
+"""Effective tokens: whether optimal transport weights the tokens of a completion differently at all.
 
-The measure is the share of effective tokens, (sum w)^2 / sum w^2 over the number of tokens: 1 where all tokens of an
-answer weigh alike, 1 / n where one carries everything. It equals 1 / (1 + v^2) with v the weights' standard deviation
-over their mean, whatever the answer's length; normalised entropy comes near 1 faster the longer the answer is.
+The measure is the effective tokens, (sum w)^2 / sum w^2, as a share of the n tokens: 1 if all weights are equal, 1 / n
+if one token has all the weight. It equals 1 / (1 + v^2), where v is the weights' standard deviation over their mean,
+whatever the length of the completion. (Normalised entropy approaches 1 as completions get longer.)
 
-Only transport is spoken of: it is meant to tell tokens apart, and `reg` decides how sharply. Rules that weigh alike by
-definition (a mean, a sum) have nothing to say here.
+It is reported for transport only, which is meant to tell tokens apart; `reg` decides how sharply. Other rules may give
+equal weights by definition.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from eval.board.sentences import count
+from eval.board.numbers import count
 
-NEARLY_UNIFORM = 0.98  # share of effective tokens: the weights' standard deviation is a seventh of their mean
-MASS = "weights/transport_mass"  # only transport logs it
+NEARLY_UNIFORM = 0.98  # at this share, the weights' standard deviation is a seventh of their mean
+MASS = "weights/transport_mass"  # logged by transport only
 
 
 def effective_shares(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Effective tokens over tokens of the chosen and the rejected answer; None unless transport weighed them.
+    """Effective tokens over tokens, of the chosen and the rejected completion; None if transport did not weight them.
 
     Args:
         row: of weights.json: chosen_weights (m,), rejected_weights (n,) and their `metrics`.
@@ -39,37 +39,38 @@ def effective_shares(row: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def nearly_uniform(shares: tuple[float, float] | None) -> bool:
-    """Whether both answers' effective tokens exceed NEARLY_UNIFORM of their tokens."""
+    """Whether the effective tokens of both completions exceed NEARLY_UNIFORM of their tokens."""
     return shares is not None and min(shares) > NEARLY_UNIFORM
 
 
 def pair_sentence(row: Mapping[str, Any], label: str) -> str | None:
-    """What to know about a pair whose weights are nearly uniform."""
+    """A warning about a pair whose weights are nearly uniform; None if they are not."""
     shares = effective_shares(row)
     if shares is None or not nearly_uniform(shares):
         return None
     means = [sum(row[f"{side}_weights"]) / len(row[f"{side}_weights"]) for side in ("chosen", "rejected")]
     return (
-        f"Nearly uniform: under {label} every chosen token weighs about {means[0]:.2g} and every rejected one about "
-        f"{means[1]:.2g} (effective tokens: {_percents(shares)}). Here it does little but rescale the two answers."
+        f"Nearly uniform: {label} gives every chosen token a weight of about {means[0]:.2g} and every rejected one "
+        f"about {means[1]:.2g} (effective tokens: {_percents(shares)}). Here it only rescales the two completions."
     )
 
 
 def pairs_sentence(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """In how many pairs the weights are nearly uniform, if in any."""
+    """A warning that says in how many pairs the weights are nearly uniform; None if in none."""
     shares = [found for row in rows if (found := effective_shares(row)) is not None]
-    even = sum(nearly_uniform(found) for found in shares)
-    if not even:
+    uniform = sum(nearly_uniform(found) for found in shares)
+    if not uniform:
         return None
-    rule = f"both answers' effective tokens exceed {NEARLY_UNIFORM:.0%} of their tokens"
-    return f"The weights are nearly uniform in {even:,} of {count(len(shares), 'pair')} ({rule}). {_MEANING}"
+    rule = f"the effective tokens of both completions exceed {NEARLY_UNIFORM:.0%} of their tokens"
+    return f"The weights are nearly uniform in {uniform:,} of {count(len(shares), 'pair')} ({rule}). {_MEANING}"
 
 
 def run_sentence(label: str, metrics: pd.DataFrame) -> str | None:
-    """What to know about a training run whose weights were nearly uniform, over all its steps and tokens.
+    """A warning about a training whose weights were nearly uniform over all its steps; None if they were not.
 
     Args:
-        metrics: the lines of `metrics.jsonl`; those of evaluations are left out.
+        label: of the model.
+        metrics: the lines of its `metrics.jsonl`; those of evaluations do not count.
     """
     names = [f"{name}{side}" for name in ("weights/effective_tokens_", "lengths/") for side in ("chosen", "rejected")]
     if not {"loss", MASS, *names} <= set(metrics):
@@ -81,14 +82,12 @@ def run_sentence(label: str, metrics: pd.DataFrame) -> str | None:
     if not nearly_uniform(shares):
         return None
     return (
-        f"{label}: the token weights were nearly uniform over the run (effective tokens: {_percents(shares)}; the line "
-        f"is drawn at {NEARLY_UNIFORM:.0%}). {_MEANING} `otpo weights` shows pairs at several."
+        f"{label}: the token weights were nearly uniform over the run (effective tokens: {_percents(shares)}; above "
+        f"{NEARLY_UNIFORM:.0%} counts as nearly uniform). {_MEANING} `otpo weights` shows pairs at several reg."
     )
 
 
-_MEANING = (
-    "Such weights hardly tell tokens apart: they do little but rescale the two answers. A smaller reg sharpens them."
-)
+_MEANING = "Such weights hardly tell tokens apart; they only rescale the two completions. A smaller reg sharpens them."
 
 
 def _percents(shares: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""Prompts with every answer and verdict side by side, and which of them the page shows."""
+"""Prompts with every output and verdict side by side, and which of them the page shows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from eval.stats.win_rate import by_prompt
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One model's answer to a prompt and what the judge said of it."""
+class ShownOutput:
+    """One model's output for a prompt and the verdict on it.
+
+    Attributes:
+        name: the model's.
+        text: the output; None if it is not in the run's folder.
+        chance: probability in [0, 1] that it beats the reference's output; None if there is no verdict.
+        outcome: "wins", "loses", "ties" or "no verdict".
+        detail: whether the two orders agree, or why there is no verdict; may be empty.
+    """
 
     name: str
     text: str | None
-    chance: float | None  # that it wins, in [0, 1]; None where there is no verdict
-    outcome: str  # "wins", "loses", "ties" or "no verdict"
+    chance: float | None
+    outcome: str
     detail: str
 
     @property
@@ -32,16 +40,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt; `reference` is None where the reference's answers are not in the run's folder."""
+    """One prompt with all its outputs; `reference` is None if the reference's are not in the run's folder."""
 
     number: int
     instruction: str
     reference: str | None
-    answers: list[Answer]
+    outputs: list[ShownOutput]
 
 
 def examples(board: Board) -> list[Example]:
-    """Every judged prompt of a board, in order; several runs may have judged the same one."""
+    """Every judged prompt of a board, in order. A prompt that several runs judged is one example."""
     if board.verdicts.empty:
         return []
     rows_of = {name: by_occurrence(rows) for name, rows in board.outputs.items()}
@@ -52,29 +60,32 @@ def examples(board: Board) -> list[Example]:
         for name, index, error in zip(failed["generator"], failed["index"], failed["error"], strict=True):
             errors.setdefault((name, index), []).append(str(error))
     prompts = by_prompt(board.verdicts)
-    asked = occurrences(zip(prompts["generator"], prompts["instruction"], strict=True))
-    prompts["occurrence"] = [n for _, n in asked]
-    order = {name: i for i, name in enumerate(board.table["name"])}
-    found: dict[tuple[str, int], list[Answer]] = {}
+    judged = occurrences(zip(prompts["generator"], prompts["instruction"], strict=True))
+    prompts["occurrence"] = [n for _, n in judged]
+    rank = {name: i for i, name in enumerate(board.table["name"])}
+    found: dict[tuple[str, int], list[ShownOutput]] = {}
     for row in prompts.sort_values("index", kind="stable").to_dict("records"):
-        key = (row["instruction"], row["occurrence"])
-        output = rows_of.get(row["generator"], {}).get(key)
-        found.setdefault(key, []).append(_answer(row, _text(output), errors.get((row["generator"], row["index"]), [])))
+        key, name = (row["instruction"], row["occurrence"]), row["generator"]
+        text = _text(rows_of.get(name, {}).get(key))
+        found.setdefault(key, []).append(_shown(row, text, errors.get((name, row["index"]), [])))
     return [
-        Example(n, key[0], _text(reference.get(key)), sorted(answers, key=lambda a: order.get(a.name, len(order))))
-        for n, (key, answers) in enumerate(found.items(), 1)
+        Example(
+            number,
+            instruction=key[0],
+            reference=_text(reference.get(key)),
+            outputs=sorted(outputs, key=lambda output: rank.get(output.name, len(rank))),
+        )
+        for number, (key, outputs) in enumerate(found.items(), 1)
     ]
 
 
-def _answer(row: Mapping[Any, Any], text: str | None, errors: list[str]) -> Answer:
-    preference, flipped = row["preference"], row["flipped"]
-    detail = "" if flipped is None else "the two orders disagree" if flipped else "the two orders agree"
+def _shown(row: Mapping[Any, Any], text: str | None, errors: list[str]) -> ShownOutput:
+    name, preference, flipped = row["generator"], row["preference"], row["flipped"]
     if pd.isna(preference):
-        return Answer(
-            row["generator"], text, None, "no verdict", ", ".join(sorted(set(errors))) or "cause not recorded"
-        )
+        return ShownOutput(name, text, None, "no verdict", ", ".join(sorted(set(errors))) or "cause not recorded")
     outcome = "ties" if preference == 1.5 else "wins" if preference > 1.5 else "loses"
-    return Answer(row["generator"], text, preference - 1, outcome, detail)
+    detail = "" if flipped is None else "the two orders disagree" if flipped else "the two orders agree"
+    return ShownOutput(name, text, preference - 1, outcome, detail)
 
 
 def _text(row: Mapping[str, Any] | None) -> str | None:
@@ -82,14 +93,14 @@ def _text(row: Mapping[str, Any] | None) -> str | None:
 
 
 def sample(items: Sequence[Example], n: int) -> list[Example]:
-    """At most `n` of them, drawn at random with a fixed seed: not picked for what they show."""
+    """At most `n` examples, drawn at random with a fixed seed so that nobody picks them."""
     if len(items) <= n:
         return list(items)
     return sorted(random.Random(0).sample(list(items), n), key=lambda item: item.number)
 
 
 def failures(board: Board) -> list[dict[str, Any]]:
-    """Verdicts that did not come, by model and type: rows {name, verdicts, failed, types}."""
+    """Missing verdicts by model and kind of failure: rows {name, verdicts, failed, types}."""
     if board.verdicts.empty or "error" not in board.verdicts:
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""The page's pictures: matplotlib, drawn as inline SVG whose text stays text and takes the page's font."""
+"""The page's pictures, drawn by matplotlib as inline SVG. Their text stays text and has the page's font."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Distinguishable with every common colour blindness and at least 3:1 on white; marker and dash say the same again.
+# Distinguishable under every common colour blindness, with a contrast of at least 4.5 on white. Marker and dash tell
+# the labels apart too.
 COLOURS = ("#0b62a4", "#c4500c", "#00805a", "#8a3d8f", "#8a6400", "#3b3f8f", "#b0305c", "#2f7f8f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = ("", "6 2", "2 2", "8 2 2 2")
@@ -27,14 +28,14 @@ NEUTRAL = "#57606a"
 INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
 RAMP = "Blues"
-PICTURE = 256  # entries a side of the largest plan that is drawn
+PICTURE = 256  # a larger transport plan is averaged down to so many entries a side
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one label looks everywhere on the page."""
+    """How a label looks everywhere on the page."""
 
     colour: str
     marker: str
@@ -42,7 +43,7 @@ class Style:
 
 
 def styles(labels: Sequence[str], neutral: Sequence[str] = ("base",)) -> dict[str, Style]:
-    """A style a label, by its place among the sorted labels; `neutral` ones are grey."""
+    """The style of each label, by its place among the sorted labels. Labels in `neutral` are grey."""
     plain = sorted(set(labels) - set(neutral))
     found = {label: Style(NEUTRAL, "o", "1 2") for label in labels if label in neutral}
     for i, label in enumerate(plain):
@@ -53,12 +54,12 @@ def styles(labels: Sequence[str], neutral: Sequence[str] = ("base",)) -> dict[st
 
 
 def svg(figure: Figure, label: str) -> str:
-    """`figure` as an `<svg>` element that scales with its container and is named for a screen reader."""
+    """A figure as an `<svg>` element that scales with its container; `label` describes it to a screen reader."""
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
-        # The browser draws the text; that matplotlib's own font lacks a glyph does not matter.
+        # The browser draws the text, so a glyph that matplotlib's font lacks does not matter.
         warnings.filterwarnings("ignore", message=".*Glyph.*missing")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -68,8 +69,8 @@ def svg(figure: Figure, label: str) -> str:
     return re.sub(r"<svg[^>]*>", head + ' xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure, sized in CSS pixels, in the page's look."""
+def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure in the page's style, sized in CSS pixels."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -87,11 +88,20 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def win_rate_against_length(
     board: pd.DataFrame, looks: Mapping[str, Style], width: int = 1000, height: int = 430
 ) -> str:
-    """Win rate (filled, with its interval) and win rate at equal length (hollow) over mean length in characters."""
+    """Win rate over mean length in characters; empty if nothing was judged.
+
+    Filled marks are win rates with their intervals, hollow ones win rates at equal length.
+
+    Args:
+        board: a leaderboard.
+        looks: name -> its style.
+        width: CSS pixels.
+        height: CSS pixels.
+    """
     rows = board[board["win_rate"].notna() & board["avg_length"].notna()]
     if rows.empty:
         return ""
-    figure, axes = _figure(width, height)
+    figure, axes = empty_figure(width, height)
     boxes: list[Box] = []
     reference = rows["reference_length"].dropna()
     if len(reference):
@@ -111,13 +121,13 @@ def win_rate_against_length(
     lengths = [*rows["avg_length"], *reference[:1]]
     span = (max(lengths) - min(lengths)) or max(lengths) or 1
     axes.set_xlim(max(0, min(lengths) - 0.12 * span), max(lengths) + 0.22 * span)
-    axes.set_xlabel("Mean length of the answers, characters", fontsize=13, color=INK)
+    axes.set_xlabel("Mean length of the outputs, characters", fontsize=13, color=INK)
     axes.set_ylabel("Win rate, %", fontsize=13, color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     pixel = axes.transData.transform
-    for row in rows.to_dict("records"):  # what labels must keep clear of
+    for row in rows.to_dict("records"):  # labels must not cover these
         x = row["avg_length"]
         for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
             if not pd.isna(row[mark]):
@@ -133,7 +143,7 @@ def win_rate_against_length(
     for i, row in enumerate(rows.to_dict("records")):
         x, y = pixel((row["avg_length"], row["win_rate"]))
         text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
-        for obstacles in ([*boxes, *lines], boxes):  # a name may lie over the line; far from its mark it would confuse
+        for obstacles in ([*boxes, *lines], boxes):  # better over the line than far from its mark
             if box := _write(axes, obstacles, x, y, text, looks[row["name"]].colour, 13, reach=width / 8):
                 boxes.append(box)
                 break
@@ -149,7 +159,10 @@ def win_rate_against_length(
 def _write(
     axes: Axes, boxes: Sequence[Box], x: float, y: float, text: str, colour: str, size: int, reach: float = 60
 ) -> Box | None:
-    """Write `text` within reach of the point (pixels) where it covers none of the boxes; None where it cannot be."""
+    """Write `text` near a point where it covers no box; gives its box, or None if there is no place within `reach`.
+
+    Positions and sizes are in pixels.
+    """
     wide, tall = 0.6 * size * len(text), 1.15 * size
     frame = axes.get_window_extent()
     box = free_place(boxes, (frame.x0, frame.y0, axes.figure.bbox.width, frame.y1), x, y, wide, tall)
@@ -168,7 +181,16 @@ def _write(
 
 
 def free_place(boxes: Sequence[Box], frame: Box, x: float, y: float, wide: float, tall: float) -> Box | None:
-    """The place for a label of that size nearest to (x, y), right or left of it, inside `frame` and over no box."""
+    """The nearest place for a label beside (x, y), inside `frame` and over no box; None if there is none.
+
+    Args:
+        boxes: what is there already.
+        frame: where labels may go.
+        x: of the point to label.
+        y: of the point to label.
+        wide: width of the label.
+        tall: height of the label.
+    """
     offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
     gaps = [13, 40, 70]
     places = [(x + gap + abs(dy) / 8, y + dy) for dy in offsets for gap in gaps]
@@ -190,49 +212,27 @@ def _points_in_words(rows: pd.DataFrame) -> str:
     return "Win rate against mean length in characters: " + "; ".join(points) + ". The table above has all numbers."
 
 
-def curve(
-    key: str, title: str, metrics: Mapping[str, pd.DataFrame], looks: Mapping[str, Style], width: int = 330
-) -> str:
-    """One metric over the steps, a line a label (a running mean where there are many steps); rings are evaluations."""
-    figure, axes = _figure(width, round(0.62 * width))
-    for label, frame in metrics.items():
-        look = looks[label]
-        if key in frame:
-            line = frame[["step", key]].dropna()
-            window = max(1, len(line) // 30)
-            smooth = line[key].rolling(window, min_periods=1, center=True).mean()
-            if window > 1:
-                axes.plot(line["step"], line[key], color=look.colour, linewidth=0.8, alpha=0.18)
-            dash = tuple(float(d) for d in look.dash.split())
-            axes.plot(line["step"], smooth, color=look.colour, linewidth=1.8, linestyle=(0, dash or None))
-        if f"eval_{key}" in frame:
-            line = frame[["step", f"eval_{key}"]].dropna()
-            ring = {"markerfacecolor": "white", "markeredgecolor": look.colour, "markersize": 6, "linestyle": "none"}
-            axes.plot(line["step"], line[f"eval_{key}"], marker=look.marker, **ring)  # type: ignore[arg-type]
-    axes.set_xlabel("step", fontsize=12, color=INK)
-    axes.tick_params(labelsize=11)
-    axes.margins(x=0.02)
-    axes.locator_params(nbins=5)
-    return svg(figure, f"{title} over the training steps of {', '.join(metrics)}; last values are in the table below.")
-
-
 def plan_heatmap(
     plan: Any, chosen: Sequence[str], rejected: Sequence[str], words: str, *, named: bool = True
 ) -> tuple[str, int]:
-    """A transport plan (m, n), chosen tokens down and rejected ones across.
+    """A transport plan as a heat map, chosen tokens down and rejected ones across.
 
     Args:
-        words: what a reader who does not see the picture should know of it.
-        named: write every token beside its row or column; else the axes count tokens, and entries may be averaged.
+        plan: (m, n) mass.
+        chosen: (m,) tokens.
+        rejected: (n,) tokens.
+        words: the description for a screen reader.
+        named: write each token beside its row or column. Otherwise the axes count tokens, and a large plan is averaged
+            down.
 
     Returns:
-        The picture and the width in pixels at which it can be read.
+        The picture, and the width in pixels at which it is readable.
     """
     mass = np.asarray(plan, dtype=float)
     m, n = mass.shape
     cell = (24 if max(m, n) <= 30 else 15) if named else 600 / max(m, n)
     width = round((240 if named else 170) + cell * n)
-    figure, axes = _figure(width, (130 if named else 70) + max(70, cell * m))
+    figure, axes = empty_figure(width, (130 if named else 70) + max(70, cell * m))
     mesh = axes.imshow(
         block_means(mass, PICTURE), cmap=RAMP, vmin=0, aspect="auto", interpolation="none", extent=(0, n, m, 0)
     )
@@ -251,10 +251,10 @@ def plan_heatmap(
 
 
 def heat_image(values: Any, top: float) -> str:
-    """A matrix as a small picture, an entry a pixel: white at 0, darkest at `top` and above. Gives a data URI."""
+    """A matrix as the data URI of a small picture, one pixel an entry: white at 0, darkest at `top` and above."""
     from matplotlib.image import imsave
 
-    # 32 shades compress to half the bytes of 256 and look the same at this size
+    # 32 shades take half the bytes of 256 and look the same at this size.
     shades = np.round(31 * np.clip(np.atleast_2d(np.asarray(values, dtype=float)) / (top or 1.0), 0, 1)) / 31
     buffer = io.BytesIO()
     imsave(buffer, shades, cmap=RAMP, vmin=0, vmax=1, format="png")
@@ -262,7 +262,7 @@ def heat_image(values: Any, top: float) -> str:
 
 
 def block_means(values: Any, most: int) -> Any:
-    """A matrix averaged over blocks so that no side has more than `most` entries."""
+    """A matrix averaged over blocks, so that neither side has more than `most` entries."""
     for axis in (0, 1):
         size = values.shape[axis]
         if size > most:
@@ -273,6 +273,6 @@ def block_means(values: Any, most: int) -> Any:
 
 
 def _literal(token: str) -> str:
-    """A token as plain tick text: no mathematics mode, no line break, not too long."""
+    """A token as the text of a tick: without mathematics mode or line breaks, and not too long."""
     text = str(token).replace("\n", "\\n").replace("$", r"\$").strip() or "(space)"
     return text if len(text) <= 16 else text[:15] + "..."

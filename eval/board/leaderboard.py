@@ -1,16 +1,16 @@
-"""The table: a row a model and task, AlpacaEval's columns first, then what it does not report."""
+"""The leaderboard: one row a model and task. AlpacaEval's columns come first, ours after them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from eval.outputs import rows_of_prompts
+from eval.stats.intervals import win_rate_interval
 from eval.stats.length_control import (
     OFFICIAL_REFERENCE,
     Calibration,
@@ -19,12 +19,11 @@ from eval.stats.length_control import (
     load_calibration,
     why_not_official,
 )
-from eval.stats.win_rate import by_prompt, paired_differences, verbosity, win_rate_interval, win_rates
+from eval.stats.paired_differences import paired_differences
+from eval.stats.verbosity import verbosity
+from eval.stats.win_rate import by_prompt, win_rates
 from otpo.errors import UserError
 from otpo.files import replacing
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 ALPACA_EVAL_COLUMNS = (
     *("name", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"),
@@ -40,7 +39,7 @@ OWN_COLUMNS = (
 )
 COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
-# Below this share of answers on the rarer side of the reference's length, "equal length" is seldom seen.
+# Percent of outputs shorter (or longer) than the reference's below which "equal length" is an extrapolation.
 EXTRAPOLATION_SHARE = 10.0
 
 Rows = Sequence[Mapping[str, Any]]
@@ -56,41 +55,33 @@ def leaderboard(
     calibration: Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The board of one task, best win rate first.
+    """The leaderboard of one task, best win rate first.
 
     Args:
-        verdicts: a row a verdict (columns of verdicts.parquet), of one task.
+        verdicts: one row a verdict (columns of verdicts.parquet), of one task and reference.
         outputs: model label (`generator` in `verdicts`) -> rows of its model_outputs.json.
         reference: rows of the reference's model_outputs.json.
         judge: name of the judge model.
-        protocol: name of the prompt and parser that the judge was asked with.
-        calibration: folder of AlpacaEval's calibration files; used only where the reference is theirs.
+        protocol: how the judge was asked (`eval.judge.protocols`), or "reward".
+        calibration: folder of AlpacaEval's calibration files; used only if the reference is the one they belong to.
         seed: of every bootstrap.
 
     Returns:
-        `COLUMNS`. Rates and shares are percentages. Exactly one of length_controlled_winrate (AlpacaEval's own
-        definition) and length_adjusted_winrate (ours) is filled. `note` holds what a reader must know of the row.
+        A table with COLUMNS. Rates and shares are percentages. Only one of length_controlled_winrate (AlpacaEval's
+        definition) and length_adjusted_winrate (ours) is filled. `note` says what to know about the row.
 
     Raises:
-        UserError: bad calibration files; verdicts about answers that `outputs` or `reference` do not hold.
+        UserError: unusable calibration files, or verdicts about outputs that `outputs` or `reference` do not have.
     """
     prompts = by_prompt(verdicts)
-    table = load_calibration(Path(calibration)) if calibration else None
-    unofficial = why_not_official(reference) if table else "no calibration files were given"
+    loaded = load_calibration(Path(calibration)) if calibration else None
+    unofficial = why_not_official(reference) if loaded else "no calibration files were given"
     rows = []
     for name in dict.fromkeys(verdicts["generator"]):
         if name not in outputs:
-            raise UserError(f"verdicts about {name!r}: expected its answers, found those of {sorted(outputs)}.")
-        row = _row(
-            str(name),
-            prompts[prompts["generator"] == name],
-            verdicts,
-            outputs[name],
-            reference,
-            table,
-            unofficial,
-            seed,
-        )
+            raise UserError(f"verdicts about {name!r}: expected its outputs, found those of {sorted(outputs)}.")
+        own = prompts[prompts["generator"] == name]
+        row = _row(str(name), own, verdicts, outputs[name], reference, loaded, unofficial, seed)
         rows.append({**row, "judge": judge, "protocol": protocol})
     board = pd.DataFrame(rows, columns=list(COLUMNS))
     return board.sort_values("win_rate", ascending=False, kind="stable", na_position="last", ignore_index=True)
@@ -156,7 +147,7 @@ def _row(
         if min(longer, shorter) < EXTRAPOLATION_SHARE and longer + shorter > 0:
             side = "longer" if longer < shorter else "shorter"
             share = min(longer, shorter)
-            notes.append(f"only {share:.0f}% of its answers are {side} than the reference's: equal length extrapolates")
+            notes.append(f"only {share:.0f}% of its outputs are {side} than the reference's: equal length extrapolates")
     row["note"] = "; ".join(n for n in notes if n)
     return row
 
@@ -171,7 +162,7 @@ def _official(
     lengths: np.ndarray,
     calibration: Calibration,
 ) -> dict[str, float]:
-    if name == reference_name:  # by construction, as upstream
+    if name == reference_name:  # by definition, as in alpaca_eval
         return {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0}
     position = {row["instruction"]: i for i, row in enumerate(reference)}
     order = np.argsort([position[instruction] for instruction in prompts["instruction"]])
@@ -179,7 +170,7 @@ def _official(
 
 
 def _is_extreme(raw: float, controlled: float) -> bool:
-    """AlpacaEval's sign that the model failed: 10 points and a quarter of the way to 0 or 100."""
+    """AlpacaEval's sign that the length model failed: off by 10 points and by a quarter of the way to 0 or 100."""
     return controlled < min(raw * 0.75, raw - 10) or controlled > max(raw + (100 - raw) / 4, raw + 10)
 
 
@@ -198,9 +189,17 @@ def _total(verdicts: pd.DataFrame, column: str) -> float | None:
 def pairs_of_models(
     verdicts: pd.DataFrame, outputs: Mapping[str, Rows] | None = None, *, seed: int = 0
 ) -> pd.DataFrame:
-    """`stats.paired_differences` of every two models that `verdicts` (of one task) are about.
+    """`eval.stats.paired_differences` between every two models of a table of verdicts.
 
-    Prompts count as the same where instruction and reference answer are the same (their hashes, if present).
+    Two prompts are the same if their instruction and reference output are (by their hashes, if the table has them).
+
+    Args:
+        verdicts: one row a verdict, of one task.
+        outputs: model label -> rows of its model_outputs.json, for the lengths.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: a judged prompt has no row in its model's outputs.
     """
     prompts = by_prompt(verdicts)
     keys = [c for c in ("instruction_hash", "reference_hash") if c in prompts] or ["index"]
@@ -222,7 +221,7 @@ def pairs_of_models(
 
 
 def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
-    """What a board may be called: AlpacaEval 2 only with its judge, prompt and reference."""
+    """The title of a leaderboard. It is "AlpacaEval 2" only with that benchmark's judge, prompt and reference."""
     official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol.startswith("alpaca_eval")
     if official and task.startswith("alpaca_eval"):
         return "AlpacaEval 2"
@@ -232,53 +231,15 @@ def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
 
 
 def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
-    """Write `board` as CSV, in full precision."""
+    """Write a leaderboard as CSV, in full precision."""
     with replacing(path) as partial:
         board.to_csv(partial, index=False)
     return path
 
 
 def read_leaderboard(path: Path) -> pd.DataFrame:
-    """Read what `write_leaderboard` wrote; names stay text, missing columns are empty."""
+    """Read what `write_leaderboard` wrote. Names stay text; a column that the file lacks is empty."""
     text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "note")}
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
     return frame.assign(note=frame["note"].fillna(""))
-
-
-def render(board: pd.DataFrame, title: str | None = None) -> Table:
-    """`board` for a terminal: how good, how sure, how long, and what failed."""
-    from rich.table import Table
-
-    controlled = board["length_controlled_winrate"].notna().any()
-    # a column that says the same in every row is left out
-    context = [name for name in ("task", "reference") if board[name].nunique() > 1]
-    table = Table(title=title, title_justify="left")
-    for heading in ["model", *context]:
-        table.add_column(heading)
-    level = "length-controlled" if controlled else "length-adjusted"
-    for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
-        table.add_column(heading, justify="right")
-    for _, rows in board.groupby("task", sort=False):
-        for row in rows.to_dict("records"):
-            table.add_row(
-                str(row["name"]),
-                *(str(row[name]) for name in context),
-                number(row["win_rate"]),
-                f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
-                number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
-                f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
-                number(row["avg_length"], 0),
-                number(row["length_ratio"], 2),
-                str(row["n_failed"]),
-            )
-        table.add_section()
-    return table
-
-
-def number(value: Any, digits: int = 1) -> str:
-    """`value` rounded to `digits`, or n/a where there is none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-        return "n/a"
-    text = f"{value:,.{digits}f}"
-    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""The jinja2 environment of every page: autoescaped, strict about missing values, with the few filters it uses."""
+"""Renders and writes pages with jinja2: everything is escaped, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.board.leaderboard import number
+from eval.board.numbers import number, signed
 from otpo.files import write_atomically
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MARKER_PATHS = {
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from a template of this package; everything but our own pictures is escaped."""
+    """Fill a template of `templates/`. Everything but our own SVG is escaped."""
     return _environment().get_template(template).render(**context)
 
 
@@ -50,9 +50,3 @@ def _environment() -> Environment:
     environment.filters |= {"number": number, "signed": signed}
     environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
     return environment
-
-
-def signed(value: Any, digits: int = 1) -> str:
-    """A difference with its sign or n/a."""
-    text = number(value, digits)
-    return f"+{text}" if text[0].isdigit() and float(text.replace(",", "")) > 0 else text

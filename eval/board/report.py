@@ -1,7 +1,7 @@
-"""One self-contained page over any number of runs: who won, how sure, how long, and what made it.
+"""The report: one self-contained page about any number of runs.
 
-Reads only the files of the folders and fetches nothing: style and pictures are inside the page, which has no script.
-A part whose files are missing is left out.
+It is made of the files in their folders alone. Style and pictures are inside the page; it has no script and loads
+nothing. A section whose files are missing is left out.
 """
 
 from __future__ import annotations
@@ -14,41 +14,28 @@ from typing import Any
 import pandas as pd
 
 from eval import layout
+from eval.board.curves import training_curves
 from eval.board.effective_tokens import run_sentence
 from eval.board.examples import Example, examples, failures, sample
-from eval.board.figures import MANY_LABELS, Style, curve, styles, win_rate_against_length
+from eval.board.figures import MANY_LABELS, Style, styles, win_rate_against_length
 from eval.board.leaderboard import board_title, pairs_of_models, write_leaderboard
+from eval.board.numbers import count
 from eval.board.pages import render, write_page
 from eval.board.run_files import Board, RunFiles, boards, read_run, safe_name, shown_names
-from eval.board.sentences import claim, count, explanation, world_sentence
+from eval.board.sentences import claim, explanation, world_sentence
 from eval.board.weights_page import pair_views
 
 EXAMPLES_SHOWN = 30
 PROMPTS_A_PAGE = 100
 PAIRS_SHOWN = 30
 WEIGHTS_SHOWN = 5
-CURVES = {
-    "loss": "Loss",
-    "rewards/accuracies": "Reward accuracy",
-    "rewards/margins": "Reward margin",
-    "rewards/chosen": "Reward of chosen",
-    "rewards/rejected": "Reward of rejected",
-    "weights/entropy_chosen": "Weight entropy, chosen",
-    "weights/entropy_rejected": "Weight entropy, rejected",
-    "weights/transport_mass": "Transport mass",
-    "lengths/chosen": "Tokens of chosen",
-    "lengths/rejected": "Tokens of rejected",
-    "grad_norm": "Gradient norm",
-    "logps/chosen": "Log-probability of chosen",
-}
-MAX_CURVES = 12
-# Heading, column and digits; a column without any number is left out.
+# Heading, column and decimals. A column without any number other than 0 is left out.
 VERBOSITY = [
     ("Longer than reference", "longer_share", 1),
     ("Of its wins, longer", "wins_when_longer", 1),
     ("Win rate when longer", "win_rate_when_longer", 1),
     ("Win rate when shorter", "win_rate_when_shorter", 1),
-    ("Tokens an answer", "avg_tokens", 1),
+    ("Tokens an output", "avg_tokens", 1),
     ("Cut at the limit", "truncation_rate", 1),
     ("Verdicts that flip", "flip_rate", 1),
     ("Judge, USD", "judge_price_usd", 2),
@@ -56,19 +43,19 @@ VERBOSITY = [
 
 
 def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path:
-    """Write `report.html` into `out`, and the pages of verdicts beside it.
+    """Write `report.html` into `out`, and beside it the pages with all verdicts.
 
     Args:
-        run_dirs: folders of runs, or of `otpo judge`.
-        out: the folder to write to; for one run, usually its own. For several runs their one `leaderboard.csv` is
+        run_dirs: folders of runs, sweeps or `otpo judge`.
+        out: the folder to write to; for one run, usually its own. For several runs, their joint `leaderboard.csv` is
             written too, with the column `run`.
-        title: of the page; None is made of the runs' names.
+        title: of the page. Default: made of the runs' names.
 
     Returns:
         The path of report.html.
 
     Raises:
-        UserError: a folder that is none, or holds nothing to report.
+        UserError: a folder is missing, or has nothing to report.
     """
     runs = [read_run(Path(folder)) for folder in run_dirs]
     names = shown_names(runs)
@@ -84,21 +71,17 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
         | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
         for i, board in enumerate(found)
     ]
-    curves, curve_values, curve_labels = _curves(runs, names, looks)
+    metrics = {names[i, label]: frame for i, run in enumerate(runs) for label, frame in run.metrics.items()}
+    curves, curve_values = training_curves({k: v for k, v in metrics.items() if "step" in v and len(v)}, looks)
     weight_rows = [
         row | {"label": names[i, str(row.get("label"))]} for i, run in enumerate(runs) for row in run.weights
     ]
     weights, top = pair_views(weight_rows, WEIGHTS_SHOWN)
-    even = [
-        sentence
-        for i, run in enumerate(runs)
-        for label, frame in run.metrics.items()
-        if (sentence := run_sentence(names[i, label], frame))
-    ]
+    nearly_uniform = [text for label, frame in metrics.items() if (text := run_sentence(label, frame))]
     context: dict[str, Any] = {
         "title": title or f"{subject}: report",
         "eyebrow": title or f"Report on {subject}",
-        "footer": "Every number comes from the files of the run's folder. The page loads nothing from elsewhere.",
+        "footer": "Every number comes from the files in the run's folder. The page loads nothing from elsewhere.",
         "problems": [problem for run in runs for problem in run.problems],
         "boards": views,
         "looks": looks,
@@ -108,16 +91,16 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
         "truths": [_truth(run.name, run.world) for run in runs if run.world],
         "curves": curves,
         "curve_values": curve_values,
-        "curve_labels": curve_labels,
+        "curve_labels": [row["label"] for row in curve_values] if curves else [],
         "weights": weights,
-        "even": even,
+        "nearly_uniform": nearly_uniform,
         "weights_top": top,
         "weights_left_out": f"The first {len(weights)} pairs; all are in weights.json."
         if len(weight_rows) > sum(len(item["sides"][0]["rows"]) - 1 for item in weights)
         else "",
         "provenance": [view for run in runs if (view := _provenance(run))],
     }
-    context["has_weights"] = bool(weights or even)
+    context["has_weights"] = bool(weights or nearly_uniform)
     context["sections"] = _sections(context)
     return write_page(out / layout.REPORT, render("report.html.j2", **context))
 
@@ -129,13 +112,13 @@ def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict
 
 
 def _between_models(board: Board, found: Sequence[Board]) -> bool:
-    """Whether a board's reference is itself a row of another board of the task: models judged against each other."""
+    """Whether models were judged against each other: the reference is a row of another board of the same task."""
     rows = [name.split("/")[-1] for other in found if other.task == board.task for name in other.table["name"]]
     return board.reference in rows
 
 
 def _board_name(board: Board, found: Sequence[Board]) -> str:
-    """The task, and the reference where several boards share the task."""
+    """The task; with the reference, if several boards share the task."""
     shared = sum(other.task == board.task for other in found) > 1
     return f"{board.task}, against {board.reference}" if shared else board.task
 
@@ -155,13 +138,13 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("has_weights", "weights", "Token weights"),
         ("has_examples", "examples", "Examples"),
         ("has_failures", "failures", "Failed verdicts"),
-        ("provenance", "provenance", "What made it"),
+        ("provenance", "provenance", "Provenance"),
     ]
     return listed + [(anchor, name) for key, anchor, name in parts if context[key]]
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain dictionaries, None where there is no number."""
+    """Rows as plain dictionaries, with None for NaN."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(k): v for k, v in row.items()} for row in rows]
 
@@ -211,13 +194,13 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
 
 
 def _scale(table: pd.DataFrame) -> tuple[float, float]:
-    """The ends of the bars: 50 % and every interval, rounded outwards to 10 points."""
+    """The ends of the axis of win rates: all intervals and 50 %, rounded outwards to 10 points."""
     ends = [50.0, *table["win_rate_low"].dropna(), *table["win_rate_high"].dropna()]
     return max(0.0, 10 * math.floor(min(ends) / 10)), min(100.0, 10 * math.ceil(max(ends) / 10 + 1e-9))
 
 
 def _reach(pairs: pd.DataFrame) -> tuple[float, float]:
-    """The ends of the bars of differences: zero and every interval, with a little room."""
+    """The ends of the axis of differences: all intervals and zero, with a margin."""
     ends = [0.0, *(float(v) for c in ("low", "high") for v in pairs[c].dropna())]
     room = 0.05 * (max(ends) - min(ends)) or 1.0
     return min(ends) - room, max(ends) + room
@@ -226,12 +209,12 @@ def _reach(pairs: pd.DataFrame) -> tuple[float, float]:
 def _level_note(official: bool) -> str:
     if official:
         return (
-            "Length-controlled: AlpacaEval's definition, with its calibration files. Its published standard error "
+            "Length-controlled: AlpacaEval's definition, with its calibration files. Its standard error "
             "(lc_standard_error in leaderboard.csv) is the spread of fitted probabilities, not a sampling error."
         )
     return (
-        "Length-adjusted: what these verdicts predict if no answer were longer than the reference's, by a logistic fit "
-        "to this board alone. It is not AlpacaEval's length-controlled win rate; do not compare it with published ones."
+        "Length-adjusted: the win rate that a logistic fit to this board's verdicts predicts for outputs as long as "
+        "the reference's. It is not AlpacaEval's length-controlled win rate; do not compare it with published ones."
     )
 
 
@@ -252,27 +235,6 @@ def _verdict_pages(
 def _slug(task: str, i: int, found: Sequence[Board]) -> str:
     slug = safe_name(task)
     return slug if sum(board.task == task for board in found) == 1 else f"{slug}-board{i + 1}"
-
-
-def _curves(
-    runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str], looks: Mapping[str, Style]
-) -> tuple[list[dict[str, str]], list[dict[str, Any]], list[str]]:
-    metrics = {
-        names[i, label]: frame
-        for i, run in enumerate(runs)
-        for label, frame in run.metrics.items()
-        if "step" in frame and len(frame)
-    }
-    extra = sorted({str(c) for frame in metrics.values() for c in frame if str(c).startswith("weights/")} - set(CURVES))
-    titles = CURVES | {key: key.replace("/", ": ").replace("_", " ").capitalize() for key in extra}
-    keys = [key for key in titles if any(key in f and f[key].notna().any() for f in metrics.values())][:MAX_CURVES]
-    panels = [{"title": titles[key], "svg": curve(key, titles[key], metrics, looks)} for key in keys]
-    values = []
-    for label, frame in metrics.items():
-        tail = {key: frame[key].dropna() if key in frame else pd.Series(dtype=float) for key in keys}
-        cells = [float(v.tail(max(1, len(v) // 10)).mean()) if len(v) else None for v in tail.values()]
-        values.append({"label": label, "steps": frame["step"].max(), "cells": cells})
-    return panels, values, list(metrics) if panels else []
 
 
 def _truth(run: str, world: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +261,7 @@ def _truth(run: str, world: dict[str, Any]) -> dict[str, Any]:
 
 
 def _percent(cell: dict[str, Any] | None) -> dict[str, float | None]:
-    """An accuracy {value, low, high, n} in fractions as percentages."""
+    """An accuracy {value, low, high, n} with its fractions as percentages."""
     cell = cell or {}
     scaled = {k: None if cell.get(k) is None else 100 * cell[k] for k in ("value", "low", "high")}
     return scaled | {"n": cell.get("n")}

@@ -1,4 +1,4 @@
-"""Reads what a run folder, or a folder of `otpo judge`, holds; a missing part is left empty and never an error."""
+"""Reads the folder of a run, a sweep or `otpo judge` for the report. A missing part stays empty; it is not an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,21 @@ from otpo.files import write_atomically
 
 @dataclass
 class RunFiles:
-    """One folder. `problems` are sentences about files that are there and cannot be read."""
+    """What one folder holds.
+
+    Attributes:
+        name: of the folder.
+        board: its leaderboard.csv.
+        verdicts: task -> table of verdicts.
+        outputs: task (as its folder is called) -> label -> rows of outputs.
+        references: task (as its folder is called) -> the reference's rows.
+        metrics: label -> the lines of its metrics.jsonl.
+        weights: the rows of weights.json.
+        world: what is known of a small world, world.json.
+        manifest: manifest.json.
+        recipe: recipe.yaml, as text.
+        problems: one sentence for each file that is there but cannot be read.
+    """
 
     name: str
     board: pd.DataFrame | None = None
@@ -37,9 +51,17 @@ class RunFiles:
 
 @dataclass
 class Board:
-    """What is comparable: one task, judge, protocol and reference, over all the runs.
+    """What can be compared: the models of all runs that share a task, judge, protocol and reference.
 
-    `verdicts` has the names of `table` as its generators; `outputs` has them as keys. Either may be empty.
+    Attributes:
+        task: its name.
+        judge: the judge's name.
+        protocol: how the judge was asked.
+        reference: the reference's name.
+        table: the rows of the leaderboard, with the column `run`.
+        verdicts: with the names of `table` as generators; may be empty.
+        outputs: name in `table` -> rows of outputs; may be empty.
+        reference_rows: the reference's rows; may be empty.
     """
 
     task: str
@@ -52,29 +74,37 @@ class Board:
     reference_rows: list[dict[str, Any]]
 
 
-def write_answers(
+def write_outputs(
     folder: Path, task: str, outputs: Mapping[str, Sequence[dict[str, Any]]], reference: Sequence[dict[str, Any]]
 ) -> None:
-    """Put the answers that were judged where `read_run` finds them, in AlpacaEval's own format."""
+    """Put the outputs that were judged where `read_run` finds them, in AlpacaEval's format.
+
+    Args:
+        folder: the folder of a run or of `otpo judge`.
+        task: its name.
+        outputs: label -> rows.
+        reference: the reference's rows.
+    """
     for label, rows in outputs.items():
         _write_rows(layout.outputs_file(folder, safe_name(label), safe_name(task)), rows)
     _write_rows(layout.reference_file(folder, safe_name(task)), reference)
 
 
 def safe_name(name: str) -> str:
-    """`name` as one part of a path: a model may be called `org/model`."""
+    """A name as one part of a path; a model may be called `org/model`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    # As ASCII, since an output may hold half a surrogate pair, which UTF-8 cannot.
     write_atomically(path, json.dumps(list(rows), indent=1))
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run folder.
+    """Read the folder of a run, a sweep or `otpo judge`.
 
     Raises:
-        UserError: the folder does not exist or holds nothing that a report could show.
+        UserError: the folder does not exist, or has nothing that a report could show.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected the folder of a run or of `otpo judge`, found none.")
@@ -89,7 +119,7 @@ def read_run(folder: Path) -> RunFiles:
         run.references[path.parent.name] = _json(path, run, list) or []
     for path in sorted(folder.glob(f"{layout.outputs_file(Path(), '*', '*')}*")):
         rows = _json(path, run, list)
-        if rows:  # verdicts know a model by `generator`; its folder may be called otherwise
+        if rows:  # verdicts name a model by `generator`; its folder may have another name
             label = str(rows[0].get("generator") or path.parent.parent.name)
             run.outputs.setdefault(path.parent.name, {})[label] = rows
     for path in sorted(folder.glob(str(layout.label_folder(Path(), "*") / layout.METRICS))):
@@ -128,13 +158,13 @@ def _lines(path: Path, run: RunFiles) -> pd.DataFrame:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            # A run that was killed leaves half a line behind; a resumed one goes on after it.
+            # A killed run leaves half a line behind, and a resumed one continues after it.
             run.problems.append(f"line {n} of {path.parent.name}/{path.name} of {run.name} is not JSON")
     return pd.DataFrame(rows)
 
 
 def shown_names(runs: Sequence[RunFiles]) -> dict[tuple[int, str], str]:
-    """(run number, label) -> the name on the page: the label, with the run before it where two runs share one."""
+    """(run number, label) -> its name on the page: the label, preceded by the run's name if several runs have it."""
     labels = [_labels(run) for run in runs]
     names = [run.name for run in runs]
     shown = {}
@@ -156,7 +186,7 @@ def _labels(run: RunFiles) -> list[str]:
 
 
 def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> list[Board]:
-    """The boards of all runs, those of one task, judge, protocol and reference merged into one."""
+    """The boards of all runs. Those with the same task, judge, protocol and reference are merged."""
     merged: dict[tuple[str, ...], list[tuple[int, pd.DataFrame]]] = {}
     for i, run in enumerate(runs):
         if run.board is not None:

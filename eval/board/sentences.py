@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences a reader can quote."""
+"""What a leaderboard says, in sentences that a reader can quote."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from eval.board.leaderboard import number
+from eval.board.numbers import count, number, points, relative
 
 
 def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """One sentence: who won over what, and by how much. The headline of the page."""
+    """The headline of the page: who won against whom, and by how much."""
     judged = board[board["n_total"] > 0]
     if judged.empty:
         return "No verdict came back, so nothing can be said about who won."
@@ -26,14 +26,15 @@ def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
 
 
 def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """How sure the claim is, how long the answers are, and what failed: a few sentences."""
+    """A few sentences: how sure the claim is, how long the outputs are, and what failed."""
     judged = board[board["n_total"] > 0]
     if judged.empty:
         return [f"All {int(board['n_failed'].sum())} prompts are without a verdict; the causes are counted below."]
     best = judged.iloc[0]
     name, low, high = best["name"], best["win_rate_low"], best["win_rate_high"]
-    side = "above" if low > 50 else "below" if high < 50 else "and 50% is within it: level, as far as this can tell"
-    relation = side if low <= 50 <= high else f"all of it {side} 50%"
+    relation = "and 50% is inside it, so neither is shown to be better"
+    if low > 50 or high < 50:
+        relation = f"all of it {'above' if low > 50 else 'below'} 50%"
     sentences = [
         f"The 95% interval of {name} over {count(best['n_total'], 'prompt')} is {number(low)} to {number(high)}%, "
         f"{relation}."
@@ -56,16 +57,16 @@ def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
         sentences.append(f"At equal length its win rate is estimated at {number(adjusted)}%{bounds}.")
     if failed := int(board["n_failed"].sum()):
         asked = failed + int(board["n_total"].sum())
-        sentences.append(f"{failed:,} of {count(asked, 'answer')} got no verdict; they are counted, not guessed.")
+        sentences.append(f"{failed:,} of {count(asked, 'output')} got no verdict; they are counted, not guessed.")
     return sentences
 
 
 def length_sentence(judged: pd.DataFrame) -> str:
-    """How long the best model's answers are, beside the reference's and the next model's."""
+    """How long the best model's outputs are, compared with the reference's and the second model's."""
     best = judged.iloc[0]
     if pd.isna(best["avg_length"]):
-        return "How long the answers are is not known."
-    text = f"Its answers average {number(best['avg_length'], 0)} characters"
+        return "The lengths of the outputs are not known."
+    text = f"Its outputs average {number(best['avg_length'], 0)} characters"
     if not pd.isna(best["length_ratio"]):
         text += f", {relative(best['length_ratio'])} the reference's"
     if len(judged) > 1 and judged.iloc[1]["avg_length"] > 0:
@@ -75,7 +76,7 @@ def length_sentence(judged: pd.DataFrame) -> str:
 
 
 def world_sentence(world: dict[str, Any]) -> str | None:
-    """What the known truth says about the best label, where the accuracies of a small world are known."""
+    """How often the best model is right, if a small world's truth is known."""
     accuracy = world.get("accuracy") or {}
     held_out = {k: v["held_out"] for k, v in accuracy.items() if isinstance(v, dict) and "held_out" in v}
     trained = {k: v for k, v in held_out.items() if k != "base"}
@@ -91,7 +92,7 @@ def world_sentence(world: dict[str, Any]) -> str | None:
 
 
 def runner_up(judged: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any] | None:
-    """The paired difference between the two best models of a board, the better one first."""
+    """The paired difference between the two best models of a leaderboard, the better one first."""
     if len(judged) < 2 or pairs.empty:
         return None
     first, second = judged.iloc[0]["name"], judged.iloc[1]["name"]
@@ -99,28 +100,9 @@ def runner_up(judged: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any] | Non
         found = pairs[(pairs["better"] == better) & (pairs["other"] == other) & (pairs["n"] > 0)]
         if not found.empty:
             row = dict(found.iloc[0])
-            if sign < 0:  # failed verdicts can turn the order round on the prompts that both have
+            if sign < 0:  # failed verdicts can reverse the order on the prompts that both have
                 low, high = row["high"], row["low"]
                 row |= {"better": first, "other": second, "difference": -row["difference"]}
                 row |= {"low": None if pd.isna(low) else -low, "high": None if pd.isna(high) else -high}
             return row
     return None
-
-
-def points(value: float) -> str:
-    """A difference of percentages."""
-    return f"{number(value)} point" + ("" if number(value) == "1.0" else "s")
-
-
-def count(n: float, noun: str) -> str:
-    """`3 prompts`, `1 prompt`."""
-    return f"{int(n):,} {noun}" + ("" if int(n) == 1 else "s")
-
-
-def relative(ratio: float) -> str:
-    """A ratio of lengths as a reader says it: `12% shorter than`, `2.3 times as long as`, `as long as`."""
-    if round(ratio, 2) == 1:
-        return "as long as"
-    if ratio >= 2:
-        return f"{ratio:.1f} times as long as"
-    return f"{abs(ratio - 1) * 100:.0f}% {'longer' if ratio > 1 else 'shorter'} than"

@@ -1,4 +1,4 @@
-"""Token weights as text coloured by weight, for `otpo weights` and the report."""
+"""Token weights as text shaded by weight, for `otpo weights` and the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import numpy as np
 
 from eval.board.effective_tokens import MASS, effective_shares, nearly_uniform, pair_sentence, pairs_sentence
 from eval.board.figures import heat_image, plan_heatmap
-from eval.board.leaderboard import number
+from eval.board.numbers import count, number
 from eval.board.pages import render, write_page
-from eval.board.sentences import count
 
-# The darkest background on which the dark text keeps a contrast of 4.5.
-DARKEST = 0.7
-LARGEST_NAMED = 80  # tokens a side of a plan whose rows and columns can bear their tokens' names
-STRONGEST = 5
+DARKEST = 0.7  # opacity of the darkest background on which the text keeps a contrast of 4.5
+LARGEST_NAMED = 80  # a plan with more tokens a side has no room for their names
+STRONGEST = 5  # entries of a plan that are named in words
 IN_TABLE = {MASS, "weights/min", "weights/max"} | {
     f"weights/{figure}_{side}" for figure in ("entropy", "effective_tokens") for side in ("chosen", "rejected")
 }
@@ -28,20 +26,20 @@ def build_weights_page(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     """Write a self-contained page of token weights.
 
     Args:
-        rows: like weights.json: label, method, prompt, chosen_tokens and chosen_weights (m,), rejected_tokens and
-            rejected_weights (n,), uniform_chosen and uniform_rejected (a token's weight without the method), metrics;
-            and, where there is one, `plan` (m, n) and `grid`, cells that say what the tokens would weigh at other reg
-            and reg_m: reg, reg_m, asked, chosen_weights, rejected_weights, metrics, plan (of any size).
+        rows: as in weights.json: label, method, prompt, chosen_tokens and chosen_weights (m,), rejected_tokens and
+            rejected_weights (n,), uniform_chosen and uniform_rejected (a token's weight without the method), metrics.
+            Optional: `plan` (m, n), and `grid`, the same pair at other values of reg and reg_m, with cells {reg, reg_m,
+            asked, chosen_weights, rejected_weights, metrics, plan (of any size)}.
         out: the HTML file.
     """
     methods = sorted({str(row.get("label") or row.get("method")) for row in rows})
     pairs, top = pair_views(rows)
     page = render(
         "weights.html.j2",
-        title=f"What each token weighs: {', '.join(methods)}",
-        sentence=f"{count(len(pairs), 'preference pair')}. Every token of both answers, with what it counts in the "
-        "loss; beside it the same answer with every token counted alike.",
-        even=pairs_sentence(rows),
+        title=f"Token weights: {', '.join(methods)}",
+        sentence=f"{count(len(pairs), 'preference pair')}. Each token of both completions with its weight in the loss; "
+        "beside it, the same completion with uniform weights.",
+        nearly_uniform=pairs_sentence(rows),
         pairs=pairs,
         top=top,
     )
@@ -49,10 +47,14 @@ def build_weights_page(rows: Sequence[dict[str, Any]], out: Path) -> Path:
 
 
 def pair_views(rows: Sequence[dict[str, Any]], limit: int | None = None) -> tuple[list[dict[str, Any]], float]:
-    """What the template shows: a view a pair, the methods that weighed it side by side; and the scale's upper end.
+    """What the template shows of each pair, with its methods side by side; and the weight of the darkest shade.
 
     All pairs share one scale. It ends at the median of the pairs' largest weights, so that one extreme token does not
     make all the others look alike.
+
+    Args:
+        rows: see `build_weights_page`.
+        limit: show only the first so many pairs.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -79,7 +81,7 @@ def _pair_view(group: Sequence[dict[str, Any]], top: float) -> dict[str, Any]:
     return {
         "prompt": group[0]["prompt"],
         "sides": sides,
-        "even": [sentence for row in group if (sentence := pair_sentence(row, _label(row)))],
+        "nearly_uniform": [sentence for row in group if (sentence := pair_sentence(row, _label(row)))],
         "figures": [figures for row in group if (figures := _figures(row))],
         "metrics": [f"{_label(row)}: {text}" for row in group if (text := _other_metrics(row))],
         "plans": [plan for row in group if (plan := _plan(row))],
@@ -92,7 +94,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any] | None:
-    """A row of the table of figures: how even the weights are, and how much mass moved."""
+    """A row of the table of figures: effective tokens, entropy, range and mass of the weights."""
     metrics = row.get("metrics") or {}
     if "weights/entropy_chosen" not in metrics:
         return None
@@ -129,7 +131,7 @@ def _plan(row: dict[str, Any]) -> dict[str, Any] | None:
     named = max(mass.shape) <= LARGEST_NAMED
     words = f"Transport plan of {len(chosen)} chosen by {len(rejected)} rejected tokens. The most mass: {moves}."
     svg, width = plan_heatmap(mass, chosen, rejected, words, named=named)
-    sentence = f"How much mass moves from each chosen token (rows) to each rejected one (columns). The most: {moves}."
+    sentence = f"The mass that moves from each chosen token (rows) to each rejected one (columns). The most: {moves}."
     if not named:
         sentence += " The axes count tokens: there are too many to name."
     return {"label": _label(row), "svg": svg, "width": width, "sentence": sentence}
@@ -151,8 +153,8 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
         "reg": cell["reg"],
         "reg_m": cell["reg_m"],
         "asked": cell["asked"],
-        "even": nearly_uniform(effective_shares(cell)),
-        # a strip in the middle of the ramp is a mean weight
+        "nearly_uniform": nearly_uniform(effective_shares(cell)),
+        # a weight equal to the mean has the middle shade
         "chosen": heat_image(chosen[:, None], 2 * chosen.mean()),
         "rejected": heat_image(rejected[None], 2 * rejected.mean()),
         "plan": heat_image(mass, mass.max()),
@@ -163,7 +165,7 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(token: str) -> str:
-    """A token as it can be seen: marks of byte-level tokenizers and white space made visible."""
+    """A token with its white space made visible, including the Ġ and Ċ of byte-level tokenizers."""
     text = str(token).replace("Ġ", " ").replace("Ċ", "\n")
     return text.strip(" ").replace("\n", "↵").replace("\t", "⇥") or ("␣" if text else "∅")
 

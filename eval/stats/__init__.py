@@ -1,0 +1,1 @@
+"""Statistics of verdicts: win rates, intervals, paired differences, length control, verbosity."""

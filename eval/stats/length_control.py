@@ -1,9 +1,9 @@
-"""Win rates with the answers' lengths held equal.
+"""Win rates with the lengths of the outputs held equal: two estimates with two names.
 
-Two estimates under two names. `length_controlled` is AlpacaEval's definition (Dubois et al. 2024, arXiv:2404.04475;
-code: alpaca_eval/metrics/glm_winrate.py, `length_controlled_v1`). It leans on calibration files that belong to the 805
-AlpacaEval instructions and to the reference gpt4_1106_preview, and is not defined elsewhere. `length_adjusted` is the
-same idea without those files: it answers "what if no answer were longer" on any prompts, and is not comparable with
+`length_controlled` is AlpacaEval's definition (Dubois et al. 2024, arXiv:2404.04475; code: `length_controlled_v1` in
+alpaca_eval/metrics/glm_winrate.py). It needs calibration files that belong to AlpacaEval's 805 instructions and the
+reference gpt4_1106_preview, and is defined for nothing else. `length_adjusted` is the same idea without those files. It
+estimates the win rate on any prompts if no output were longer than the reference's, and cannot be compared with
 published length-controlled numbers.
 """
 
@@ -22,21 +22,29 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.stats.win_rate import RESAMPLES, Interval, valid_preferences
+from eval.stats.intervals import RESAMPLES, Interval
+from eval.stats.win_rate import valid_preferences
 from otpo.errors import UserError
 
 OFFICIAL_REFERENCE = "gpt4_1106_preview"
-# Of the 805 instructions in their published order: the calibration files know them only by position.
+# Hash of the 805 instructions in their published order; the calibration files know them only by position.
 OFFICIAL_INSTRUCTIONS_SHA256 = "c5770d532bf3f697768ed9a57a05d8b58b2617321ca65070620f059676e7c99a"
-# Weight of the rows of the two gamed baselines together (`regularize_to_baseline_lambda`).
+# Weight of the rows of both gamed baselines together (`regularize_to_baseline_lambda`).
 GAMED_WEIGHT = 0.2
-# A ridge on the length coefficient: without one it is infinite where length alone decides every verdict.
+# Ridge penalties. Without one, the length coefficient would be infinite if length alone decided every verdict.
 SLOPE_RIDGE, LEVEL_RIDGE = 0.04, 1e-6
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """AlpacaEval's calibration: difficulty (n,), and the gamed rows' features (g, 3) and preferences (g,) in [0, 1]."""
+    """AlpacaEval's calibration.
+
+    Attributes:
+        difficulty: (n,) of the instructions.
+        gamed_features: (g, 3) of the gamed baselines' rows: length difference, difficulty, whether it is not gamed.
+        gamed_preference: (g,) of these rows, in [0, 1].
+        files: names of the files.
+    """
 
     difficulty: np.ndarray
     gamed_features: np.ndarray
@@ -48,7 +56,7 @@ def load_calibration(folder: Path) -> Calibration:
     """Read `instruction_difficulty.csv` and the one `df_gamed*.csv` of a folder.
 
     Raises:
-        UserError: a file is missing, there are several gamed files, or columns are not the published ones.
+        UserError: a file is missing, there are several gamed files, or a published column is missing.
     """
     difficulty_path, gamed_paths = folder / "instruction_difficulty.csv", sorted(folder.glob("df_gamed*.csv"))
     if not difficulty_path.is_file() or len(gamed_paths) != 1:
@@ -78,22 +86,22 @@ def load_calibration(folder: Path) -> Calibration:
 
 
 def why_not_official(reference: Sequence[Mapping[str, Any]]) -> str:
-    """Empty where `reference` is the list that AlpacaEval's calibration belongs to, else what differs, in a sentence.
+    """Why AlpacaEval's calibration does not apply to a reference; empty if it does.
 
-    The list must be AlpacaEval's 805 instructions, in order, each answered by gpt4_1106_preview.
+    It applies to AlpacaEval's 805 instructions, in order, with outputs of gpt4_1106_preview.
     """
     if len(reference) != 805:
-        return f"the reference has {len(reference)} answers, not AlpacaEval's 805"
+        return f"the reference has {len(reference)} outputs, not AlpacaEval's 805"
     digest = hashlib.sha256(json.dumps([row["instruction"] for row in reference]).encode()).hexdigest()
     if digest != OFFICIAL_INSTRUCTIONS_SHA256:
         return "the reference's instructions are not AlpacaEval's 805 in their published order"
     if generators := {str(row.get("generator")) for row in reference} - {OFFICIAL_REFERENCE}:
-        return f"the reference answers are by {', '.join(sorted(generators))}, not {OFFICIAL_REFERENCE}"
+        return f"the reference's outputs are by {', '.join(sorted(generators))}, not {OFFICIAL_REFERENCE}"
     return ""
 
 
 def standard_length_difference(reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike) -> np.ndarray:
-    """(n,) reference minus model in characters over its standard deviation (ddof 1, not centred)."""
+    """(n,) length of the reference minus the model's, over its standard deviation (ddof 1; not centred)."""
     delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
     spread = delta.std(ddof=1) if len(delta) > 1 else 0.0
     if spread > 0:
@@ -106,19 +114,20 @@ def length_controlled(
 ) -> dict[str, float]:
     """AlpacaEval's length-controlled win rate of one model (`length_controlled_v1`).
 
-    A logistic model without intercept: logit P(model wins) = a tanh(d) + b difficulty + c not_gamed, with d from
-    `standard_length_difference`; L1-penalised, its strength chosen by 5-fold cross-validation grouped by prompt. The
-    win rate is its mean prediction with d = 0.
+    A logistic model without intercept, logit P(model wins) = a tanh(d) + b difficulty + c not_gamed, with d from
+    `standard_length_difference`. It has an L1 penalty, whose strength 5-fold cross-validation grouped by prompt
+    chooses. The win rate is its mean prediction with d = 0.
 
     Args:
-        preference: (n,) in the calibration's order; NaN where the judge gave no verdict (not trained on, predicted).
+        preference: (n,) in the calibration's order. NaN where the judge gave no verdict; these rows are predicted but
+            not fitted.
         reference_lengths: (n,) characters.
         lengths: (n,) characters.
         calibration: of the same n instructions.
 
     Returns:
         length_controlled_winrate and lc_standard_error. The latter is AlpacaEval's: the spread of the fitted
-        probabilities over prompts, not a sampling error (it is several times too small for one).
+        probabilities over prompts. As a sampling error it would be several times too small.
     """
     chance = valid_preferences(preference) - 1
     if len(chance) != len(calibration.difficulty):
@@ -127,7 +136,7 @@ def length_controlled(
         return {"length_controlled_winrate": math.nan, "lc_standard_error": math.nan}
     delta = standard_length_difference(reference_lengths, lengths)
     own = np.column_stack([np.tanh(delta), calibration.difficulty, np.ones_like(delta)])
-    # Gamed rows first, as upstream: the order decides which prompts share a fold.
+    # Gamed rows first, as in alpaca_eval: the order decides which prompts share a fold.
     features = np.vstack([calibration.gamed_features, own])
     target = np.concatenate([calibration.gamed_preference, chance])
     weight = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT / 2)
@@ -142,7 +151,7 @@ def length_controlled(
 
 
 def _fit_soft_labels(features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Any:
-    """Logistic regression on probabilities: a row stands twice, as a win weighted p and a loss weighted 1 - p."""
+    """Logistic regression on probabilities: each row enters twice, as a win with weight p and a loss with 1 - p."""
     import sklearn
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.metrics import make_scorer
@@ -155,7 +164,7 @@ def _fit_soft_labels(features: np.ndarray, target: np.ndarray, weight: np.ndarra
     prob, true_weight = np.concatenate([target, 1 - target]), np.concatenate([weight, weight])
     labels = np.repeat([1, 0], len(target))
     with warnings.catch_warnings(), sklearn.config_context(enable_metadata_routing=True):
-        # scikit-learn announces new spellings of `penalty` and of fitted attributes; the fit is the same.
+        # scikit-learn warns of future names of `penalty` and of fitted attributes; the fit is the same.
         warnings.simplefilter("ignore")
         scorer = make_scorer(log_loss, response_method="predict_proba", greater_is_better=False)
         model = LogisticRegressionCV(
@@ -181,16 +190,16 @@ def _fit_soft_labels(features: np.ndarray, target: np.ndarray, weight: np.ndarra
 def length_adjusted(
     preference: npt.ArrayLike, reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike, *, seed: int = 0
 ) -> tuple[float | None, Interval]:
-    """Win rate at equal length from these verdicts alone, in percent, with a bootstrap interval over prompts.
+    """Win rate at equal length, from these verdicts alone, with a bootstrap interval over prompts. In percent.
 
-    logit P(model wins) = a tanh(d) + c by maximum likelihood on the preferences as soft labels (a weak ridge keeps `a`
-    finite); the estimate is the prediction at d = 0. Where every length difference is zero it is the win rate.
+    Fits logit P(model wins) = a tanh(d) + c by maximum likelihood, with preferences as soft labels and a weak ridge
+    that keeps `a` finite. The estimate is the prediction at d = 0. If all lengths are equal, it is the win rate.
 
     Args:
-        preference: (n,) NaN allowed.
+        preference: (n,) preferences, NaN allowed.
         reference_lengths: (n,) characters.
         lengths: (n,) characters.
-        seed: of the resampling.
+        seed: of the bootstrap.
     """
     chance = valid_preferences(preference) - 1
     kept = ~np.isnan(chance)
@@ -208,7 +217,7 @@ def length_adjusted(
 
 
 def _levels(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(b,) levels 100 sigmoid(c) of b fits to the rows (n,) weighted by counts (b, n), by Newton's method at once."""
+    """(b,) levels 100 sigmoid(c) of b fits to rows x, y (n,) with weights `counts` (b, n), by Newton's method."""
     theta = np.zeros((len(counts), 2))
     ridge = np.array([SLOPE_RIDGE, LEVEL_RIDGE])
     for _ in range(50):
@@ -221,7 +230,7 @@ def _levels(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
         step = np.stack(
             [h_cc * gradient[:, 0] - h_ac * gradient[:, 1], h_aa * gradient[:, 1] - h_ac * gradient[:, 0]], axis=1
         )
-        # Steps are capped so that nearly separable resamples climb instead of overshooting.
+        # Capped steps keep nearly separable resamples from overshooting.
         step = np.clip(step / det[:, None], -2.0, 2.0)
         theta += step
         if np.abs(step).max() < 1e-8:

@@ -215,9 +215,9 @@ def judge(
     with Bars(stderr) as bars:
         shape = one_of("--template", template, "auto", "chat", "literal")
         board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=shape)
-    from eval.board.leaderboard import render
+    from eval.board.terminal import terminal_table
 
-    console.print(render(board))
+    console.print(terminal_table(board))
     console.print(f"Report: {(out / 'report.html').absolute()}", soft_wrap=True, highlight=False)
 
 

@@ -68,10 +68,10 @@ def write_judged(
     """
     from eval.board.leaderboard import write_leaderboard
     from eval.board.report import build
-    from eval.board.run_files import write_answers
+    from eval.board.run_files import write_outputs
     from eval.judge.verdicts import write_verdicts
 
     write_verdicts(verdicts, folder / layout.VERDICTS)
-    write_answers(folder, task, outputs, reference)
+    write_outputs(folder, task, outputs, reference)
     write_leaderboard(board, folder / layout.LEADERBOARD)
     build([folder], folder)

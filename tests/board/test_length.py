@@ -128,7 +128,7 @@ def test_calibration_says_what_is_missing(tmp_path):
 
 
 def world(slope: float, level: float, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Verdicts drawn from the model itself: a judge who likes length, and a model whose answers are long."""
+    """Verdicts drawn from the model itself: a judge who likes length, and a model whose outputs are long."""
     rng = np.random.default_rng(seed)
     theirs, mine = rng.integers(50, 150, n), rng.integers(80, 240, n)
     delta = (theirs - mine) / (theirs - mine).std(ddof=1)

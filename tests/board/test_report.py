@@ -12,7 +12,7 @@ from eval.board import report
 from eval.board.examples import examples
 from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, win_rate_against_length
 from eval.board.leaderboard import leaderboard, pairs_of_models, write_leaderboard
-from eval.board.run_files import Board, read_run, write_answers
+from eval.board.run_files import Board, read_run, write_outputs
 from eval.board.sentences import claim, explanation
 from eval.board.weights_page import DARKEST
 from otpo.errors import UserError
@@ -20,7 +20,7 @@ from otpo.errors import UserError
 HOSTILE = "</div><script>alert('x')</script><img src=https://evil.example/a.png onerror=alert(1)>"
 
 
-def answers(name: str, n: int, task: str, word: str) -> list[dict]:
+def outputs_of(name: str, n: int, task: str, word: str) -> list[dict]:
     return [
         {"dataset": task, "instruction": f"Question {i} of {task}?", "output": f"{word} {i}. " * (i % 4 + 1)}
         | {"generator": name, "n_tokens": i % 4 + 3, "truncated": i == 0}
@@ -47,8 +47,8 @@ def verdicts(
 
 
 def make_run(folder: Path, chance: dict[str, float], n: int = 40, task: str = "facts", hostile: bool = False) -> Path:
-    outputs = {name: answers(name, n, task, name) for name in chance}
-    reference = answers("base", n, task, "base")
+    outputs = {name: outputs_of(name, n, task, name) for name in chance}
+    reference = outputs_of("base", n, task, "base")
     if hostile:
         first = next(iter(outputs))
         outputs[first][1]["output"] = HOSTILE
@@ -60,7 +60,7 @@ def make_run(folder: Path, chance: dict[str, float], n: int = 40, task: str = "f
     write_leaderboard(board, folder / "leaderboard.csv")
     (folder / "judge" / task).mkdir(parents=True, exist_ok=True)
     frame.to_parquet(folder / "judge" / task / "verdicts.parquet")
-    write_answers(folder, task, outputs, reference)
+    write_outputs(folder, task, outputs, reference)
     return folder
 
 
@@ -126,8 +126,8 @@ def test_full_page_holds_every_part_and_nothing_hostile(tmp_path):
 
 
 def test_headline_says_who_won_by_how_much_how_sure_and_how_long(tmp_path):
-    outputs = {name: answers(name, 60, "t", name) for name in ("otpo", "dpo")}
-    reference = answers("base", 60, "t", "base")
+    outputs = {name: outputs_of(name, 60, "t", name) for name in ("otpo", "dpo")}
+    reference = outputs_of("base", 60, "t", "base")
     frame = verdicts(outputs, reference, {"otpo": 0.8, "dpo": 0.6}, "t")
     board = leaderboard(frame, outputs, reference, judge="j", protocol="p")
     pairs = pairs_of_models(frame, outputs)
@@ -141,8 +141,8 @@ def test_headline_says_who_won_by_how_much_how_sure_and_how_long(tmp_path):
 
 
 def test_headline_does_not_settle_what_the_numbers_leave_open():
-    outputs = {name: answers(name, 40, "t", name) for name in ("otpo", "dpo")}
-    reference = answers("base", 40, "t", "base")
+    outputs = {name: outputs_of(name, 40, "t", name) for name in ("otpo", "dpo")}
+    reference = outputs_of("base", 40, "t", "base")
     frame = verdicts(outputs, reference, {"otpo": 0.5, "dpo": 0.5}, "t")
     board = leaderboard(frame, outputs, reference, judge="j", protocol="p")
     assert "too close to call" in claim(board, pairs_of_models(frame))
@@ -187,7 +187,7 @@ def test_parts_that_are_missing_are_left_out(tmp_path):
     (judged / "verdicts.parquet").write_bytes((run / "judge" / "facts" / "verdicts.parquet").read_bytes())
     words = assert_sound(report.build([judged], judged)).words()
     assert "Leaderboard" in words and "Examples" in words and "Question 4 of facts?" in words
-    assert "Training curves" not in words and "What made it" not in words and "Known truth" not in words
+    assert "Training curves" not in words and "Provenance" not in words and "Known truth" not in words
 
     (judged / "verdicts.parquet").unlink()
     assert "Paired" not in assert_sound(report.build([judged], judged)).words()
@@ -195,11 +195,11 @@ def test_parts_that_are_missing_are_left_out(tmp_path):
 
 def test_odd_names_characters_and_files_do_no_harm(tmp_path):
     run, task = tmp_path / "run", "my/../task"
-    outputs = {"org/model": answers("org/model", 5, task, "caf\u00e9 \u6771\u4eac")}
+    outputs = {"org/model": outputs_of("org/model", 5, task, "caf\u00e9 \u6771\u4eac")}
     outputs["org/model"][2]["output"] = "half a pair: \ud83d"
-    reference = answers("base", 5, task, "base")
+    reference = outputs_of("base", 5, task, "base")
     frame = verdicts(outputs, reference, {"org/model": 0.9}, task)
-    write_answers(run, task, outputs, reference)
+    write_outputs(run, task, outputs, reference)
     frame.to_parquet(run / "verdicts.parquet")
     write_leaderboard(leaderboard(frame, outputs, reference, judge="j", protocol="p"), run / "leaderboard.csv")
     (run / "weights.json").write_text("{}")
@@ -254,14 +254,14 @@ def test_every_prompt_stands_on_exactly_one_page(tmp_path):
     assert all(text.count(f"Question {i} of facts?</div>") == 1 for i in range(230))
 
 
-def test_examples_pair_answers_with_their_own_prompt(tmp_path):
+def test_examples_pair_outputs_with_their_own_prompt(tmp_path):
     run = read_run(make_run(tmp_path / "run", {"otpo": 0.8, "dpo": 0.2}, n=12))
     outputs = {name: list(reversed(rows)) for name, rows in run.outputs["facts"].items()}
     board = Board("facts", "j", "p", "base", run.board, run.verdicts["facts"], outputs, run.references["facts"])
     for item in examples(board):
-        assert [answer.outcome for answer in item.answers] == ["wins", "loses"]
+        assert [output.outcome for output in item.outputs] == ["wins", "loses"]
         i = item.instruction.split()[1]
-        assert all(f"{answer.name} {i}. " in answer.text for answer in item.answers)
+        assert all(f"{output.name} {i}. " in output.text for output in item.outputs)
         assert f"base {i}. " in item.reference
 
 

@@ -15,10 +15,13 @@ from eval.board.leaderboard import (
     leaderboard,
     pairs_of_models,
     read_leaderboard,
-    render,
     write_leaderboard,
 )
-from eval.stats.win_rate import bootstrap_mean, by_prompt, paired_differences, verbosity, win_rate_interval, win_rates
+from eval.board.terminal import terminal_table
+from eval.stats.intervals import bootstrap_mean, win_rate_interval
+from eval.stats.paired_differences import paired_differences
+from eval.stats.verbosity import verbosity
+from eval.stats.win_rate import by_prompt, win_rates
 from otpo.errors import UserError
 
 preferences = st.lists(
@@ -60,7 +63,7 @@ def toy(wins: list[float], *, name: str = "m", order: str = "reference_first", t
     return pd.DataFrame(rows)
 
 
-def answers(lengths: list[int], **extra: object) -> list[dict]:
+def outputs_of(lengths: list[int], **extra: object) -> list[dict]:
     return [{"instruction": f"q{i}", "output": "x" * n, **extra} for i, n in enumerate(lengths)]
 
 
@@ -143,7 +146,7 @@ def test_both_orders_count_as_one_prompt_and_flips_are_found():
     assert prompts["preference"].tolist()[:3] == pytest.approx([1.8, 1.5, 1.3])
     assert math.isnan(prompts["preference"][3])
     assert prompts["flipped"].tolist() == [False, True, False, None]
-    row = leaderboard(verdicts, {"m": answers([1] * 4)}, answers([1] * 4), judge="j", protocol="p").iloc[0]
+    row = leaderboard(verdicts, {"m": outputs_of([1] * 4)}, outputs_of([1] * 4), judge="j", protocol="p").iloc[0]
     assert (row["n_total"], row["n_failed"]) == (3, 1)
     assert row["flip_rate"] == pytest.approx(100 / 3)
 
@@ -187,7 +190,7 @@ def test_paired_differences_of_models_that_share_no_prompt_or_no_difference():
     assert row["difference"] is None and row["n"] == 0 and row["note"] == "no prompt in common"
 
 
-def test_pairs_need_the_same_reference_answer():
+def test_pairs_need_the_same_reference_output():
     verdicts = pd.concat([toy([1.9, 1.9, 1.9]), toy([1.1, 1.1, 1.3], name="n")], ignore_index=True)
     verdicts["instruction_hash"], verdicts["reference_hash"] = verdicts["instruction"], list("abcabX")
     assert pairs_of_models(verdicts).iloc[0]["n"] == 2
@@ -196,7 +199,7 @@ def test_pairs_need_the_same_reference_answer():
 @pytest.mark.parametrize("wins", [[2.0], [1.5] * 5, [1.0] * 40, [math.nan] * 3, [1.2, 1.9]])
 def test_small_and_degenerate_boards_are_honest(wins, tmp_path):
     n = len(wins)
-    board = leaderboard(toy(wins), {"m": answers([4] * n)}, answers([2] * n), judge="j", protocol="p")
+    board = leaderboard(toy(wins), {"m": outputs_of([4] * n)}, outputs_of([2] * n), judge="j", protocol="p")
     row = board.iloc[0]
     assert list(board) == list(COLUMNS)
     assert row["n_total"] + row["n_failed"] == n
@@ -205,27 +208,27 @@ def test_small_and_degenerate_boards_are_honest(wins, tmp_path):
     else:
         assert pd.isna(row["win_rate"]) and pd.isna(row["length_adjusted_winrate"])
     assert row["note"]
-    render(board)
+    terminal_table(board)
     again = read_leaderboard(write_leaderboard(board, tmp_path / "leaderboard.csv"))
     assert list(again) == list(COLUMNS) and again["note"][0] == row["note"]
 
 
 def test_names_that_look_like_missing_values_survive_the_csv(tmp_path):
     board = leaderboard(
-        toy([1.9, 1.2], name="null"), {"null": answers([1, 2])}, answers([1, 2]), judge="1", protocol="p"
+        toy([1.9, 1.2], name="null"), {"null": outputs_of([1, 2])}, outputs_of([1, 2]), judge="1", protocol="p"
     )
     again = read_leaderboard(write_leaderboard(board, tmp_path / "leaderboard.csv"))
     assert again["name"][0] == "null" and again["judge"][0] == "1" and again["win_rate"][0] == board["win_rate"][0]
 
 
-def test_answers_are_matched_by_instruction_and_missing_ones_refused():
-    reference = answers([10, 20, 30])
-    outputs = list(reversed(answers([1, 2, 3], n_tokens=5)))
+def test_outputs_are_matched_by_instruction_and_missing_ones_refused():
+    reference = outputs_of([10, 20, 30])
+    outputs = list(reversed(outputs_of([1, 2, 3], n_tokens=5)))
     board = leaderboard(toy([1.1, 1.6, 1.9])[1:], {"m": outputs}, reference, judge="j", protocol="p")
     assert board["avg_length"][0] == 2 and board["reference_length"][0] == 25
     with pytest.raises(UserError, match="1 are missing"):
         leaderboard(toy([1.1, 1.6, 1.9]), {"m": outputs[1:]}, reference, judge="j", protocol="p")
-    with pytest.raises(UserError, match="expected its answers"):
+    with pytest.raises(UserError, match="expected its outputs"):
         leaderboard(toy([1.1]), {"other": outputs}, reference, judge="j", protocol="p")
 
 

@@ -1,4 +1,4 @@
-"""`otpo weights`: its JSON against POT over transformers' own states, its page, and what is said of even weights."""
+"""`otpo weights`: its JSON against POT over transformers' own states, its page, and what it says of uniform weights."""
 
 import base64
 import io
@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_name_the_row(model, tmp_path):
     assert "row 40" not in str(error.value)
 
 
-# ---- how even weights are ----
+# ---- nearly uniform weights ----
 
 
 def weighed(chosen, rejected, **changes) -> dict:
@@ -206,7 +206,7 @@ def spread(n: int, share: float) -> list[float]:
 
 
 @pytest.mark.parametrize("n", [2, 10, 400])
-def test_the_line_is_the_same_for_short_and_long_answers(n):
+def test_the_line_is_the_same_for_short_and_long_completions(n):
     above, below = spread(n, NEARLY_UNIFORM + 0.001), spread(n, NEARLY_UNIFORM - 0.001)
     assert pair_sentence(weighed(above, above), "otpo") is not None
     assert pair_sentence(weighed(above, below), "otpo") is None
@@ -217,14 +217,14 @@ def test_only_transport_is_said_to_be_even_and_pairs_are_counted():
     even, sharp = weighed([0.5] * 4, [1.0] * 2), weighed([0.1, 1.9], [1.0] * 2)
     mean = weighed([0.25] * 4, [0.5] * 2)
     del mean["metrics"][MASS]
-    assert "chosen token weighs about 0.5 and every rejected one about 1 " in pair_sentence(even, "otpo")
+    assert "every chosen token a weight of about 0.5 and every rejected one about 1 " in pair_sentence(even, "otpo")
     assert pair_sentence(mean, "simpo") is None
     assert "in 2 of 3 pairs" in pairs_sentence([even, sharp, even, mean])
     assert pairs_sentence([sharp, mean]) is None
 
 
 def steps(*lines: tuple[float, float, float, float]) -> list[dict]:
-    """Lines of metrics.jsonl: effective tokens and lengths of both answers."""
+    """Lines of metrics.jsonl: effective tokens and lengths of both completions."""
     names = [f"{name}{side}" for name in ("weights/effective_tokens_", "lengths/") for side in ("chosen", "rejected")]
     return [{"step": i, "loss": 0.7, MASS: 0.9, **dict(zip(names, line, strict=True))} for i, line in enumerate(lines)]
 
@@ -332,8 +332,8 @@ def test_the_page_of_transport_shows_plan_figures_and_grid(tiny_llama, tmp_path,
             assert f"{effective:.1f} of {len(row[f'{side}_ids'])}" in words
             assert f"{row['metrics'][f'weights/entropy_{side}']:.3f}" in words
     # 98 % of effective tokens are a standard deviation of a seventh of the mean
-    answers = [np.array(row[f"{side}_weights"]) for row in rows for side in ("chosen", "rejected")]
-    assert max(weights.std() / weights.mean() for weights in answers) < 1 / 7
+    weighted = [np.array(row[f"{side}_weights"]) for row in rows for side in ("chosen", "rejected")]
+    assert max(weights.std() / weights.mean() for weights in weighted) < 1 / 7
     assert "nearly uniform in 3 of 3 pairs" in words and said.count("nearly uniform in 3 of 3 pairs") == 2
     pictures = page.all("img")
     assert len(pictures) == 3 * 3 * len(REGS) * len(REG_MS)

@@ -1,0 +1,42 @@
+"""A leaderboard in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from eval.board.numbers import number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
+    """A leaderboard as a table for the terminal: how good, how sure, how long, and what failed."""
+    from rich.table import Table
+
+    controlled = board["length_controlled_winrate"].notna().any()
+    # Leave out a column that is the same in every row.
+    context = [name for name in ("task", "reference") if board[name].nunique() > 1]
+    table = Table(title=title, title_justify="left")
+    for heading in ["model", *context]:
+        table.add_column(heading)
+    level = "length-controlled" if controlled else "length-adjusted"
+    for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
+        table.add_column(heading, justify="right")
+    for _, rows in board.groupby("task", sort=False):
+        for row in rows.to_dict("records"):
+            table.add_row(
+                str(row["name"]),
+                *(str(row[name]) for name in context),
+                number(row["win_rate"]),
+                f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
+                number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
+                f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
+                number(row["avg_length"], 0),
+                number(row["length_ratio"], 2),
+                str(row["n_failed"]),
+            )
+        table.add_section()
+    return table
