@@ -24,11 +24,12 @@ def methods(
 def _print_table() -> None:
     from otpo.methods import METHODS, SHARED, WEIGHT_RULES
 
-    table = Table("method", "weights x loss", "needs", "defaults", title="Methods")
+    table = Table("method", "weights x loss", "needs", title="Methods")
+    table.add_column("defaults", overflow="fold")
     table.add_column("paper", overflow="fold")
     for name, row in METHODS.items():
         defaults = ", ".join(f"{key}={value}" for key, value in row.defaults.items())
-        needs = ", ".join(sorted(row.needs)) or "nothing"
+        needs = ", ".join([*_NEEDS[row.objective], *sorted(row.needs)]) or "nothing"
         address = row.paper.removeprefix("https://")
         table.add_row(name, f"{row.weight_rule.name} x {row.loss.name}", needs, defaults, address)
     console.print(table)
@@ -72,6 +73,7 @@ def _print_row(name: str) -> None:
     console.print(table)
 
 
+_NEEDS = {"pair": [], "unpaired": ["labelled completions"], "reward": ["a scalar head"]}
 _DATA = {
     "pair": "preference pairs",
     "unpaired": "labelled completions, or preference pairs split into two completions each",
