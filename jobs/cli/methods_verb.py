@@ -62,7 +62,7 @@ def _print_row(name: str) -> None:
         others = [rule for rule in WEIGHT_RULES if rule != row["weight_rule"]["name"]]
         _print(f"  Or, with `weights: RULE`: {', '.join(others)}")
     _print(f"Trains on: {_DATA[row['objective']]}")
-    _print("Needs, beyond the policy's log-probabilities:" if row["needs"] else "Needs: only the policy")
+    _print("Needs, in addition to the policy's log-probabilities:" if row["needs"] else "Needs: only the policy")
     for need, meaning in row["needs"].items():
         _print(f"  {need}: {meaning}")
     table = Table("hyperparameter", "default", "allowed", "meaning")

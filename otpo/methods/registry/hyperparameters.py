@@ -120,13 +120,16 @@ LENGTH_ALPHA = Hyperparameter(
 )
 DPOP_LAMBDA = Hyperparameter(
     "dpop_lambda", 50.0, _NOT_NEGATIVE,
-    "penalty per nat by which the chosen completion is less likely than under the reference",
+    "penalty for each nat by which the chosen completion is less likely than under the reference",
 )  # fmt: skip
 EXO_EPSILON = Hyperparameter(
     "exo_epsilon", 1e-3, Range(low=0, high=0.5), "probability that the target gives to the rejected completion"
 )
 TDPO_ALPHA = Hyperparameter(
-    "tdpo_alpha", 0.5, _NOT_NEGATIVE, "factor of the difference between the two completions' KL from the reference"
+    "tdpo_alpha",
+    0.5,
+    _NOT_NEGATIVE,
+    "weight of the difference between the two completions' KL divergences from the reference",
 )
 DISCOPOP_TAU = Hyperparameter(
     "discopop_tau", 0.05, _FRACTION, "temperature of the switch between logistic and exponential loss"
@@ -140,27 +143,27 @@ DIVERGENCE_ALPHA = Hyperparameter(
 )
 GAMMA_BETA_RATIO = Hyperparameter(
     "gamma_beta_ratio", 0.25, _NOT_NEGATIVE,
-    "target margin divided by beta, in nats per token: how far the chosen completion must lie ahead",
+    "target margin divided by beta, in nats per token: the lead that the chosen completion should have",
 )  # fmt: skip
 ALPHAPO_ALPHA = Hyperparameter(
     "alphapo_alpha", 0.25, Range(), "curvature of the reward (1 - exp(-alpha s)) / alpha; 0 is SimPO's s"
 )
 CPO_ALPHA = Hyperparameter(
     "cpo_alpha", 1.0, _NOT_NEGATIVE,
-    "factor of the chosen completion's negative log-likelihood (mean nats per token), which is added",
+    "weight of the chosen completion's negative log-likelihood (mean nats per token) in the loss",
 )  # fmt: skip
 ORPO_LAMBDA = Hyperparameter(
-    "orpo_lambda", 0.1, _NOT_NEGATIVE, "factor of the odds-ratio term beside the chosen completion's likelihood"
+    "orpo_lambda", 0.1, _NOT_NEGATIVE, "weight of the odds-ratio term; the chosen completion's likelihood has weight 1"
 )
 DESIRABLE_WEIGHT = Hyperparameter(
-    "desirable_weight", 1.0, _NOT_NEGATIVE, "factor of the losses of desirable completions (lambda_D)"
+    "desirable_weight", 1.0, _NOT_NEGATIVE, "weight of desirable completions in the loss (lambda_D)"
 )
 UNDESIRABLE_WEIGHT = Hyperparameter(
-    "undesirable_weight", 1.0, _NOT_NEGATIVE, "factor of the losses of undesirable completions (lambda_U)"
+    "undesirable_weight", 1.0, _NOT_NEGATIVE, "weight of undesirable completions in the loss (lambda_U)"
 )
 CENTER_REWARDS_COEFFICIENT = Hyperparameter(
     "center_rewards_coefficient", 0.0, _NOT_NEGATIVE,
-    "factor of the squared sum of the two scores, which is added and draws scores to mean 0",
+    "weight of the squared sum of a pair's scores in the loss, which pulls scores towards mean 0",
 )  # fmt: skip
 
 # ---- of weight rules ----
@@ -173,10 +176,13 @@ EXPECTED = Hyperparameter(
     "expected", False, None, "take the expected weights, min(m, n) / length, instead of sampling tokens"
 )
 REG = Hyperparameter(
-    "reg", 0.1, _POSITIVE, "entropic regularisation of the transport plan, in units of the cost; larger is more even"
+    "reg",
+    0.1,
+    _POSITIVE,
+    "entropic regularisation of the transport plan, in units of the cost; larger makes weights more even",
 )
 REG_M = Hyperparameter(
-    "reg_m", 0.2, _POSITIVE, "penalty on the plan's marginals, in units of the cost; larger is more even"
+    "reg_m", 0.2, _POSITIVE, "penalty on the plan's marginals, in units of the cost; larger makes weights more even"
 )
 COST = Hyperparameter("cost", "l2", ("l2", "sqeuclidean", "cosine"), "distance between the hidden states of two tokens")
 NORMALIZER = Hyperparameter(
@@ -209,8 +215,8 @@ TRANSFORM = Hyperparameter(
 
 SFT_WEIGHT = Hyperparameter(
     "sft_weight", 0.0, _NOT_NEGATIVE,
-    "factor of the chosen completion's negative log-likelihood (mean nats per token), which is added to any loss",
+    "weight of the chosen (or desirable) completion's negative log-likelihood, mean nats per token, in the loss",
 )  # fmt: skip
 SWAP_ANSWERS = Hyperparameter(
-    "swap_answers", False, None, "prefer the rejected completions: how TIS-DPO's negative model is trained"
+    "swap_answers", False, None, "prefer the rejected completions; trains TIS-DPO's negative model"
 )

@@ -1,6 +1,6 @@
-"""What a row of the registry is: a method puts a loss and a weight rule together.
+"""What a row of the registry is: a method combines a loss with a weight rule.
 
-Nothing here loads torch. A row names its functions, and imports them when they are used.
+Nothing here loads torch: a row holds the paths of its functions and imports them when they are used.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Objective = Literal["pair", "unpaired", "reward"]
 
 FROZEN_MODELS = {
     "oracle": "a frozen model, usually trained by DPO: its log-ratio to the reference is a token's reward",
-    "positive": "a frozen model that prefers the chosen completions, usually by DPO",
-    "negative": "a frozen model that prefers the rejected completions, usually by DPO with `swap_answers: true`",
+    "positive": "a frozen model that prefers the chosen completions, usually trained by DPO",
+    "negative": "a frozen model that prefers the rejected ones, usually trained by DPO with `swap_answers: true`",
 }
 """Frozen models that a recipe names: another label of its methods, which is trained first, or a model folder."""
 
@@ -26,9 +26,9 @@ NEEDS = FROZEN_MODELS | {
     "reference": "log-probabilities of the reference, the frozen model that training starts from",
     "hidden": "hidden states of the policy",
     "log_sum_squares": "log sum_v pi_v^2 over the policy's vocabulary",
-    "reference_kl": "KL(reference | policy) over the vocabulary, which keeps the reference in memory beside the policy",
+    "reference_kl": "KL(reference | policy) over the vocabulary, which needs the reference in memory during training",
 }
-"""What a loss or a weight rule may read beside the policy's log-probabilities of the completion's tokens."""
+"""What a loss or a weight rule may read in addition to the policy's log-probabilities of the completion's tokens."""
 
 REFERENCE = frozenset({"reference"})
 
@@ -47,8 +47,9 @@ class Loss:
         hyperparameters: the function's keywords, in the order in which they are shown.
         needs: names in `NEEDS`.
         objective: what it compares.
-        collects: "module:function" in `otpo.methods.losses` of a loss that couples the pairs of the global batch: gives
-            the (B, 2) values of some pairs that the losses of all others depend on.
+        collects: for a loss that depends on the whole global batch, "module:function" in `otpo.methods.losses` of the
+            function that gives its (B, 2) values of B pairs or completions. The step collects the values of the global
+            batch and passes them to the loss as `global_values`.
     """
 
     path: str
@@ -69,13 +70,13 @@ class Loss:
 
     @property
     def collect(self) -> Callable[..., Any] | None:
-        """The function that gives `global_values`, of a loss that needs them; imports torch."""
+        """The function that `collects` names, or None; imports torch."""
         return _imported(f"otpo.methods.losses.{self.collects}") if self.collects else None
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """A rule for the weights of a pair's tokens. A recipe may put any of them before any loss of pairs.
+    """A rule for the weights of a pair's tokens. A recipe may combine any rule with any loss of pairs.
 
     Attributes:
         path: "module:function" in `otpo.methods.weights`; the function's name is the rule's.
