@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 
 from otpo.errors import UserError, WorkError
-from pipeline.recipe import load_recipe
-from pipeline.recipe import Recipe, make_recipe
+from pipeline.recipe import Recipe, load_recipe, make_recipe
 from pipeline.run.folder import RunFolder, SweepFolder
 from pipeline.sweep.search import best_recipe, combinations, frozen_labels, plan, trial_name, trial_recipe
 
@@ -177,8 +176,8 @@ def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, An
 
 
 def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
-    from pipeline.sweep.search import Search
     from pipeline.sweep.results import read_outcome, render, write_results
+    from pipeline.sweep.search import Search
 
     def trial(reg: float, **end: Any) -> dict[str, Any]:
         return {"name": f"reg-{reg:g}", "params": {REGS: reg}, "state": "done"} | end
