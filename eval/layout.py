@@ -23,6 +23,7 @@ WEIGHTS = "weights.json"
 KNOWN_TRUTH = "world.json"
 LEADERBOARD = "leaderboard.csv"
 REPORT = "report.html"
+STORE = "store.sqlite"
 
 MODELS = "models"
 JUDGE = "judge"

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.outputs import load_outputs, match_outputs
@@ -49,7 +50,7 @@ def judge_files(
         check_reward_model("--reward-model", config.reward_model)
     else:
         check(config)
-    judge = Judge(config, out / "store.sqlite", template, progress)
+    judge = Judge(config, out / layout.STORE, template, progress)
     matches = [Match(name, reference.name, rows, reference_rows) for name, rows in outputs.items()]
     verdicts = judge_task(judge, matches, task, subset=subset)
     board = make_board(verdicts, outputs, reference_rows, config)

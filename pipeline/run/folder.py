@@ -140,7 +140,7 @@ class RunFolder:
     @property
     def judge_store(self) -> Path:
         """Every reply of the judge: what it holds is not asked again."""
-        return self.path / layout.JUDGE / "store.sqlite"
+        return self.path / layout.JUDGE / layout.STORE
 
     def verdicts(self, task: str) -> Path:
         """The verdicts of a task."""

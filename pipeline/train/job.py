@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.run.folder import LabelFolder
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -51,6 +53,6 @@ class TrainJob:
     score_pad: int | None = None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> LabelFolder:
         """`models/<label>`."""
-        return Path(self.out)
+        return LabelFolder(Path(self.out))

@@ -21,6 +21,7 @@ from otpo.training.schedule import total_steps
 from pipeline.cluster.placement import check_workers, cpus_per_worker, node_pool, training_nodes
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
+from pipeline.run.folder import RunFolder
 from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
 from pipeline.train.faults import FAILURE_FILE, explained, failure_config
@@ -50,7 +51,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
     tokens = tokens if spec is None else tokens.of(spec)
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
     for name, source in (spec.frozen_models if spec else {}).items():
-        models[name] = str(folder / "models" / source / "model") if source in recipe.methods else source
+        models[name] = str(RunFolder(folder).model(source)) if source in recipe.methods else source
     return TrainJob(
         label=label,
         model=model.path,
@@ -58,7 +59,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         attn_implementation=model.attn_implementation,
         tokens=tokens.train,
         validation_tokens=tokens.validation,
-        out=str(folder / "models" / label),
+        out=str(RunFolder(folder).label(label).path),
         train=train.model_dump(),
         total_steps=total_steps(
             tokens.n_train,
@@ -99,7 +100,8 @@ def fit(
         if job.train["torch_compile"] and not on_gpu:
             check_compiler("train.torch_compile")
     cpus = cpus or cpus_per_worker(train.workers, [int(node.get("CPU", 0)) for node in training_nodes()])
-    failure = folder / "ray" / name / FAILURE_FILE
+    place = RunFolder(folder)
+    failure = place.ray / name / FAILURE_FILE
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"jobs": [asdict(job) for job in jobs], "failure": str(failure)},
@@ -111,12 +113,12 @@ def fit(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # ray.air's has no worker_runtime_env
             name=name,
-            storage_path=str(folder / "ray"),
+            storage_path=str(place.ray),
             worker_runtime_env={} if on_gpu else {"env_vars": ALLOCATOR},
             failure_config=failure_config(train.max_failures),
         ),
     )
-    with _following(jobs, progress), explained(failure, max_failures=train.max_failures, kept=folder / "models"):
+    with _following(jobs, progress), explained(failure, max_failures=train.max_failures, kept=place.models):
         trainer.fit()
 
 
@@ -141,7 +143,7 @@ def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
 
 def _show_newest(jobs: list[TrainJob], progress: Progress) -> None:
     for job in jobs:
-        line = newest_step(job.folder / "metrics.jsonl")
+        line = newest_step(job.folder.metrics)
         if line:
             text = f"loss {line['loss']:.4f}"
             if "rewards/accuracies" in line:

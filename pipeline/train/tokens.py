@@ -21,6 +21,7 @@ from otpo.methods.spec import MethodSpec
 from otpo.models.reward_model import pad_token
 from otpo.training.objectives.reward import margins_of, save_margins
 from pipeline.recipe import Recipe
+from pipeline.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
         items, validation = split_validation(list(items), fraction=fraction, count=count, seed=recipe.train.seed)
 
     def save(key: str, train: Sequence[Item], held: Sequence[Item]) -> Tokens:
-        target = folder / "data" / f"{key}-{recipe.train.seed}-{wanted}"
+        target = RunFolder(folder).tokens / f"{key}-{recipe.train.seed}-{wanted}"
         save_tokens(target / "train.safetensors", train)
         if held:
             save_tokens(target / "validation.safetensors", held)

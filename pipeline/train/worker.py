@@ -70,7 +70,7 @@ def _run_jobs(jobs: list[dict[str, Any]]) -> None:
     mesh = init_device_mesh(ray.train.torch.get_device().type, (context.get_world_size(),))
     for values in jobs:
         job = TrainJob(**values)
-        if not (job.folder / "model").exists():
+        if not job.folder.model.exists():
             _Trainer(job, mesh).run()
 
 
@@ -90,7 +90,7 @@ class _Trainer:
         self.budget = self.train.micro_batch_tokens or TOKENS[self.device.type]
         self.items = load_tokens(job.tokens)
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
-        self.metrics = MetricsLog(job.folder / "metrics.jsonl", writes=self.rank == 0)
+        self.metrics = MetricsLog(job.folder.metrics, writes=self.rank == 0)
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
         self.saved = 0
 
@@ -126,7 +126,7 @@ class _Trainer:
         self._finish(step)
 
     def _resume(self) -> int:
-        checkpoints = complete_checkpoints(self.job.folder / "checkpoints")
+        checkpoints = complete_checkpoints(self.job.folder.checkpoints)
         if not checkpoints:
             self.metrics.rewind(0)
             dist.barrier()
@@ -216,7 +216,7 @@ class _Trainer:
         return patience is not None and self.best["since"] >= patience
 
     def _save(self, step: int) -> None:
-        folder = self.job.folder / "checkpoints"
+        folder = self.job.folder.checkpoints
         state = {
             "step": step,
             "best": self.best,
@@ -246,9 +246,9 @@ class _Trainer:
     def _finish(self, step: int) -> None:
         best = self.best["step"]
         if best is not None and best != step:
-            load_checkpoint(self.job.folder / "checkpoints" / f"step-{best:06d}", self.model, self.optimizer)
+            load_checkpoint(self.job.folder.checkpoints / f"step-{best:06d}", self.model, self.optimizer)
         export(
-            self.model, self.job.folder / "model", tokenizer=self.job.model, card=self.job.card,
+            self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
             dtype=self.saved_dtype, pad_id=self.job.score_pad,
         )  # fmt: skip
 
