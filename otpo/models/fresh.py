@@ -1,4 +1,4 @@
-"""A tokenizer and a random model made from a data file, for trials where no model can be downloaded.
+"""A tokenizer trained on a data file and a random model for it, for trials where no model can be downloaded.
 
 otpo fresh pairs.json --out models/fresh
 """
@@ -30,7 +30,7 @@ from otpo.models.loading import no_bars
 MAX_LENGTH = 2048
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 
-# ChatML after a BOS. The last newline stands after the end of turn, as in the templates of released models.
+# ChatML after a BOS; a newline follows the end of turn, as in the templates of released models
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -53,7 +53,7 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
         out.
 
     Raises:
-        UserError: no usable data, or a shape that cannot be.
+        UserError: no usable data, or a shape that `make_model` refuses.
     """
     examples, _ = convert(load_rows(str(data)), str(data))
     tokenizer = make_tokenizer((content(text) for e in examples for text in (e.prompt, *e.answers)), vocab_size)
@@ -65,9 +65,9 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: any text can be written in it, and comes back unchanged.
+    """Train a byte-level BPE tokenizer, which encodes any text and decodes it unchanged.
 
-    It has pad, BOS and EOS (the end of turn) tokens, puts BOS before a text as Llama's does, and has a ChatML template.
+    It has pad, BOS and EOS (end of turn) tokens and a ChatML template, and puts BOS before a text, as Llama's does.
 
     Raises:
         UserError: `vocab_size` has no room for the 256 bytes and the 4 special tokens.
@@ -113,7 +113,7 @@ def make_model(
     tie: bool = True,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A random float32 model that fits a tokenizer; the caller's random state is left as it was.
+    """A random float32 model for a tokenizer's vocabulary. The caller's random state does not change.
 
     Args:
         tokenizer: gives the vocabulary's size and the ids of BOS, EOS and padding.
@@ -127,7 +127,7 @@ def make_model(
         seed: of the weights.
 
     Raises:
-        UserError: unknown architecture or a shape that cannot be.
+        UserError: an unknown architecture, or sizes that do not fit together.
     """
     if architecture not in ARCHITECTURES:
         raise UserError(f"architecture is one of {', '.join(ARCHITECTURES)}, found '{architecture}'")

@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other; `ARGS="step 30m-short"` picks one and its shape. Ends in one JSON line each.
+"""Every benchmark, one after the other; `ARGS="step 30m-short"` picks one and its shape. Each ends with one JSON line.
 
 make bench
 make bench ARGS="step 30m-long --steps 12"

@@ -1,9 +1,9 @@
-"""How our DPO step grows with answers, prompts, vocabulary and batch, and what laying pairs out flat saves.
+"""How our DPO step grows with completions, prompts, vocabulary and batch, and what flat batches save.
 
     make bench-growth
 
-Every variant is timed in turns with the shape it differs from by one thing. `padded` computes every prompt twice and
-pads all sequences to the longest, as for architectures that cannot share prompts.
+Every variant differs from a base shape in one thing and is timed in turns with it. `padded` computes every prompt twice
+and pads all sequences to the longest, as for architectures that cannot share prompts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     variants: dict[str, tuple[Shape, int, bool]] = {"base": (BASE, PAIRS, False)}
     for factor in (2, 4):
         variants |= {
-            f"answers x{factor}": (replace(BASE, answer=_times(BASE.answer, factor)), PAIRS, False),
+            f"completions x{factor}": (replace(BASE, completion=_times(BASE.completion, factor)), PAIRS, False),
             f"prompts x{factor}": (replace(BASE, prompt=_times(BASE.prompt, factor)), PAIRS, False),
             f"vocabulary x{factor}": (replace(BASE, vocab=BASE.vocab * factor), PAIRS, False),
             f"pairs x{factor}": (BASE, PAIRS * factor, False),

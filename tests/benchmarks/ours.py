@@ -24,7 +24,7 @@ from otpo.training.step import optimisation_step
 from tests.benchmarks.shapes import LORA, PAIRS, Shape
 from tests.benchmarks.turns import turns
 
-STEP = "preference step"  # what a profile calls it
+STEP = "preference step"  # its name in a profile
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def one_worker() -> Iterator[DeviceMesh]:
 
 
 def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[SequenceBatch]]:
-    """The shape's pairs, each answer with its EOS: of every step its micro-batches, as a worker makes them."""
+    """The micro-batches of each step, as a worker makes them; an EOS stands behind each completion of the shape."""
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
     budget = TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
@@ -54,7 +54,7 @@ class Ours:
     """A policy, its optimizer and the loss of a method.
 
     Args:
-        work: of `steps_of`. Its reference is computed here, as a run's cache is before it trains.
+        work: from `steps_of`. The reference's log-probabilities are computed here, as a run caches them first.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Ours:
         )
 
     def step(self, number: int) -> float:
-        """Seconds of one update on a step's pairs."""
+        """Take one step; the seconds that it took."""
         batches = self.work[number]
         pairs = sum(len(batch.rows) // 2 for batch in batches)
         began = _now(self.device)
@@ -116,7 +116,7 @@ def interleaved(sides: Mapping[str, Callable[[int], float]], steps: int) -> dict
     """Seconds of every side's steps, taken in turns.
 
     Args:
-        sides: name -> seconds of its step of a number.
+        sides: name -> a function that takes the step of a number and gives its seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for name, numbers in turns(list(sides), steps):

@@ -2,8 +2,8 @@
 
     make bench-profile SHAPE=30m-long
 
-After a warm-up half of the steps run as they are, half under torch's profiler. Its shares are of an operation's own
-time, on the GPU if there is one; what no operation accounts for is Python, waiting and the profiler itself.
+After a warm-up, half of the steps are timed as they are and half run under torch's profiler. Shares are of each
+operation's own time, on the GPU if there is one; the rest is Python, waiting and the profiler itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.benchmarks.shapes import SHAPES
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEvent
 
-# what the events above an operation are called, in lower case and without underscores
+# parts of the names of events above an operation, in lower case and without underscores
 PARTS = {
     "attention": ("blockedattention", "scaleddotproduct"),
     "head": ("fusedlogprobs",),
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     """Print each part's seconds and share of the step, then all figures as one JSON line."""
     parser = argparse.ArgumentParser(prog="tests.benchmarks profile", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
-    parser.add_argument("--steps", type=int, default=8, help="measured as they are, and as many under the profiler")
+    parser.add_argument("--steps", type=int, default=8, help="steps without the profiler, and as many with it")
     options = parser.parse_args(arguments)
 
     from torch.profiler import profile
@@ -82,5 +82,5 @@ def _part(event: FunctionEvent) -> str:
 
 
 def _own_seconds(event: FunctionEvent) -> float:
-    """An operation's time without that of the operations it calls."""
+    """An operation's time, without that of the operations it calls."""
     return (event.self_device_time_total or event.self_cpu_time_total) / 1e6

@@ -1,4 +1,4 @@
-"""The shapes that benchmarks are run at: a model, and the ranges of prompt and answer lengths."""
+"""The shapes of the benchmarks: a model, and the ranges of prompt and completion lengths."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ PAIRS = 4  # a step
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama, and the least and most tokens of prompts and answers.
+    """A Llama, and the fewest and most tokens of prompts and completions.
 
     Attributes:
-        tied: whether head and embeddings are one. lora: train adapters beside bf16 weights, not all weights in fp32.
+        tied: whether head and embeddings share their weight.
+        lora: train adapters beside bf16 weights, not all weights in fp32.
         checkpointing: compute activations again in backward, on every side.
     """
 
@@ -24,7 +25,7 @@ class Shape:
     vocab: int
     mlp: int
     prompt: tuple[int, int]
-    answer: tuple[int, int]
+    completion: tuple[int, int]
     tied: bool = True
     lora: bool = False
     checkpointing: bool = False
@@ -48,7 +49,7 @@ class Shape:
         )
 
     def model(self, device: str):
-        """The model with random weights, made where it is to be."""
+        """The model with random weights, created on the device."""
         import torch
         from transformers import LlamaForCausalLM
 
@@ -59,34 +60,34 @@ class Shape:
             )
 
     def flops(self, pairs: list[tuple[list[int], list[int], list[int]]]) -> float:
-        """Of the matrix products that these pairs cannot do without.
+        """The floating-point operations of the matrix products that a step on these pairs needs at least.
 
-        Products of the layers for every token of a prompt and its two answers, of the head for the answers alone, once
-        forward and twice backward (once where weights are frozen), and of attention (half a square, for both answers).
-        Nothing is computed twice.
+        Products of the layers for every token of a prompt and its two completions, and of the head for the completions,
+        once forward and twice backward (once if weights are frozen); and of attention over both sequences, half of the
+        square each. Nothing is computed twice.
         """
         width = self.hidden // self.heads * self.kv_heads
         layer = 2 * self.hidden**2 + 2 * self.hidden * width + 3 * self.hidden * self.mlp
         passes = 4 if self.lora else 6
         flops = 0.0
         for p, c, r in pairs:
-            answers = len(c) + len(r) + 2
-            flops += passes * (len(p) + answers) * layer * self.layers
-            flops += passes * answers * self.hidden * self.vocab
+            completions = len(c) + len(r) + 2
+            flops += passes * (len(p) + completions) * layer * self.layers
+            flops += passes * completions * self.hidden * self.vocab
             flops += 6 * self.layers * self.hidden * ((len(p) + len(c) + 1) ** 2 + (len(p) + len(r) + 1) ** 2)
         return flops
 
     def pairs(self, count: int) -> list[tuple[list[int], list[int], list[int]]]:
-        """Token ids of prompt, chosen, rejected, without EOS; ids below 3 are reserved. The same in every call."""
+        """Token ids of prompt, chosen, rejected, without EOS; ids below 3 are reserved. Every call gives the same."""
         rng = random.Random(0)
 
         def words(low: int, high: int) -> list[int]:
             return [rng.randrange(3, self.vocab) for _ in range(rng.randint(low, high))]
 
-        return [(words(*self.prompt), words(*self.answer), words(*self.answer)) for _ in range(count)]
+        return [(words(*self.prompt), words(*self.completion), words(*self.completion)) for _ in range(count)]
 
     def tokens(self, steps: int) -> list[int]:
-        """Of each step, with an EOS behind each answer, as TRL counts them: the prompt twice."""
+        """Tokens of each step, as TRL counts them: the prompt twice, and an EOS behind each completion."""
         counts = [2 * len(p) + len(c) + len(r) + 2 for p, c, r in self.pairs(PAIRS * steps)]
         return [sum(counts[start : start + PAIRS]) for start in range(0, len(counts), PAIRS)]
 
@@ -99,7 +100,7 @@ SHAPES = {
     "30m-short": Shape(384, 6, 6, 2, 32000, 1024, *SHORT),
     "135m-long": Shape(576, 30, 9, 3, 49152, 1536, *LONG),
     "tiny-lora": Shape(128, 2, 4, 2, 2000, 256, *SHORT, tied=False, lora=True, checkpointing=True),
-    # of Llama-3.2-1B and Llama-3-8B, sequences of up to 2,048 tokens: for a GPU
+    # the shapes of Llama-3.2-1B and Llama-3-8B with sequences of up to 2,048 tokens: for a GPU
     "llama-1b": Shape(2048, 16, 32, 8, 128256, 8192, *GPU),
     "llama-8b-lora": Shape(4096, 32, 32, 8, 128256, 14336, *GPU, tied=False, lora=True, checkpointing=True),
 }

@@ -2,11 +2,11 @@
 
     make bench-step SHAPE=30m-short
 
-Two sides at a time, each in a process of its own, take turns of a few steps (`tests.benchmarks.turns`): more would not
-find room beside TRL. bf16 compute on fp32 weights, the same allocator settings, and, where the side can, a reference
-computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is TRL with its live
-reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens are counted as TRL
-does, the prompt twice. Memory is the peak above the loaded model.
+Two sides at a time, each in a process of its own, take turns of a few steps (`tests.benchmarks.turns`); more would not
+fit into memory beside TRL. All compute in bf16 on fp32 weights, with the same allocator settings and, where the side
+can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
+TRL with its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile`. Tokens
+are counted as TRL counts them, the prompt twice. Memory is the peak above the loaded model.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ COMPARED = {
     "otpo_step_over_dpo_step": ("otpo", "dpo"),
     "official_otpo_step_over_ours": ("official-otpo", "otpo"),
 }
-READY, RESULT = "<ready>", "<result>"  # what a side says to the process that gives the turns
-RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, of the makers' data sheets
+READY, RESULT = "<ready>", "<result>"  # printed by a side for the process that gives the turns
+RATED_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, from the data sheets
 
 
 def main(arguments: list[str]) -> None:
@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--turn", type=int, default=TURN, help="steps that a side takes on end; with 1 all are counted")
+    parser.add_argument("--turn", type=int, default=TURN, help="steps of a side in a row; with 1 all are counted")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
-    parser.add_argument("--side", choices=SIDES, help="one side, as the comparison starts it")
+    parser.add_argument("--side", choices=SIDES, help="run one side, as the comparison starts it")
     options = parser.parse_args(arguments)
     if options.side:
         run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _sides() -> list[str]:
-    """Those that run here: Liger's kernels need a GPU, `official-otpo` and the allocator's settings a CPU."""
+    """The sides that run here: Liger's kernels need a GPU, `official-otpo` and the allocator settings a CPU."""
     if _device() == "cpu":
         return [side for side in SIDES if side != "trl-liger"]
     liger = importlib.util.find_spec("liger_kernel") is not None
@@ -91,7 +91,7 @@ def _sides() -> list[str]:
 
 
 def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Let every side make ready, one after the other, then take its turns, each when the one before it is done."""
+    """Start the sides one after the other, then let them take turns; the result of each."""
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
         for name in names:
@@ -102,7 +102,7 @@ def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, 
             for step in numbers:
                 stdin = sides[name].stdin
                 assert stdin is not None
-                with suppress(BrokenPipeError):  # what it died of is said below
+                with suppress(BrokenPipeError):  # a dead side is reported below
                     stdin.write("\n")
                     stdin.flush()
                 results[name] = _until(READY if step + 1 < steps else RESULT, sides[name], name)
@@ -120,27 +120,27 @@ def _start(shape: str, steps: int, side: str) -> subprocess.Popen[str]:
 
 
 def _until(word: str, process: subprocess.Popen[str], side: str) -> str:
-    """The rest of the line that begins with a word of ours; the libraries' own lines are passed over."""
+    """The rest of the next line that begins with a word of ours; lines of the libraries are skipped."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(word):
             return line.removeprefix(word)
     raise SystemExit(
-        f"{side} ended before it was through, with exit status {process.wait()} (-9: it was killed,"
-        " mostly for want of memory: take fewer steps)."
+        f"{side} ended early with exit status {process.wait()} (-9: it was killed, mostly because memory ran out: take"
+        " fewer steps)."
     )
 
 
 def _await_turn() -> None:
-    """Say that the next step is ready, and wait until the other sides have done theirs."""
+    """Report that the next step is ready, and wait for this side's turn."""
     print(READY, flush=True)
     sys.stdin.readline()
 
 
 def floor(shape: Shape, pairs: list) -> dict[str, float]:
-    """Seconds that a step's matrix products alone take at the best rate this machine reaches on one of them.
+    """Seconds that a step's matrix products alone would take at the best rate that this machine reaches on one of them.
 
-    On a GPU whose rated speed is known, also the seconds at that speed: over the step's they are its MFU.
+    On a GPU whose rated speed is known, also the seconds at that speed; divided by the step's they are its MFU.
     """
     import torch
 
@@ -175,7 +175,7 @@ def _synchronize() -> None:
 
 
 def _peak() -> float:
-    """GiB that this process has held at most: of the GPU's memory if there is one, else of the machine's."""
+    """Peak memory of this process in GiB: of the GPU if there is one, else of the machine."""
     import torch
 
     if _device() == "cuda":
@@ -187,7 +187,7 @@ def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
     from tests.benchmarks.ours import Ours, one_worker, steps_of
 
     shape = SHAPES[name]
-    shape.model(_device())  # for its memory alone: `Ours` has computed the reference before it could be asked
+    shape.model(_device())  # only for its memory, because `Ours` computes the reference as soon as it is made
     before = _peak()
     with one_worker() as mesh:
         method, _, compiled = side.partition("-")
@@ -200,8 +200,8 @@ def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
 
 
 def _official(name: str, steps: int, _: str) -> dict[str, Any]:
-    """What the official trainer does in a step: all logits and all layers' states of policy and reference over padded
-    sequences, POT pair after pair over the whole padded matrix.
+    """A step as the official trainer takes it: all logits and all layers' states of policy and reference over padded
+    sequences, then POT for one pair after the other over the whole padded matrix.
     """
     import ot
     import torch

@@ -19,11 +19,11 @@ from otpo.models.policy import PolicyModel
 def by_transformers(lm):
     """Each sequence alone: log-probabilities of its completion, and `hidden_states[-1]` at the predicting positions."""
     values, states = [], []
-    for prompt, answer in SEQUENCES:
-        out = lm(torch.tensor([prompt + answer]), output_hidden_states=True, use_cache=False)
-        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    for prompt, completion in SEQUENCES:
+        out = lm(torch.tensor([prompt + completion]), output_hidden_states=True, use_cache=False)
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
         logps = out.logits[0, places].float().log_softmax(-1)
-        values.append(logps.gather(-1, torch.tensor(answer)[:, None])[:, 0])
+        values.append(logps.gather(-1, torch.tensor(completion)[:, None])[:, 0])
         states.append(out.hidden_states[-1][0, places])
     return torch.cat(values), torch.cat(states)
 
@@ -62,8 +62,8 @@ def test_the_states_of_any_layer_are_transformers_own(layer, attention):
     batch = collate_pairs(PAIRS)
     _, extras = ours(batch, {"hidden"}, layer=layer)
     expected = []
-    for prompt, answer in SEQUENCES:
-        states = theirs(torch.tensor([prompt + answer]), output_hidden_states=True, use_cache=False).hidden_states
+    for prompt, completion in SEQUENCES:
+        states = theirs(torch.tensor([prompt + completion]), output_hidden_states=True, use_cache=False).hidden_states
         expected.append(states[layer][0, len(prompt) - 1 : -1])
     torch.testing.assert_close(extras["hidden"][batch.mask], torch.cat(expected), rtol=1e-5, atol=2e-5)
     assert not extras["hidden"].requires_grad

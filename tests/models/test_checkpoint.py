@@ -66,7 +66,7 @@ def test_sharding_changes_no_number(mesh):
 
 
 def test_every_weight_is_trained_after_a_pass_without_gradient(mesh):
-    """Scorers and evaluations run the model without a backward pass; optimizers and checkpoints come after them."""
+    """Frozen models and evaluations run without a backward pass; optimizers and checkpoints come after them."""
     model, _ = sharded(mesh)
     batch = collate_pairs(PAIRS)
     with torch.no_grad():

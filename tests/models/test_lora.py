@@ -113,8 +113,8 @@ def test_gradients_are_those_of_plain_transformers_and_peft(mesh, start, tmp_pat
     export(model, tmp_path / "model", tokenizer=str(tiny_llama), card="", dtype=torch.float32)
     plain = PeftModel.from_pretrained(load_causal_lm(start), tmp_path / "adapter", is_trainable=True).eval()
 
-    def logp(pair, answer) -> torch.Tensor:
-        ids = torch.tensor([pair.prompt_ids + answer])
+    def logp(pair, completion) -> torch.Tensor:
+        ids = torch.tensor([pair.prompt_ids + completion])
         each = plain(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
         return each[len(pair.prompt_ids) - 1 :].sum()
 

@@ -184,11 +184,11 @@ def test_a_chunk_holds_few_logits_at_a_time(monkeypatch):
     )
 
 
-def by_transformers(lm, ids, answer):
+def by_transformers(lm, ids, completion):
     """(log-probabilities, hidden states at the predicting positions) of one unpadded sequence."""
     out = lm(torch.tensor([ids]), output_hidden_states=True)
-    places = torch.arange(len(ids) - len(answer) - 1, len(ids) - 1)
-    logps = out.logits[0, places].float().log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    places = torch.arange(len(ids) - len(completion) - 1, len(ids) - 1)
+    logps = out.logits[0, places].float().log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
     return logps, out.hidden_states[-1][0, places]
 
 
@@ -200,11 +200,11 @@ def test_forward_equals_transformers(tied):
     hidden = extras["hidden"]
     assert hidden is not None and not hidden.requires_grad
     sequences = [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [(p.prompt_ids, p.rejected_ids) for p in PAIRS]
-    for index, (prompt, answer) in enumerate(sequences):
-        expected, states = by_transformers(lm, prompt + answer, answer)
-        torch.testing.assert_close(logps[index, : len(answer)], expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(hidden[index, : len(answer)], states, rtol=1e-5, atol=1e-5)
-        assert (logps[index, len(answer) :] == 0).all() and (hidden[index, len(answer) :] == 0).all()
+    for index, (prompt, completion) in enumerate(sequences):
+        expected, states = by_transformers(lm, prompt + completion, completion)
+        torch.testing.assert_close(logps[index, : len(completion)], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(hidden[index, : len(completion)], states, rtol=1e-5, atol=1e-5)
+        assert (logps[index, len(completion) :] == 0).all() and (hidden[index, len(completion) :] == 0).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -215,8 +215,8 @@ def test_gradients_equal_transformers(tied):
     (logps * weights).sum().backward()
     sequences = [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [(p.prompt_ids, p.rejected_ids) for p in PAIRS]
     sum(
-        (by_transformers(theirs, prompt + answer, answer)[0] * weights[index, : len(answer)]).sum()
-        for index, (prompt, answer) in enumerate(sequences)
+        (by_transformers(theirs, prompt + completion, completion)[0] * weights[index, : len(completion)]).sum()
+        for index, (prompt, completion) in enumerate(sequences)
     ).backward()
     for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
@@ -228,8 +228,8 @@ def test_company_does_not_matter():
         together = model(collate_pairs(PAIRS), {"hidden"})
         for index, pair in enumerate(PAIRS):
             logps, extras = model(collate_pairs([pair]), {"hidden"})
-            for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
-                n = len(answer)
+            for side, completion in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
+                n = len(completion)
                 torch.testing.assert_close(logps[side, :n], together[0][index + 3 * side, :n], rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(
                     extras["hidden"][side, :n], together[1]["hidden"][index + 3 * side, :n], rtol=1e-5, atol=1e-5

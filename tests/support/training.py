@@ -14,7 +14,7 @@ from otpo.records import TokenPair
 
 
 def write_pairs(path: Path, n: int = 60, seed: int = 0) -> Path:
-    """Pairs of differently long answers cut from the sentences that the tiny tokenizer was made of."""
+    """Pairs of differently long completions cut from the sentences that the tiny tokenizer was made of."""
     draw = random.Random(seed)
 
     def words() -> str:

@@ -24,14 +24,14 @@ LENGTHS = [9, 3, 5, 12, 1, 7]
 LABELS = torch.tensor([True, False, False, True, False, False])
 
 
-def run(answers, labels, others, **settings):
-    return completion_loss(spec_of("kto", **settings), answers, labels, kto_values(others, labels))
+def run(completions, labels, others, **settings):
+    return completion_loss(spec_of("kto", **settings), completions, labels, kto_values(others, labels))
 
 
 # ---- the loss ----
 
 
-def trl_loss(answers, labels, others, *, beta, desirable_weight, undesirable_weight):
+def trl_loss(completions, labels, others, *, beta, desirable_weight, undesirable_weight):
     """Loss and metrics of TRL's KTOTrainer on the same per-token log-probabilities."""
     from trl.trainer.kto_trainer import KTOTrainer
 
@@ -43,7 +43,7 @@ def trl_loss(answers, labels, others, *, beta, desirable_weight, undesirable_wei
         return torch.nn.functional.pad(side.mask.long(), (1, 0), value=first)
 
     policy = torch.nn.Identity()
-    policy.forward = lambda input_ids, **_: outputs(others if input_ids[0, 0] == 1 else answers)
+    policy.forward = lambda input_ids, **_: outputs(others if input_ids[0, 0] == 1 else completions)
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
         aux_loss_enabled=False,
@@ -60,14 +60,14 @@ def trl_loss(answers, labels, others, *, beta, desirable_weight, undesirable_wei
     )
     trainer._compute_kl_logps = MethodType(KTOTrainer._compute_kl_logps, trainer)
     inputs = {
-        "input_ids": ids(answers, 0),
-        "attention_mask": ids(answers, 1),
-        "completion_mask": ids(answers, 0),
+        "input_ids": ids(completions, 0),
+        "attention_mask": ids(completions, 1),
+        "completion_mask": ids(completions, 0),
         "KL_input_ids": ids(others, 1),
         "KL_attention_mask": ids(others, 1),
         "KL_completion_mask": ids(others, 0),
         "label": labels,
-        "ref_logps": answers.frozen_logps("reference").sum(-1),
+        "ref_logps": completions.frozen_logps("reference").sum(-1),
         "ref_KL_logps": others.frozen_logps("reference").sum(-1),
     }
     loss = KTOTrainer._compute_loss(trainer, policy, inputs, False)
@@ -78,14 +78,14 @@ def trl_loss(answers, labels, others, *, beta, desirable_weight, undesirable_wei
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.4)])
 def test_loss_metrics_and_gradient_are_those_of_trl(seed, weights):
     settings = {"beta": 0.3, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
-    answers, others = random_side(LENGTHS, seed=seed), random_side(LENGTHS[::-1], seed=seed + 50)
-    answers.policy.requires_grad_()
-    output = run(answers, LABELS, others, **settings)
-    (ours,) = torch.autograd.grad(output.losses.mean(), answers.policy)
-    loss, metrics = trl_loss(answers, LABELS, others, **settings)
-    (theirs,) = torch.autograd.grad(loss, answers.policy)
+    completions, others = random_side(LENGTHS, seed=seed), random_side(LENGTHS[::-1], seed=seed + 50)
+    completions.policy.requires_grad_()
+    output = run(completions, LABELS, others, **settings)
+    (ours,) = torch.autograd.grad(output.losses.mean(), completions.policy)
+    loss, metrics = trl_loss(completions, LABELS, others, **settings)
+    (theirs,) = torch.autograd.grad(loss, completions.policy)
     assert output.losses.mean().item() == pytest.approx(loss.item(), rel=1e-6)
-    torch.testing.assert_close(ours * answers.mask, theirs * answers.mask, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(ours * completions.mask, theirs * completions.mask, rtol=1e-5, atol=1e-9)
     named = {"kl", *(f"{name}/{side}" for name in ("rewards", "logps") for side in ("chosen", "rejected"))}
     for name in named | {"rewards/margins"}:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name], rel=1e-5, abs=1e-6)
@@ -99,10 +99,13 @@ def test_the_kl_term_of_trl_is_met_on_either_side_of_zero():
 
 def by_hand(ratio, other_ratio):
     """One completion with log-ratio `ratio`, and a mismatched one."""
-    answers, others = random_side([2]), random_side([2])
-    answers.policy, answers.frozen["reference"] = torch.tensor([[-1.0, ratio - 1]]), torch.tensor([[-1.0, -1.0]])
+    completions, others = random_side([2]), random_side([2])
+    completions.policy, completions.frozen["reference"] = (
+        torch.tensor([[-1.0, ratio - 1]]),
+        torch.tensor([[-1.0, -1.0]]),
+    )
     others.policy, others.frozen["reference"] = torch.tensor([[other_ratio, -1.0]]), torch.tensor([[0.0, -1.0]])
-    return answers, others
+    return completions, others
 
 
 @pytest.mark.parametrize(
@@ -117,8 +120,8 @@ def by_hand(ratio, other_ratio):
     ],
 )
 def test_closed_form(ratio, other, label, expected):
-    answers, others = by_hand(ratio, other)
-    output = run(answers, torch.tensor([label]), others, beta=0.5, undesirable_weight=3)
+    completions, others = by_hand(ratio, other)
+    output = run(completions, torch.tensor([label]), others, beta=0.5, undesirable_weight=3)
     assert output.losses.item() == pytest.approx(expected, rel=1e-6)
     assert output.metrics["kl"].item() == max(other, 0)
     side, missing = ("chosen", "rejected") if label else ("rejected", "chosen")
@@ -127,14 +130,14 @@ def test_closed_form(ratio, other, label, expected):
 
 
 def test_golden_value_where_policy_equals_reference():
-    answers, others = random_side(LENGTHS, equal=True), random_side(LENGTHS[::-1], seed=1, equal=True)
-    torch.testing.assert_close(run(answers, LABELS, others).losses, torch.full((6,), 0.5))
-    weighted = run(answers, LABELS, others, desirable_weight=2, undesirable_weight=0.5).losses
+    completions, others = random_side(LENGTHS, equal=True), random_side(LENGTHS[::-1], seed=1, equal=True)
+    torch.testing.assert_close(run(completions, LABELS, others).losses, torch.full((6,), 0.5))
+    weighted = run(completions, LABELS, others, desirable_weight=2, undesirable_weight=0.5).losses
     torch.testing.assert_close(weighted, torch.where(LABELS, 1.0, 0.25))
 
 
 def test_gradients_in_float64_do_not_pass_through_the_kl_term():
-    answers = random_side([4, 2, 1], dtype=torch.float64)
+    completions = random_side([4, 2, 1], dtype=torch.float64)
     others = random_side([3, 5, 2], seed=1, dtype=torch.float64)
     labels = torch.tensor([True, False, True])
     others.policy = others.frozen_logps("reference") + 0.1 * others.mask  # z above 0
@@ -144,16 +147,16 @@ def test_gradients_in_float64_do_not_pass_through_the_kl_term():
     spec = spec_of("kto", sft_weight=0.3)
 
     def losses(policy):
-        answers.policy = policy
-        return completion_loss(spec, answers, labels, global_values).losses
+        completions.policy = policy
+        return completion_loss(spec, completions, labels, global_values).losses
 
-    assert torch.autograd.gradcheck(losses, answers.policy.clone().requires_grad_())
+    assert torch.autograd.gradcheck(losses, completions.policy.clone().requires_grad_())
 
 
 def test_sft_weight_adds_the_likelihood_of_desirable_completions():
-    answers, others = random_side(LENGTHS), random_side(LENGTHS, seed=1)
-    plain, added = (run(answers, LABELS, others, sft_weight=w) for w in (0.0, 0.7))
-    likelihood = -(answers.policy.sum(-1) / torch.tensor(LENGTHS))
+    completions, others = random_side(LENGTHS), random_side(LENGTHS, seed=1)
+    plain, added = (run(completions, LABELS, others, sft_weight=w) for w in (0.0, 0.7))
+    likelihood = -(completions.policy.sum(-1) / torch.tensor(LENGTHS))
     torch.testing.assert_close(added.losses - plain.losses, torch.where(LABELS, 0.7 * likelihood, 0.0))
     assert added.metrics["nll_loss"].mean().item() == pytest.approx(likelihood[LABELS].mean().item())
 
@@ -245,13 +248,13 @@ def batches_of(groups, items=ITEMS):
     return [collate_unpaired([items[i] for i in group]) for group in groups]
 
 
-def train(groups, *, steps=4, items=ITEMS, filler=False, **settings):
+def train(groups, *, steps=4, items=ITEMS, padding=False, **settings):
     """(figures of each step, the model's parameters after the last)."""
     model = PolicyModel(small_lm())
     losses = unpaired_losses(model, spec_of("kto", **settings), reference())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     batches = batches_of(groups, items)
-    if filler:
+    if padding:
         batches += batches_of([[3]], items)
         batches[-1].rows[:] = -1
     lines = [
@@ -270,7 +273,7 @@ def test_micro_batches_change_nothing(groups):
     assert whole[-1]["loss"] < 0.45 and whole[-1]["kl"] > 0.01 and whole[-1]["rewards/margins"] > 0.1
     for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=2e-5, abs=2e-6) and a["loss"] == pytest.approx(b["loss"], abs=1e-6)
-        assert a["tokens"] == 2 * 10 + 9 + 12, "each prompt with each answer; mismatched completions do not count"
+        assert a["tokens"] == 2 * 10 + 9 + 12, "each prompt with each completion; mismatched completions do not count"
     for a, b in zip(parameters, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -293,8 +296,8 @@ def test_the_kl_term_is_of_the_mismatched_completions():
     assert lines[1]["kl"] == pytest.approx(max(total / 6, 0), rel=1e-4) and total > 0
 
 
-def test_a_filler_row_counts_for_nothing():
-    assert train(ALL, filler=True)[0] == [pytest.approx(line, rel=1e-5, abs=1e-6) for line in train(ALL)[0]]
+def test_a_padding_row_counts_for_nothing():
+    assert train(ALL, padding=True)[0] == [pytest.approx(line, rel=1e-5, abs=1e-6) for line in train(ALL)[0]]
 
 
 def test_swapped_answers_are_swapped_labels():

@@ -71,8 +71,8 @@ def test_pairs_become_completions_with_the_same_prompts_held_out(tmp_path, tiny_
         assert [(i.row, i.prompt_ids, i.completion_ids, i.label) for i in found] == [
             (i.row, i.prompt_ids, i.completion_ids, i.label) for i in split
         ]
-        answers = {(tuple(i.prompt_ids), tuple(i.completion_ids)) for i in split}
-        texts = {answer for _, answer in answers}
+        completions = {(tuple(i.prompt_ids), tuple(i.completion_ids)) for i in split}
+        texts = {completion for _, completion in completions}
         for item in found:
             assert item.mismatched_ids and tuple(item.mismatched_ids) in texts, "of the same side of the split"
 
@@ -226,5 +226,5 @@ def test_an_evaluation_is_that_of_the_exported_model(labelled, tiny_llama):
 @pytest.mark.slow
 def test_the_reference_is_scored_once_for_all_workers_and_labels(labelled):
     (folder,) = labelled[1].folder.frozen_caches.iterdir()
-    table = FrozenLogProbs(folder)
-    assert len(table.rows) == 60 and len(list(folder.glob("part-*"))) == 1, "the second run computed nothing"
+    cache = FrozenLogProbs(folder)
+    assert len(cache.rows) == 60 and len(list(folder.glob("part-*"))) == 1, "the second run computed nothing"

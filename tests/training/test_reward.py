@@ -129,15 +129,15 @@ def test_scores_are_those_of_transformers_one_answer_at_a_time_in_every_layout(t
     padded.lm.set_attn_implementation("eager")
     padded.backbone.shares_prompts = False
     plain = padded.lm
-    answers = [p.chosen_ids for p in PAIRS] + [p.rejected_ids for p in PAIRS]
+    completions = [p.chosen_ids for p in PAIRS] + [p.rejected_ids for p in PAIRS]
     with torch.no_grad():
         expected = [
             plain(input_ids=torch.tensor([pair.prompt_ids + ids])).logits.item()
-            for pair, ids in zip(PAIRS * 2, answers, strict=True)
+            for pair, ids in zip(PAIRS * 2, completions, strict=True)
         ]
         assert max(expected) - min(expected) > 0.5
         singles = [
-            TokenCompletion(i, p.prompt_ids, ids) for i, (p, ids) in enumerate(zip(PAIRS * 2, answers, strict=True))
+            TokenCompletion(i, p.prompt_ids, ids) for i, (p, ids) in enumerate(zip(PAIRS * 2, completions, strict=True))
         ]
         for found in (
             model.scores(collate_pairs(PAIRS)),
@@ -160,7 +160,8 @@ def test_scores_are_those_of_transformers_for_every_architecture(family, tmp_pat
     plain.eval().score.load_state_dict(ours.lm.score.state_dict())
     with torch.no_grad():
         expected = [
-            plain(torch.tensor([prompt + answer]), use_cache=False).logits.item() for prompt, answer in SEQUENCES
+            plain(torch.tensor([prompt + completion]), use_cache=False).logits.item()
+            for prompt, completion in SEQUENCES
         ]
         assert ours.scores(collate_pairs(ARCHITECTURE_PAIRS)).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert max(expected) - min(expected) > 0.1
@@ -168,7 +169,7 @@ def test_scores_are_those_of_transformers_for_every_architecture(family, tmp_pat
 
 def test_scores_that_are_not_finite_name_row_and_side(tmp_path):
     model = reward_model(tmp_path)
-    model.lm.get_input_embeddings().weight.data[14] = math.nan  # the end of the first rejected answer
+    model.lm.get_input_embeddings().weight.data[14] = math.nan  # the end of the first rejected completion
     with pytest.raises(WorkError, match="found NaN or infinity in data row 0, rejected completion"):
         reward_losses(model, resolve("reward-model", {}))(collate_pairs(PAIRS))
 
@@ -205,7 +206,7 @@ def test_margins_belong_to_rows_and_swapped_answers_prefer_the_other(tmp_path):
 
 
 def separable(n: int, seed: int) -> list[TokenPair]:
-    """Pairs whose chosen answer holds token 7 somewhere and whose rejected one does not."""
+    """Pairs whose chosen completion holds token 7 somewhere and whose rejected one does not."""
     draw = random.Random(seed)
     pairs = []
     for row in range(n):
@@ -343,7 +344,7 @@ def exported(tiny_llama, tmp_path_factory):
 
 
 PROMPTS = ["What is the capital of Mongolia?", "Summarize the letter.", "Where is the bicycle?"]
-ANSWERS = ["Ulaanbaatar.", "Both sisters are well, and they keep their names.", ""]
+COMPLETIONS = ["Ulaanbaatar.", "Both sisters are well, and they keep their names.", ""]
 
 
 def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
@@ -353,12 +354,12 @@ def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
     tokenizer = AutoTokenizer.from_pretrained(exported)
     assert lm.config.num_labels == 1 and lm.score.weight.shape == (1, 64) and lm.score.bias is None
     assert lm.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
-    texts = [p + a + tokenizer.eos_token for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    texts = [p + a + tokenizer.eos_token for p, a in zip(PROMPTS, COMPLETIONS, strict=True)]
     with torch.no_grad():
         for side in ("right", "left"):
             inputs = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
             expected = lm(**inputs).logits[:, 0].tolist()
-            found = score(exported, PROMPTS, ANSWERS, template="literal")
+            found = score(exported, PROMPTS, COMPLETIONS, template="literal")
             assert found == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in found}) == 3
 
@@ -366,9 +367,9 @@ def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
 def test_messages_and_strings_in_the_template_score_alike_and_batches_change_nothing(exported):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     seen = []
-    found = RewardScorer(exported, batch_size=1)(PROMPTS, ANSWERS, lambda *counts: seen.append(counts))
-    assert score(exported, messages, ANSWERS, template="literal") == pytest.approx(found, abs=1e-5)
-    assert found != pytest.approx(score(exported, PROMPTS, ANSWERS, template="literal"), abs=1e-3)
+    found = RewardScorer(exported, batch_size=1)(PROMPTS, COMPLETIONS, lambda *counts: seen.append(counts))
+    assert score(exported, messages, COMPLETIONS, template="literal") == pytest.approx(found, abs=1e-5)
+    assert found != pytest.approx(score(exported, PROMPTS, COMPLETIONS, template="literal"), abs=1e-3)
     assert seen == [(1, 3), (2, 3), (3, 3)] and score(exported, [], []) == []
 
 
@@ -378,11 +379,11 @@ def test_a_model_that_was_padded_with_eos_is_read_where_transformers_reads_it(ex
     lm.config.pad_token_id = tokenizer.eos_token_id
     lm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    ids = tokenizer(PROMPTS[0] + ANSWERS[0] + tokenizer.eos_token, return_tensors="pt")
+    ids = tokenizer(PROMPTS[0] + COMPLETIONS[0] + tokenizer.eos_token, return_tensors="pt")
     with torch.no_grad():
         expected = lm(**ids).logits.item()
-    assert score(tmp_path, PROMPTS[:1], ANSWERS[:1], template="literal") == pytest.approx([expected], abs=1e-5)
-    assert score(exported, PROMPTS[:1], ANSWERS[:1], template="literal") != pytest.approx([expected], abs=1e-3)
+    assert score(tmp_path, PROMPTS[:1], COMPLETIONS[:1], template="literal") == pytest.approx([expected], abs=1e-5)
+    assert score(exported, PROMPTS[:1], COMPLETIONS[:1], template="literal") != pytest.approx([expected], abs=1e-3)
 
 
 def test_a_padding_token_is_found_that_ends_no_answer(tiny_llama):
@@ -400,7 +401,7 @@ def outputs(name: str, texts: list[str]) -> list[dict]:
     return [{"instruction": p, "output": text, "generator": name} for p, text in zip(PROMPTS, texts, strict=True)]
 
 
-OTHERS = [ANSWERS[0], "No.", "In the shed, behind the newer one."]
+OTHERS = [COMPLETIONS[0], "No.", "In the shed, behind the newer one."]
 
 
 def test_two_scores_are_a_preference_in_alpaca_evals_convention(exported):
@@ -410,13 +411,13 @@ def test_two_scores_are_a_preference_in_alpaca_evals_convention(exported):
         asked.append(list(pairs))
         return score(exported, *zip(*pairs, strict=True))
 
-    frame = judge_by_scores(outputs("ours", OTHERS), outputs("base", ANSWERS), scores, "small")
-    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, ANSWERS)
+    frame = judge_by_scores(outputs("ours", OTHERS), outputs("base", COMPLETIONS), scores, "small")
+    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, COMPLETIONS)
     expected = [1.5] + [2 - 1 / (1 + math.exp(a - b)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
     assert frame["preference"].tolist() == pytest.approx(expected, abs=1e-6)
     assert list(frame.columns) == list(COLUMNS) and set(frame["order"]) == {"none"} and frame["error"].isna().all()
     assert json.loads(frame["raw"][1]) == pytest.approx({"score": ours[1], "reference_score": theirs[1]}, abs=1e-5)
-    assert len(asked) == 1 and (PROMPTS[0], ANSWERS[0]) not in asked[0], "identical answers are a draw without a score"
+    assert len(asked) == 1 and (PROMPTS[0], COMPLETIONS[0]) not in asked[0], "identical outputs are a draw"
     assert ledger(frame) | {"spent_usd": 0} == ledger(frame) and ledger(frame)["identical"] == 1
     prompts = by_prompt(frame)
     assert prompts["preference"].tolist() == frame["preference"].tolist() and prompts["flipped"].isna().all()
@@ -444,13 +445,13 @@ def test_each_answer_is_scored_once_and_messages_stand_for_instructions(exported
 
 @pytest.mark.slow
 def test_the_command_judges_with_a_reward_model(exported, tmp_path):
-    for name, texts in (("ours", OTHERS), ("base", ANSWERS)):
+    for name, texts in (("ours", OTHERS), ("base", COMPLETIONS)):
         (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
     files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
     done = otpo(tmp_path, "judge", *files, "--reward-model", exported, "--task", "small")
     assert done.code == 0, done.err
     verdicts = pd.read_parquet(tmp_path / "board" / "verdicts.parquet")
-    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, ANSWERS)
+    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, COMPLETIONS)
     wins = [0.5] + [1 / (1 + math.exp(b - a)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
     assert (verdicts["preference"] - 1).tolist() == pytest.approx(wins, abs=1e-5)
     row = pd.read_csv(tmp_path / "board" / "leaderboard.csv").iloc[0]
@@ -469,7 +470,7 @@ def test_the_command_judges_with_a_reward_model(exported, tmp_path):
     ],
 )
 def test_a_judge_that_cannot_be_is_refused(exported, tiny_llama, tmp_path, options, words):
-    for name, texts in (("ours", OTHERS), ("base", ANSWERS)):
+    for name, texts in (("ours", OTHERS), ("base", COMPLETIONS)):
         (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
     named = {"MODEL": exported, "LM": tiny_llama}
     files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]

@@ -26,7 +26,7 @@ MODELS = {"rm": {"method": "reward-model", "center_rewards_coefficient": 0.01}}
 
 
 def write_rated(path: Path, n: int = 60, seed: int = 0) -> Path:
-    """Pairs whose chosen answer is long and whose rejected one is short, with margins."""
+    """Pairs whose chosen completion is long and whose rejected one is short, with margins."""
     draw = random.Random(seed)
 
     def words(low: int, high: int) -> str:
@@ -151,7 +151,7 @@ def test_two_workers_train_what_one_does(rewarded):
 @pytest.mark.slow
 def test_the_label_judges_the_answers_of_its_run(rewarded):
     this = rewarded[2]
-    assert not (this.folder.label("rm").path / "small").exists(), "it writes no answers"
+    assert not (this.folder.label("rm").path / "small").exists(), "it writes no outputs"
     base, dpo = (
         [row["output"] for row in json.loads(this.folder.outputs(name, "small").read_text())]
         for name in ("base", "dpo")

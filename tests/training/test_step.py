@@ -96,7 +96,7 @@ def reference(model):
         logps, _ = model(collate_pairs(PAIRS))
     rows = {pair.row: (logps[i], logps[i + len(PAIRS)]) for i, pair in enumerate(PAIRS)}
 
-    def scorers(batch):
+    def frozen(batch):
         half, width = len(batch.rows) // 2, batch.mask.shape[1]
         values = torch.zeros(batch.mask.shape)
         for index, row in enumerate(batch.rows[:half].tolist()):
@@ -105,7 +105,7 @@ def reference(model):
                 values[index + half] = rows[row][1][:width]
         return dict.fromkeys(("reference", *FROZEN_MODELS), values)
 
-    return scorers
+    return frozen
 
 
 def batches_of(*groups):
@@ -140,7 +140,7 @@ def test_loss_at_step_0_is_ln_2_and_accumulation_changes_nothing(method):
             assert {k: v for k, v in a.items() if k not in apart} == pytest.approx(
                 {k: v for k, v in b.items() if k not in apart}, rel=1e-4, abs=1e-5
             )
-            assert a["tokens"] == b["tokens"] == 2 * 10 + 9 + 12, "prompts twice, answers once, no padding"
+            assert a["tokens"] == b["tokens"] == 2 * 10 + 9 + 12, "prompts twice, completions once, no padding"
         for a, b in zip(parameters, others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -152,15 +152,15 @@ def test_every_method_takes_a_finite_step(name):
     assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "lengths/chosen"} <= set(lines[0])
 
 
-def test_a_filler_row_counts_for_nothing():
+def test_a_padding_row_counts_for_nothing():
     model = PolicyModel(small_lm())
     losses = preference_losses(model, resolve("otpo", {}), reference(model), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    filler = batches_of([1])[0]
-    filler.rows[:] = -1
+    padding = batches_of([1])[0]
+    padding.rows[:] = -1
     found = [
         optimisation_step(model, optimizer, batches, losses, denominator=3, max_grad_norm=1.0, lr=0.0)
-        for batches in (batches_of([0, 1, 2]), [*batches_of([0, 1, 2]), filler])
+        for batches in (batches_of([0, 1, 2]), [*batches_of([0, 1, 2]), padding])
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-6)
 

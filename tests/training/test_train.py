@@ -136,7 +136,7 @@ def test_two_workers_give_the_losses_of_one(two, one, label):
 
 
 def test_accumulation_of_four_gives_the_losses_of_one(two):
-    """The first label met an empty scorer cache and the second a full one: that changes nothing either."""
+    """The first label met an empty cache of the reference and the second a full one: that changes nothing either."""
     assert losses(two.label("accumulated")) == pytest.approx(losses(two.label("dpo")), abs=1e-5)
 
 
