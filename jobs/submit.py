@@ -2,8 +2,8 @@
 
 otpo submit small_world --address http://127.0.0.1:8265 --follow
 
-The package's code, the resolved recipe and the local files that it names travel as the job's working directory. The
-job's id is made of the recipe's name and content: submitted again, it is the same job.
+`jobs.submission` says what is sent. The job's id is made of the recipe's name and content, so that the same recipe
+submitted again is the same job.
 """
 
 from __future__ import annotations
@@ -13,58 +13,27 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import jobs
+from jobs.submission import Submission, prepare, size, stage
 from otpo.errors import UserError, WorkError
-from otpo.identity import source_identity
-from pipeline.recipe import WORLD_PREFIX, Recipe, digest, dump_yaml, load_recipe, make_recipe
+from pipeline.recipe import WORLD_PREFIX, load_recipe
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-LIMIT_MIB = 512  # what Ray's control store takes as a working directory
-PACKAGES = ("eval", "jobs", "otpo", "pipeline")
-ANSWER_SECONDS = 10.0  # how long a cluster may take to answer at all
-GONE_SECONDS = 60.0  # how long a cluster may be silent while its job is followed
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz")
+LIMIT_MIB = 512  # the largest working directory that Ray's control store accepts
+CONNECT_SECONDS = 10.0  # how long a cluster may take to respond at all
+SILENT_SECONDS = 60.0  # how long a cluster may be silent while its job is followed
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A run as the cluster will see it.
-
-    Attributes:
-        recipe: with paths that hold on the cluster.
-        inputs: path inside the working directory -> local file or folder that travels there.
-        runs: the folder of runs, absolute on the cluster.
-        python: the interpreter of the job.
-        id: the same for the same recipe, inputs and folder.
-    """
-
-    recipe: Recipe
-    inputs: dict[str, Path]
-    runs: str
-    python: str
-    redo: bool
-    id: str
-
-    @property
-    def entrypoint(self) -> str:
-        """The job's shell command."""
-        words = [self.python, "-m", "jobs.cli", "run", "recipe.yaml", "--runs", self.runs]
-        return shlex.join([*words, *(["--redo"] if self.redo else [])])
 
 
 def submit(
@@ -80,20 +49,20 @@ def submit(
     say: Say,
     show_log: Say,
 ) -> int:
-    """Submit a recipe, or find the job that is it already.
+    """Submit a recipe as a job, or find the job that it was submitted as before.
 
     Args:
         address: of the dashboard, http(s)://host:port.
         runs: folder of runs, on storage that every node sees; may be None where the cluster is this machine alone.
-        shared: folders that every node sees under the same path: files in them do not travel.
-        python: the interpreter on the cluster; by default this one on this machine, else "python".
+        shared: folders that every node sees under the same path: files in them are not sent.
+        python: the interpreter on the cluster; by default this one where the cluster is this machine, else "python".
         follow: wait for the end and show the log.
 
     Returns:
         Exit code: 0, or 1 if the followed job failed.
 
     Raises:
-        UserError: a wrong recipe, address or token, or files that cannot travel; nothing was submitted.
+        UserError: a wrong recipe, address or token, or too many local files; nothing was submitted.
         WorkError: the cluster went away while the job was followed.
     """
     recipe = load_recipe(source, overrides)
@@ -138,7 +107,7 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        UserError: nobody answers, not a Ray dashboard, or the token is missing or wrong.
+        UserError: nothing answers there, it is not a Ray dashboard, or the token is missing or wrong.
     """
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
@@ -148,7 +117,7 @@ def connect(address: str) -> JobSubmissionClient:
         )
     try:
         port = url.port or {"http": 80, "https": 443}[url.scheme]
-        socket.create_connection((url.hostname, port), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((url.hostname, port), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise UserError(
             f"Nothing answers at {address} ({error}). Is the cluster up (`ray up cluster.yaml`, `ray start --head`),"
@@ -180,8 +149,8 @@ def is_this_machine(client: JobSubmissionClient) -> bool:
 
     The address does not tell: a forwarded port of a distant cluster is on loopback too.
     """
-    for _ in range(int(ANSWER_SECONDS)):
-        found = client._do_request("GET", "/nodes?view=hostNameList", timeout=ANSWER_SECONDS)
+    for _ in range(int(CONNECT_SECONDS)):
+        found = client._do_request("GET", "/nodes?view=hostNameList", timeout=CONNECT_SECONDS)
         names = found.json().get("data", {}).get("hostNameList", []) if found.status_code == 200 else []
         if names:
             break
@@ -189,57 +158,8 @@ def is_this_machine(client: JobSubmissionClient) -> bool:
     return names == [socket.gethostname()]
 
 
-def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo: bool) -> Submission:
-    """Turn local paths of a recipe into ones that hold on the cluster.
-
-    Raises:
-        UserError: a relative path that does not exist here.
-    """
-    tree = recipe.model_dump(mode="json")
-    tree["cluster"]["address"] = None  # the job's driver is on the cluster
-    tree["generate"]["tasks"] = recipe.generate.named_tasks()
-    inputs: dict[str, Path] = {}
-    identities: dict[str, str] = {}
-    for keys in (
-        ("model", "path"),
-        ("base", "data"),
-        ("data", "path"),
-        ("pairs", "prompts"),
-        ("judge", "reference"),
-        ("judge", "reward_model"),
-        ("judge", "calibration"),
-        *(("generate", "tasks", name) for name in tree["generate"]["tasks"]),
-    ):
-        section: Any = tree
-        for key in keys[:-1]:
-            section = (section or {}).get(key)
-        source = (section or {}).get(keys[-1])
-        if not source or source.startswith(WORLD_PREFIX) or source in {"base", *recipe.methods}:
-            continue
-        path = Path(source).expanduser().absolute()
-        if not path.exists():
-            if Path(source).suffix in DATA_SUFFIXES and not Path(source).is_absolute():
-                raise UserError(f"{'.'.join(keys)}: there is no file or folder '{source}' here.")
-            continue  # a hub name, or a path that only the cluster has
-        identities[".".join(keys)] = identity = source_identity(str(path)) if path.is_file() else _folder_identity(path)
-        if any(path.is_relative_to(folder.absolute()) for folder in shared):
-            section[keys[-1]] = str(path)
-        else:
-            section[keys[-1]] = f"inputs/{identity}/{path.name}"
-            inputs[section[keys[-1]]] = path
-    placed = make_recipe(tree)
-    name = f"{recipe.name}-{digest([placed.model_dump(mode='json'), identities, runs, redo])}"
-    return Submission(placed, inputs, runs, python, redo, name)
-
-
-def _folder_identity(folder: Path) -> str:
-    """By names, sizes and times: hashing a large model would take longer than sending the job."""
-    stats = [(str(p.relative_to(folder)), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
-    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
-
-
 def find(client: JobSubmissionClient, name: str) -> tuple[str, str | None]:
-    """The newest attempt at a job and its status; the id of the next attempt and None where one has to be made."""
+    """The newest attempt at a job that did not fail, and its status; else the id of the next attempt, and None."""
     jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
     attempt, job = 1, name
     while job in jobs:
@@ -251,7 +171,7 @@ def find(client: JobSubmissionClient, name: str) -> tuple[str, str | None]:
 
 
 def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Say) -> None:
-    sizes = {str(path): _size(path) for path in submission.inputs.values()}
+    sizes = {str(path): size(path) for path in submission.inputs.values()}
     total = sum(sizes.values()) / 2**20
     if total > LIMIT_MIB:
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
@@ -262,7 +182,7 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Sa
         )
     with tempfile.TemporaryDirectory(prefix="otpo-submit-") as staging:
         stage(submission, Path(staging))
-        say(f"Sending {_size(Path(staging)) / 2**20:,.1f} MiB: code, recipe and {len(submission.inputs)} inputs.")
+        say(f"Sending {size(Path(staging)) / 2**20:,.1f} MiB: code, recipe and {len(submission.inputs)} inputs.")
         try:
             client.submit_job(
                 entrypoint=submission.entrypoint,
@@ -273,7 +193,7 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Sa
         except RuntimeError as error:
             if find(client, submission.id)[1] is None:
                 raise WorkError(f"The cluster did not take the job: {str(error).strip().splitlines()[-1]}") from error
-            say(f"{job} was submitted by somebody else at the same time.")
+            say(f"{job} was submitted by another process at the same time.")
             return
     say(f"Submitted {job}: {submission.entrypoint}")
     judge = submission.recipe.judge
@@ -283,29 +203,14 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Sa
         )
 
 
-def stage(submission: Submission, folder: Path) -> None:
-    """Lay out the job's working directory: the packages, `recipe.yaml`, `inputs/`."""
-    root = Path(jobs.__file__).parent.parent
-    for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "recipe.yaml").write_text(dump_yaml(submission.recipe))
-    for place, path in submission.inputs.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(path, folder / place) if path.is_dir() else shutil.copy2(path, folder / place)
-
-
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-
-
 def follow_job(client: JobSubmissionClient, job: str, say: Say, show_log: Say) -> int:
-    """Show a job's log until it ends; a lost connection is taken up again.
+    """Show a job's log until the job ends. A lost connection is made again.
 
     Returns:
         0 if the job succeeded, else 1.
 
     Raises:
-        WorkError: the cluster was silent for `GONE_SECONDS`.
+        WorkError: the cluster was silent for `SILENT_SECONDS`.
     """
     import aiohttp
     import requests
@@ -332,9 +237,9 @@ def follow_job(client: JobSubmissionClient, job: str, say: Say, show_log: Say) -
             if info.status.is_terminal():
                 break
         except (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException, json.JSONDecodeError) as error:
-            if time.monotonic() - heard > GONE_SECONDS:
+            if time.monotonic() - heard > SILENT_SECONDS:
                 raise WorkError(
-                    f"The cluster has not answered for {GONE_SECONDS:.0f} s ({error}). If it is gone, so is the job;"
+                    f"The cluster has not answered for {SILENT_SECONDS:.0f} s ({error}). If it is gone, so is the job;"
                     " what it finished is kept, and submitting again goes on from there."
                 ) from error
         time.sleep(1)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.submit import connect, prepare, stage
+from jobs.submission import prepare, stage
+from jobs.submit import connect
 from otpo.errors import UserError
 from pipeline.recipe import load_recipe, make_recipe
 
