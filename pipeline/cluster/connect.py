@@ -16,7 +16,7 @@ def connect(address: str | None = None) -> None:
     Does nothing when this process is connected already.
 
     Raises:
-        UserError: nothing answers at the address.
+        UserError: no cluster responds at the address. WorkError: Ray did not start in time.
     """
     if ray.is_initialized():
         return

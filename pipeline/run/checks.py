@@ -1,6 +1,6 @@
-"""What can be found out before anything starts: missing files, models that cannot be served, judges that do not answer.
+"""Checks before anything starts: missing files, models that cannot be served, judges that do not respond.
 
-Every check raises a `UserError`; what is finished already is not checked again.
+Every check raises a `UserError`. What only finished stages read is not checked again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_evaluation(run: RunContext) -> None:
     """Check, before anything is trained, that outputs can be generated and judged.
 
     Raises:
-        UserError: an engine cannot serve the model, the reference has other instructions, or no judge answers.
+        UserError: an engine cannot serve the model, the reference has other instructions, or no judge responds.
     """
     recipe, tasks = run.recipe, run.sources.tasks
     if not tasks or all(run.manifest.finished(f"judge/{name}") for name in tasks):
@@ -119,7 +119,7 @@ def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
         if key == "judge" and run.recipe.trains_rewards(config.reward_model):
             return
         raise UserError(
-            f"{key}.reward_model: expected a reward model that is there by then, found the label"
+            f"{key}.reward_model: expected a reward model that exists by then, found the label"
             f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
         )
     if config.reward_model:

@@ -28,7 +28,7 @@ class Outcome:
     """A finished sweep.
 
     Attributes:
-        results: a row a trial, best first; see `results.csv`. best: name of the best trial, None if all failed.
+        results: a row a trial, best first; written to `results.csv`.
         did: whether this call did anything.
     """
 
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def best(self) -> str | None:
-        """The first trial that came to its end."""
+        """Name of the best trial, None if all failed."""
         done = self.results[self.results["state"] == "done"]
         return None if done.empty else str(done["trial"].iloc[0])
 
@@ -50,12 +50,12 @@ class Outcome:
 
     @property
     def caution(self) -> str | None:
-        """What must be known of a best win rate: chosen on the very prompts it is measured on, perhaps among equals."""
+        """A warning beside a best win rate: it was chosen on the prompts that it is measured on."""
         done = self.results[self.results["state"] == "done"]
         if self.metric != "win_rate" or len(done) < 2:
             return None
         equals = int((done["win_rate_high"].iloc[1:] >= done["win_rate_low"].iloc[0]).sum())
-        overlap = f" The intervals of {equals} other trials reach into that of the best." if equals else ""
+        overlap = f" The intervals of {equals} other trials overlap that of the best." if equals else ""
         return (
             f"The best of {len(done)} trials was chosen by the win rate shown, which is therefore optimistic.{overlap}"
         )

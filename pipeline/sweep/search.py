@@ -36,9 +36,10 @@ class Search:
     """A checked sweep.
 
     Attributes:
-        label: of `methods`, what every trial trains. method: behind the label.
-        task: whose outputs are judged; None where the metric is one of an evaluation.
-        grid: every trial's values for grid and random; None for optuna, which chooses as it goes.
+        label: of `methods`: what every trial trains.
+        mode: "min" or "max".
+        task: whose outputs are judged; None where the metric comes from evaluations during training.
+        grid: the values of every trial for grid and random; None for optuna, which chooses as it goes.
     """
 
     label: str
@@ -137,7 +138,7 @@ def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, run: Run
     """The recipe of one trial: the label alone, called `name`, with the trial's values.
 
     Args:
-        run: where the labels are trained that the label takes as frozen models.
+        run: the folder in which the label's frozen models are trained.
     """
     changed = with_params(recipe, params)
     tree = changed.model_dump(mode="json")
@@ -153,7 +154,7 @@ def labels_before_trials(recipe: Recipe, search: Search) -> list[str]:
 
 
 def frozen_labels(recipe: Recipe, label: str) -> list[str]:
-    """The labels that any trial takes as frozen models, and those that these take, in the recipe's order."""
+    """The labels that trials read as frozen models, and those that these read in turn, in the recipe's order."""
     lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
     tried = [{}, *({key: value} for key, values in lists.items() for value in values)]
     found = {of for params in tried for of in with_params(recipe, params).frozen_labels(label).values()}
@@ -171,7 +172,7 @@ def with_params(recipe: Recipe, params: Params) -> Recipe:
 
 
 def best_recipe(recipe: Recipe, params: Params) -> Recipe:
-    """What `otpo run` takes to train the best trial's setting: the whole recipe, under a name of its own."""
+    """The whole recipe with the best trial's values, under a name of its own, for `otpo run`."""
     tree = with_params(recipe, params).model_dump(mode="json")
     return make_recipe(tree | {"name": f"{recipe.name}-best", "sweep": {}})
 

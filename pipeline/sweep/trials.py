@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What all trials of a sweep share; it travels to every trial.
+    """What all trials of a sweep share. Ray sends it to every trial.
 
     Attributes:
         run: the folder of the run that is swept.
@@ -119,8 +119,8 @@ def _train(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> dict[str, 
         (lambda: None) if settings.search.task is not None else (lambda: _report_new(settings, evaluations))
     )
     if not folder.model.exists():
-        # A task of its own, whose environment Ray Train's helpers inherit: where several Ray clusters share a machine,
-        # its placement-group cleaner finds this one by RAY_ADDRESS only, and without it a stopped trial keeps its CPUs.
+        # In a task of its own, whose environment Ray Train's helpers inherit. Train's placement-group cleaner finds the
+        # cluster by RAY_ADDRESS where several share a machine; without the cleaner a stopped trial keeps its CPUs.
         address = ray.get_runtime_context().gcs_address
         remote = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"RAY_ADDRESS": address}})(_fit)
         training = remote.remote(settings, recipe, job)
@@ -160,7 +160,7 @@ class Evaluations:
         return [json.loads(line) for line in text.split("\n")[:-1] if line.endswith("}")]
 
     def new(self) -> list[dict[str, Any]]:
-        """Evaluations that were not given before, by step: a restarted worker writes some again."""
+        """The evaluations of later steps than those given before: a restarted worker writes some lines again."""
         found = [line for line in self.lines() if _is_evaluation(line) and line["step"] > self.seen]
         self.seen = found[-1]["step"] if found else self.seen
         return found

@@ -49,7 +49,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
         queue: handle of a `JudgingQueue`.
         concurrent: trials at a time.
     """
-    # Ctrl-C must end the sweep; of Tune's own files and tables nothing is wanted
+    # Ctrl-C must end the sweep, and Tune must write no files or tables of its own
     quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
     from ray import tune
@@ -82,7 +82,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
         shutil.rmtree(storage / "tune", ignore_errors=True)
         trainable = tune.with_parameters(run_trial, settings=settings, queue=queue)
         tune.Tuner(
-            # the trial's own actor needs no CPU, and Tune refuses a request for nothing: one byte of memory
+            # the trial's own actor needs no CPU, but Tune refuses an empty request: ask for one byte of memory
             tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
             param_space=space,
             tune_config=tune.TuneConfig(
