@@ -102,20 +102,11 @@ def win_rate_against_length(
     if rows.empty:
         return ""
     figure, axes = empty_figure(width, height)
-    boxes: list[Box] = []
     reference = rows["reference_length"].dropna()
     if len(reference):
         axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
     axes.axhline(50, color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1)
-    for row in rows.to_dict("records"):
-        look, x, y = looks[row["name"]], row["avg_length"], row["win_rate"]
-        if not pd.isna(row["win_rate_low"]):
-            axes.plot([x, x], [row["win_rate_low"], row["win_rate_high"]], color=look.colour, linewidth=2, alpha=0.55)
-        controlled = row["length_controlled_winrate"]
-        level = row["length_adjusted_winrate"] if pd.isna(controlled) else controlled
-        if not pd.isna(level):
-            axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
-        axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
+    _draw_points(axes, rows, looks)
     low, high = axes.get_ylim()
     axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
     lengths = [*rows["avg_length"], *reference[:1]]
@@ -125,18 +116,29 @@ def win_rate_against_length(
     axes.set_ylabel("Win rate, %", fontsize=13, color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    pixel = axes.transData.transform
-    for row in rows.to_dict("records"):  # labels must not cover these
-        x = row["avg_length"]
-        for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
-            if not pd.isna(row[mark]):
-                at_x, at_y = pixel((x, row[mark]))
-                boxes.append((at_x - 8, at_y - 8, at_x + 8, at_y + 8))
+    figure.set_layout_engine("none")  # from here on, pixels stay where they are
+    _write_labels(axes, rows, looks, width, height)
+    return svg(figure, _points_in_words(rows))
+
+
+def _draw_points(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style]) -> None:
+    for row in rows.to_dict("records"):
+        look, x, y = looks[row["name"]], row["avg_length"], row["win_rate"]
         if not pd.isna(row["win_rate_low"]):
-            (left, bottom), (_, top) = pixel((x, row["win_rate_low"])), pixel((x, row["win_rate_high"]))
-            boxes.append((left - 3, bottom, left + 3, top))
+            axes.plot([x, x], [row["win_rate_low"], row["win_rate_high"]], color=look.colour, linewidth=2, alpha=0.55)
+        controlled = row["length_controlled_winrate"]
+        level = row["length_adjusted_winrate"] if pd.isna(controlled) else controlled
+        if not pd.isna(level):
+            axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
+        axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
+
+
+def _write_labels(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style], width: int, height: int) -> None:
+    """Name every point and both lines, where no label covers a mark or another label."""
+    pixel = axes.transData.transform
+    boxes = _boxes_of_marks(axes, rows)
     lines: list[Box] = []
+    reference = rows["reference_length"].dropna()
     if len(reference):
         line_x, floor = pixel((float(reference.iloc[0]), axes.get_ylim()[0]))
         lines.append((line_x - 3, 0.0, line_x + 3, float(height)))
@@ -153,7 +155,22 @@ def win_rate_against_length(
         x, y = pixel((axes.get_xlim()[end], 50))
         if _write(axes, [*boxes, *lines], x, y + 9, "50%: as good as the reference", NEUTRAL, 12):
             break
-    return svg(figure, _points_in_words(rows))
+
+
+def _boxes_of_marks(axes: Axes, rows: pd.DataFrame) -> list[Box]:
+    """The places of all marks and intervals."""
+    pixel = axes.transData.transform
+    boxes: list[Box] = []
+    for row in rows.to_dict("records"):
+        x = row["avg_length"]
+        for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
+            if not pd.isna(row[mark]):
+                at_x, at_y = pixel((x, row[mark]))
+                boxes.append((at_x - 8, at_y - 8, at_x + 8, at_y + 8))
+        if not pd.isna(row["win_rate_low"]):
+            (left, bottom), (_, top) = pixel((x, row["win_rate_low"])), pixel((x, row["win_rate_high"]))
+            boxes.append((left - 3, bottom, left + 3, top))
+    return boxes
 
 
 def _write(
