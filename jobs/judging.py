@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.outputs import load_outputs, match_outputs
 from otpo.errors import UserError, WorkError
+from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.judge.reward_model import check_reward_model
@@ -62,9 +63,9 @@ def judge_files(
     return board
 
 
-def _read_files(files: list[Path], reference: list[dict[str, Any]], subset: bool) -> dict[str, list[dict[str, Any]]]:
+def _read_files(files: list[Path], reference: list[Row], subset: bool) -> dict[str, list[Row]]:
     """Generator -> its outputs. A file without generators goes by its own name."""
-    outputs: dict[str, list[dict[str, Any]]] = {}
+    outputs: dict[str, list[Row]] = {}
     for file in files:
         rows = load_outputs(file)
         match_outputs(rows, reference, subset=subset)

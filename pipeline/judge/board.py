@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from eval import layout
 from eval.judge.config import JudgeConfig
-from pipeline.judge.judging import Rows
+from otpo.files import Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def make_board(
-    verdicts: pd.DataFrame, outputs: dict[str, Rows], reference: Rows, config: JudgeConfig, *, seed: int = 0
+    verdicts: pd.DataFrame, outputs: dict[str, list[Row]], reference: list[Row], config: JudgeConfig, *, seed: int = 0
 ) -> pd.DataFrame:
     """The board of one task: the models against the reference, then those that were judged against each other.
 
@@ -58,8 +58,8 @@ def write_judged(
     task: str,
     verdicts: pd.DataFrame,
     board: pd.DataFrame,
-    outputs: dict[str, Rows],
-    reference: Rows,
+    outputs: dict[str, list[Row]],
+    reference: list[Row],
 ) -> None:
     """Write a folder that holds one judged task at its top: verdicts, leaderboard, the outputs, and the page.
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.judge.config import JudgeConfig
+from otpo.files import Row
 from pipeline.judge.reward_model import RewardJudge
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Rows = list[dict[str, Any]]
-"""Rows of a `model_outputs.json`."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class Match:
 
     label: str
     against: str
-    outputs: Rows
-    reference: Rows
+    outputs: list[Row]
+    reference: list[Row]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.judge.config import JudgeConfig
+from otpo.files import Row
 from otpo.identity import source_identity
 from pipeline.recipe import WORLD_PREFIX, Recipe
 from pipeline.run.context import RunContext
@@ -15,8 +16,6 @@ from pipeline.run.stages.generate import read_outputs
 
 if TYPE_CHECKING:
     from eval.tasks import Task
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def reference_inputs(run: RunContext, task: Task) -> str:
     return reference.label or source_identity(reference.file or task.source)
 
 
-def reference_rows(run: RunContext, task: Task) -> Rows:
+def reference_rows(run: RunContext, task: Task) -> list[Row]:
     """The reference's outputs, as rows of a `model_outputs.json`."""
     from eval.outputs import load_outputs
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
-from pipeline.judge.judging import Judge, Match, Rows, judge_task
+from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.run.context import RunContext
 from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows
 from pipeline.run.stages.generate import generate_task
@@ -26,7 +27,7 @@ class TrialJudging:
     run: RunContext
     task: Task
     judge: Judge
-    reference: Rows
+    reference: list[Row]
 
     def __call__(self, name: str) -> dict[str, Any]:
         """Outputs and verdicts of a trained trial, written to its folder; gives its row of the board."""

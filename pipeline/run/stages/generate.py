@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otpo.files import Row
 from otpo.identity import source_identity
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import engine_inputs, sampling_inputs
@@ -13,8 +14,6 @@ from pipeline.run.inputs import engine_inputs, sampling_inputs
 if TYPE_CHECKING:
     from eval.tasks import Task
     from pipeline.generate.outputs import GenerationResult
-
-Rows = list[dict[str, Any]]
 
 
 def generate(run: RunContext) -> None:
@@ -57,6 +56,6 @@ def generate_task(run: RunContext, model: str | Path, label: str, task: Task, ou
     return run.engines.pool().generate(model, label, task.prompts, sampling, out, template, progress)
 
 
-def read_outputs(run: RunContext, label: str, task: str) -> Rows:
+def read_outputs(run: RunContext, label: str, task: str) -> list[Row]:
     """What a model of the run generated for a task."""
     return json.loads(run.folder.outputs(label, task).read_text())

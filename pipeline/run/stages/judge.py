@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from otpo.files import write_atomically
+from otpo.files import Row, write_atomically
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
@@ -85,7 +85,7 @@ def _judged_labels(run: RunContext, task: Task) -> list[str]:
     return [label for label in run.recipe.labels() if label != reference_of(run, task).label]
 
 
-def _matches(run: RunContext, task: Task, reference: list[dict[str, Any]]) -> Iterator[Match]:
+def _matches(run: RunContext, task: Task, reference: list[Row]) -> Iterator[Match]:
     """Every model against the reference; then the trained ones against each other, if that is asked for."""
     labels, name = _judged_labels(run, task), reference_of(run, task).label or "the reference"
     for label in labels:
