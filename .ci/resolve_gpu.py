@@ -53,7 +53,9 @@ def resolve(constraints: dict[str, str]) -> dict[str, str]:
         subprocess.run([*pip, "--target", f"{folder}/pip", PIP], check=True)
         dry_run = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--report", str(report)]
         target = ["--python-version", PYTHON, "--only-binary=:all:", "--target", f"{folder}/none"]
-        environment = {**os.environ, "PYTHONPATH": f"{folder}/pip"}
+        # further indexes may serve a torch for CPUs
+        environment = {k: v for k, v in os.environ.items() if k not in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")}
+        environment["PYTHONPATH"] = f"{folder}/pip"
         command = [*pip, *dry_run, *target, "--constraint", str(wanted), ".[gpu,dev]"]
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:
             sys.exit("pip finds no solution for `.[gpu,dev]` with constraints-gpu.txt: its reason stands above.")
