@@ -1,6 +1,6 @@
 """Resolve the packages of a GPU machine with pip's own dry run, on a machine without a GPU. Installs nothing.
 
-make check-install     constraints-gpu.txt is exactly what pip finds for `.[gpu,dev]`: nothing missing, nothing unpinned
+make check-install     constraints-gpu.txt is exactly what pip finds: nothing missing, nothing unpinned
 make pin-gpu           write constraints-gpu.txt anew, after a change of pyproject.toml or constraints-cpu.txt
 
 Takes about 4 minutes and 110 MB where the index serves no metadata of its own (PEP 658), else seconds.
@@ -17,9 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU, CPU = ROOT / "constraints-gpu.txt", ROOT / "constraints-cpu.txt"
-HEADER = "# Every version on a machine with a GPU: what pip finds for `.[gpu,dev]`. Written by `make pin-gpu`.\n"
-# vllm 0.32.0 wants this very version; on a CPU machine the newest is fine. All other shared packages are the same.
-APART = {"apache-tvm-ffi"}
+# Where the two files differ: vllm 0.32.0 wants one version of apache-tvm-ffi, boto3 one of python-dateutil below 3.
+APART = {"apache-tvm-ffi", "python-dateutil"}
+WHAT = ".[gpu,aws,dev]"
+HEADER = f"# Every version on a machine with a GPU: what pip finds for `{WHAT}`. Written by `make pin-gpu`.\n"
 PYTHON = "3.12"  # of Ubuntu 24.04: the image in Dockerfile and the machines of cluster.yaml
 PIP = "pip==26.3"  # the pip that comes with Python 3.11 downloads every wheel in a dry run, 6 GB
 
@@ -41,7 +42,7 @@ def pins(path: Path) -> dict[str, str]:
 
 
 def resolve(constraints: dict[str, str]) -> dict[str, str]:
-    """What pip would install for `.[gpu,dev]` under the constraints, in the form of `pins`.
+    """What pip would install for WHAT under the constraints, in the form of `pins`.
 
     Raises:
         SystemExit: pip finds no solution, or one that cannot use a GPU.
@@ -56,9 +57,9 @@ def resolve(constraints: dict[str, str]) -> dict[str, str]:
         # further indexes may serve a torch for CPUs
         environment = {k: v for k, v in os.environ.items() if k not in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")}
         environment["PYTHONPATH"] = f"{folder}/pip"
-        command = [*pip, *dry_run, *target, "--constraint", str(wanted), ".[gpu,dev]"]
+        command = [*pip, *dry_run, *target, "--constraint", str(wanted), WHAT]
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:
-            sys.exit("pip finds no solution for `.[gpu,dev]` with constraints-gpu.txt: its reason stands above.")
+            sys.exit(f"pip finds no solution for `{WHAT}` with {GPU.name}: its reason stands above.")
         packages = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     found = {canonical(p["name"]): f"{p['name']}=={p['version']}" for p in packages if p["name"] != "otpo-pipeline"}
     if "nvidia-nccl-cu13" not in found or "+" in found["torch"]:
@@ -80,7 +81,7 @@ def main() -> None:
     wrong += [f"{line} is pinned, and nothing asks for it" for name, line in pinned.items() if name not in found]
     if wrong:
         sys.exit("\n".join([*wrong, "Run `make pin-gpu` and commit constraints-gpu.txt."]))
-    print(f"{GPU.name}: pip resolves `.[gpu,dev]` for Python {PYTHON} to its {len(found)} packages, no other.")
+    print(f"{GPU.name}: pip resolves `{WHAT}` for Python {PYTHON} to its {len(found)} packages, no other.")
 
 
 if __name__ == "__main__":
