@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import defaultdict
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
 from support.architectures import FAMILIES, SEQUENCES, make
 from support.architectures import PAIRS as ARCHITECTURE_PAIRS
-from support.command import otpo, refused
 from support.random_pairs import spec_of
+from support.reward import export_reward_model
 from support.small_lm import PAIRS, small_lm
-from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from eval.judge.config import JudgeConfig
-from eval.judge.reward_scores import judge_by_scores
-from eval.judge.verdicts import COLUMNS, ledger
-from eval.stats.win_rate import by_prompt
-from eval.tasks import Prompt, Task
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.errors import UserError, WorkError
 from otpo.methods.losses.reward import bradley_terry
 from otpo.methods.spec import resolve
-from otpo.models.export import export
-from otpo.models.reward_model import RewardModel, RewardScorer, load_reward_lm, pad_token
-from otpo.models.sharding import shard
+from otpo.models.reward_model import RewardModel, load_reward_lm
 from otpo.records import TokenCompletion, TokenPair
 from otpo.training.objectives.reward import load_margins, margins_of, reward_losses, save_margins
 from otpo.training.step import evaluate, optimisation_step
-from pipeline.generate.engine import EngineConfig, Sampling
-from pipeline.generate.pairs import sample_pairs
-from pipeline.generate.pool import EnginePool
-from pipeline.judge.reward_model import RewardJudge
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_llama, tmp_path_factory):
+    return export_reward_model(tiny_llama, tmp_path_factory.mktemp("reward"))
+
 
 # ---- the loss ----
 
@@ -313,190 +304,3 @@ def test_a_causal_lm_is_no_reward_model(tmp_path):
         load_reward_lm(tmp_path / "lm")
     with pytest.raises(UserError, match="No reward model could be loaded"):
         load_reward_lm(tmp_path / "nothing")
-
-
-# ---- export and use ----
-
-
-def score(folder, prompts, completions, template="auto") -> list[float]:
-    return RewardScorer(folder, template=template)(prompts, completions)
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_llama, tmp_path_factory):
-    """A reward model with a head that is not zero, sharded and exported as the worker does it.
-
-    Its start pads with EOS, as many do: the export must not.
-    """
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    tokenizer.pad_token = tokenizer.eos_token
-    start = tmp_path_factory.mktemp("start")
-    tokenizer.save_pretrained(start)
-    pad = pad_token(tokenizer)
-    model = RewardModel(load_reward_lm(tiny_llama, new_head=True, pad_id=pad))
-    torch.nn.init.normal_(model.lm.score.weight, generator=torch.Generator().manual_seed(2))
-    model = shard(model, init_device_mesh("cpu", (1,)), dtype=torch.float32)
-    out = tmp_path_factory.mktemp("reward") / "model"
-    export(model, out, tokenizer=str(start), card="# card", dtype=torch.float32, pad_id=pad)
-    dist.destroy_process_group()
-    return out
-
-
-PROMPTS = ["What is the capital of Mongolia?", "Summarize the letter.", "Where is the bicycle?"]
-COMPLETIONS = ["Ulaanbaatar.", "Both sisters are well, and they keep their names.", ""]
-
-
-def test_the_exported_folder_is_a_classifier_with_the_same_scores(exported):
-    config = json.loads((exported / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForSequenceClassification"]
-    lm = AutoModelForSequenceClassification.from_pretrained(exported).eval()
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    assert lm.config.num_labels == 1 and lm.score.weight.shape == (1, 64) and lm.score.bias is None
-    assert lm.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
-    texts = [p + a + tokenizer.eos_token for p, a in zip(PROMPTS, COMPLETIONS, strict=True)]
-    with torch.no_grad():
-        for side in ("right", "left"):
-            inputs = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
-            expected = lm(**inputs).logits[:, 0].tolist()
-            found = score(exported, PROMPTS, COMPLETIONS, template="literal")
-            assert found == pytest.approx(expected, abs=1e-5)
-    assert len({round(value, 3) for value in found}) == 3
-
-
-def test_messages_and_strings_in_the_template_score_alike_and_batches_change_nothing(exported):
-    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    seen = []
-    found = RewardScorer(exported, batch_size=1)(PROMPTS, COMPLETIONS, lambda *counts: seen.append(counts))
-    assert score(exported, messages, COMPLETIONS, template="literal") == pytest.approx(found, abs=1e-5)
-    assert found != pytest.approx(score(exported, PROMPTS, COMPLETIONS, template="literal"), abs=1e-3)
-    assert seen == [(1, 3), (2, 3), (3, 3)] and score(exported, [], []) == []
-
-
-def test_a_model_that_was_padded_with_eos_is_read_where_transformers_reads_it(exported, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    lm = AutoModelForSequenceClassification.from_pretrained(exported).eval()
-    lm.config.pad_token_id = tokenizer.eos_token_id
-    lm.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    ids = tokenizer(PROMPTS[0] + COMPLETIONS[0] + tokenizer.eos_token, return_tensors="pt")
-    with torch.no_grad():
-        expected = lm(**ids).logits.item()
-    assert score(tmp_path, PROMPTS[:1], COMPLETIONS[:1], template="literal") == pytest.approx([expected], abs=1e-5)
-    assert score(exported, PROMPTS[:1], COMPLETIONS[:1], template="literal") != pytest.approx([expected], abs=1e-3)
-
-
-def test_a_padding_token_is_found_that_ends_no_answer(tiny_llama):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    own = tokenizer.pad_token_id
-    assert own != tokenizer.eos_token_id and pad_token(tokenizer) == own
-    tokenizer.pad_token = tokenizer.eos_token
-    assert pad_token(tokenizer) not in (None, tokenizer.eos_token_id)
-
-
-# ---- as a judge ----
-
-
-def outputs(name: str, texts: list[str]) -> list[dict]:
-    return [{"instruction": p, "output": text, "generator": name} for p, text in zip(PROMPTS, texts, strict=True)]
-
-
-OTHERS = [COMPLETIONS[0], "No.", "In the shed, behind the newer one."]
-
-
-def test_two_scores_are_a_preference_in_alpaca_evals_convention(exported):
-    asked = []
-
-    def scores(pairs):
-        asked.append(list(pairs))
-        return score(exported, *zip(*pairs, strict=True))
-
-    frame = judge_by_scores(outputs("ours", OTHERS), outputs("base", COMPLETIONS), scores, "small")
-    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, COMPLETIONS)
-    expected = [1.5] + [2 - 1 / (1 + math.exp(a - b)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
-    assert frame["preference"].tolist() == pytest.approx(expected, abs=1e-6)
-    assert list(frame.columns) == list(COLUMNS) and set(frame["order"]) == {"none"} and frame["error"].isna().all()
-    assert json.loads(frame["raw"][1]) == pytest.approx({"score": ours[1], "reference_score": theirs[1]}, abs=1e-5)
-    assert len(asked) == 1 and (PROMPTS[0], COMPLETIONS[0]) not in asked[0], "identical outputs are a draw"
-    assert ledger(frame) | {"spent_usd": 0} == ledger(frame) and ledger(frame)["identical"] == 1
-    prompts = by_prompt(frame)
-    assert prompts["preference"].tolist() == frame["preference"].tolist() and prompts["flipped"].isna().all()
-
-
-@pytest.mark.parametrize("difference", [-900.0, 0.0, 900.0])
-def test_far_scores_do_not_overflow(difference):
-    frame = judge_by_scores(
-        outputs("ours", ["a", "b", "c"]), outputs("base", ["x", "y", "z"]),
-        lambda pairs: [difference if text in "abc" else 0.0 for _, text in pairs], "small",
-    )  # fmt: skip
-    assert frame["preference"].tolist() == [1.0 if difference < 0 else 1.5 if difference == 0 else 2.0] * 3
-
-
-def test_each_answer_is_scored_once_and_messages_stand_for_instructions(exported):
-    counts = []
-    judge = RewardJudge(exported, progress=lambda what, done, total, remark: counts.append(total))
-    first = judge([(PROMPTS[0], "a"), (PROMPTS[0], "b"), (PROMPTS[0], "a")])
-    assert first[0] == first[2] != first[1] and judge([(PROMPTS[0], "b")]) == first[1:2] and counts == [2]
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[1]}]
-    found = judge([(PROMPTS[1], "a")], [messages])
-    assert found == pytest.approx(score(exported, [messages], ["a"]), abs=1e-5)
-    assert found != pytest.approx(score(exported, PROMPTS[1:2], ["a"]), abs=1e-3)
-
-
-@pytest.mark.slow
-def test_the_command_judges_with_a_reward_model(exported, tmp_path):
-    for name, texts in (("ours", OTHERS), ("base", COMPLETIONS)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
-    files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
-    done = otpo(tmp_path, "judge", *files, "--reward-model", exported, "--task", "small")
-    assert done.code == 0, done.err
-    verdicts = pd.read_parquet(tmp_path / "board" / "verdicts.parquet")
-    ours, theirs = score(exported, PROMPTS, OTHERS), score(exported, PROMPTS, COMPLETIONS)
-    wins = [0.5] + [1 / (1 + math.exp(b - a)) for a, b in zip(ours[1:], theirs[1:], strict=True)]
-    assert (verdicts["preference"] - 1).tolist() == pytest.approx(wins, abs=1e-5)
-    row = pd.read_csv(tmp_path / "board" / "leaderboard.csv").iloc[0]
-    assert row["win_rate"] == pytest.approx(100 * sum(wins) / 3, abs=1e-3)
-    assert row["protocol"] == "reward" and row["judge"] == exported.parent.name
-    assert f"scored by the reward model {exported.parent.name}" in (tmp_path / "board" / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--reward-model", "MODEL", "--judge-url", "http://127.0.0.1:9/v1"], ["in place of --judge-url", "keep one"]),
-        ([], ["Who judges?", "--reward-model FOLDER"]),
-        (["--reward-model", "LM"], ["expected a reward model", "LlamaForCausalLM", "method: reward-model"]),
-        (["--reward-model", "./none"], ["there is no folder './none'"]),
-    ],
-)
-def test_a_judge_that_cannot_be_is_refused(exported, tiny_llama, tmp_path, options, words):
-    for name, texts in (("ours", OTHERS), ("base", COMPLETIONS)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(outputs(name, texts)))
-    named = {"MODEL": exported, "LM": tiny_llama}
-    files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
-    refused(otpo(tmp_path, "judge", *files, *[named.get(word, word) for word in options]), *words)
-
-
-def test_a_reward_model_in_a_recipe_names_the_judge():
-    config = JudgeConfig(reward_model="runs/x/models/rm/model", protocol="summary")
-    assert (config.model, config.protocol) == ("rm", "reward") and JudgeConfig(**config.model_dump()) == config
-    assert JudgeConfig(reward_model="owner/name-rm").model == "name-rm" and JudgeConfig().reward_model is None
-    assert JudgeConfig(reward_model="inputs/17/model", model="rm").model == "rm"
-    with pytest.raises(ValueError, match="in place of a judge's url"):
-        JudgeConfig(reward_model="rm", url="http://127.0.0.1:9/v1")
-
-
-@pytest.mark.slow
-def test_a_reward_model_scores_sampled_answers_into_pairs(exported, ray_cluster, sharp_models, tmp_path):
-    scorer = JudgeConfig(reward_model=str(exported))
-    task = Task("test", [Prompt(str(i), text, "test") for i, text in enumerate(PROMPTS)], "here", "instruction")
-    sampling, out = Sampling(temperature=1.0, max_tokens=12, n=4, seed=1), tmp_path / "pairs.jsonl"
-    with EnginePool(EngineConfig(backend="transformers", device="cpu"), sharp_models[0]) as pool:
-        report = sample_pairs(sharp_models[0], task, sampling, pool, scorer, out)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == report["pairs"] > 0 and report["scorer"] == {"reward_model": str(exported)}
-    for row in rows:
-        for side in ("chosen", "rejected"):
-            found = score(exported, [row["prompt"]], [row[side][0]["content"]], template="chat")
-            assert row[f"score_{side}"] == pytest.approx(found[0], abs=1e-4)
-        assert row["score_chosen"] > row["score_rejected"]
