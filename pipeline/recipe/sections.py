@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.judge.config import JudgeConfig
+from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError
 
 WORLD_PREFIX = "world:"  # a path inside the prepared world's folder; `world:judge` is the address of its judge
 
-_SPELLINGS = {"float32": "fp32", "bfloat16": "bf16"}
+_SPELLINGS = {name: short for short, name in TORCH_NAMES.items()}
 
 
 def short_dtype(value: Any) -> Any:
-    """`float32` and `bfloat16`, as transformers and vLLM spell them, in this project's spelling."""
+    """`float32` and `bfloat16`, as torch and vLLM spell them, as a recipe spells them."""
     return _SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
