@@ -1,6 +1,7 @@
 # make run       the default run: from nothing to a judged leaderboard
 # make test      the tests that fit into minutes; make test-all: every one of them
-# make check     lint, format, types, import direction
+# make check     lint, format, types, import direction, pages
+# make docs      the pages into site/: open site/index.html, or make docs-serve and open http://127.0.0.1:8000
 # make check-install   the packages of a GPU machine, resolved by pip's dry run; make pin-gpu writes them anew
 # make bench     benchmarks: ratios measured side by side; one of them: make bench-step SHAPE=30m-long
 #
@@ -16,7 +17,7 @@ WORLD := $(shell if [ "$$(uname)" = Darwin ]; then echo mac; \
 CONSTRAINTS := $(if $(filter gpu,$(WORLD)),constraints-gpu.txt,constraints-cpu.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: setup run test test-all check check-install pin-gpu bench clean
+.PHONY: setup run test test-all check docs docs-serve check-install pin-gpu bench clean
 
 setup: $(READY)
 
@@ -56,6 +57,14 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_layers.py
+	@$(MAKE) --no-print-directory docs
+
+# Needs no network, and neither do the built pages.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: docs
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 bench: setup
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
@@ -64,4 +73,4 @@ bench-%: setup
 	@$(BIN)/python -m tests.benchmarks $* $(SHAPE) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
