@@ -1,0 +1,81 @@
+"""The quickstart works as it is printed: its blocks run in their order in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.support.servers import ScriptedJudge
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: `console` is for a person, everything else is run or written."""
+
+    language: str
+    file: str
+    text: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    for language, file, text in BLOCK.findall((ROOT / "docs" / page).read_text()):
+        yield Block(language, file, text)
+
+
+def follow(page: str, folder: Path, env: dict[str, str]) -> dict[str, str]:
+    """Do what a page says; gives the output of each command."""
+    said = {}
+    for block in blocks(page):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+        elif block.language in ("sh", "python"):
+            command = ["bash", "-euc"] if block.language == "sh" else [sys.executable, "-c"]
+            done = subprocess.run([*command, block.text], cwd=folder, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+            said[block.text.strip()] = done.stdout + done.stderr
+    return said
+
+
+@pytest.fixture
+def judge() -> Iterator[ScriptedJudge]:
+    server = ScriptedJudge()
+    yield server
+    server.close()
+
+
+def test_the_quickstart_works_as_printed(tmp_path, judge):
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "JUDGE_URL": judge.url,
+        "JUDGE_MODEL": "test",
+        "HF_HUB_OFFLINE": "1",
+    }
+    said = follow("quickstart.md", tmp_path, env)
+    runs = tmp_path / "runs"
+    board = pd.read_csv(runs / "mine" / "leaderboard.csv")
+    assert set(board["name"]) == {"dpo", "otpo", "simpo"} and (board["n_total"] == 16).all()
+    assert (runs / "mine" / "report.html").is_file() and (tmp_path / "weights.html").is_file()
+    assert judge.calls
+    # what a later command says that it keeps was kept
+    stages = json.loads((runs / "mine" / "manifest.json").read_text())["stages"]
+    assert stages["train/dpo"]["trained_together"] == ["dpo", "otpo"]
+    assert stages["train/reward"]["trained_together"] == ["reward"]
+    assert stages["train/simpo"]["trained_together"] == ["simpo"]
+    # every file that the page names is there
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    named = set(re.findall(r"`(runs/[\w./-]+)`", page))
+    assert named and not [path for path in named if not (tmp_path / path).exists()]
+    assert any("preference" in text for command, text in said.items() if command.startswith("otpo data"))
