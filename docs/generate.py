@@ -194,8 +194,8 @@ def _key(name: str, allowed: str, default: str, meaning: str, of: str = "") -> s
 
 
 def _sentence(text: str) -> str:
-    text = _text(text)
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    text = _text(text).rstrip(".") + "."
+    return text[:1].upper() + text[1:] if re.match(r"[a-z-]+[ ,:]", text) else text
 
 
 def _text(text: str) -> str:
