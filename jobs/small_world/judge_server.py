@@ -59,7 +59,7 @@ def serve(world_dir: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class HTTPError(Exception):
-    """A request that cannot be answered, in the shape of OpenAI's errors."""
+    """A request that the server refuses, in the shape of OpenAI's errors."""
 
     status: int
     message: str
@@ -75,7 +75,7 @@ def respond(known: dict[str, Reader], method: str, path: str, body: bytes) -> di
     """The JSON for a request.
 
     Raises:
-        HTTPError: it cannot be answered.
+        HTTPError: the request cannot be served.
     """
     if path == "/v1/models":
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "small-world"} for name in known]
@@ -105,7 +105,8 @@ def _verdict(reader: Reader, texts: list[str]) -> dict[str, float]:
         low = min(9, math.floor(score))
         return {str(low): low + 1 - score, str(low + 1): score - low}
     raise HTTPError(
-        400, f"Expected a request and one or two answers between lines of backticks, found {len(texts)} such texts."
+        400,
+        f"Expected an instruction and one or two outputs between lines of backticks, found {len(texts)} such texts.",
     )
 
 
@@ -145,10 +146,10 @@ async def _converse(known: dict[str, Reader], reader: asyncio.StreamReader, writ
                     close = True
                     raise HTTPError(413, f"Expected a body with a Content-Length of at most {MAX_BODY} bytes.")
                 body = await reader.readexactly(length)
-                status, answer = 200, respond(known, method, path.partition("?")[0], body)
+                status, reply = 200, respond(known, method, path.partition("?")[0], body)
             except HTTPError as error:
-                status, answer = error.status, error.body()
-            payload = json.dumps(answer).encode()
+                status, reply = error.status, error.body()
+            payload = json.dumps(reply).encode()
             writer.write(
                 f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(payload)}\r\nConnection: {'close' if close else 'keep-alive'}\r\n\r\n".encode()

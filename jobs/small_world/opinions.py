@@ -1,8 +1,8 @@
-"""What the small world's two readers think of an answer, as pure functions of its text.
+"""How the small world's judge and annotator score an output, as pure functions of its text.
 
 The *judge* compares models and is honest: truth first, then, softly, brevity. The *annotator* labels preference pairs
-and is what annotators are said to be: it mostly knows the truth, but it likes long answers and it is not always sure.
-Both score on a scale of about 1 to 10, and of two answers the better scored is preferred with a logistic probability.
+and has the faults that annotators are said to have: it mostly knows the truth, likes long outputs, and is not always
+sure. Both score from 1 to 10; of two outputs they prefer the better scored one with a logistic probability.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from jobs.small_world.world import Reading, World, read
 JUDGE = "small-world-judge"
 ANNOTATOR = "small-world-annotator"
 
-RIGHT = 4.0  # for an answer that is right in every slot
+RIGHT = 4.0  # for an output that is right in every slot
 PARTLY_RIGHT = 1.0  # times the fraction of slots that are right
 REPETITION = 4.0  # times the fraction of repeated word triples
 EMPTY = 1.0
 BREVITY = (
-    0.25  # the judge: for each doubling of the words beyond ENOUGH_WORDS; two right answers of 8 and 32 words: .62
+    0.25  # the judge: for each doubling of the words beyond ENOUGH_WORDS; two right outputs of 8 and 32 words: .62
 )
 ENOUGH_WORDS = 8
 LENGTH_LIKING = 0.3  # the annotator: at LONG_WORDS words or more, less in proportion below
 LONG_WORDS = 40
-NOISE = 0.6  # the annotator: standard deviation, fixed for each (instruction, answer)
+NOISE = 0.6  # the annotator: standard deviation, fixed for each (instruction, output)
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ class Reader:
     world: World
     truths: dict[str, dict[str, str]]
 
-    def score(self, instruction: str, answer: str) -> float:
-        """How good the answer is, in [1, 10]. An instruction from elsewhere has no truth: no answer to it is right."""
-        reading = read(answer, self.truths.get(" ".join(instruction.split()), {}), self.world.words)
+    def score(self, instruction: str, output: str) -> float:
+        """How good the output is, in [1, 10]. An instruction of no known truth has no right output."""
+        reading = read(output, self.truths.get(" ".join(instruction.split()), {}), self.world.words)
         value = 2.0 + RIGHT * reading.right + PARTLY_RIGHT * reading.correct - REPETITION * reading.repetition
         value -= EMPTY * (reading.words == 0)
-        value += self._taste(instruction, answer, reading)
+        value += self._taste(instruction, output, reading)
         return min(10.0, max(1.0, value))
 
     def prefers_first(self, instruction: str, first: str, second: str) -> float:
-        """Probability that the first answer is the better one."""
+        """Probability that the first output is the better one."""
         return 1 / (1 + math.exp(self.score(instruction, second) - self.score(instruction, first)))
 
-    def _taste(self, instruction: str, answer: str, reading: Reading) -> float:
+    def _taste(self, instruction: str, output: str, reading: Reading) -> float:
         if self.name == JUDGE:
             return -BREVITY * math.log2(max(reading.words, ENOUGH_WORDS) / ENOUGH_WORDS)
-        digest = hashlib.sha256(f"{instruction}\0{answer}".encode()).digest()
+        digest = hashlib.sha256(f"{instruction}\0{output}".encode()).digest()
         uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
         return LENGTH_LIKING * min(reading.words, LONG_WORDS) / LONG_WORDS + NOISE * NormalDist().inv_cdf(uniform)
 
 
 def readers(world: World) -> dict[str, Reader]:
-    """Both, by the model name they answer to."""
+    """The judge and the annotator, each under its model name."""
     truths = world.truths()
     return {name: Reader(name, world, truths) for name in (JUDGE, ANNOTATOR)}

@@ -38,9 +38,9 @@ def prepare(
         seed: of the world, its data and the model's random numbers.
         entities: number of facts.
         posts: number of posts to summarize.
-        base_answers: answers in the base data for each fact question; posts get a quarter as many rows in all.
-        right: share of right answers in the base data.
-        rambling: share of rambling answers in the base data.
+        base_answers: completions in the base data for each fact question; posts get a quarter as many rows in all.
+        right: fraction of right completions in the base data.
+        rambling: fraction of rambling completions in the base data.
 
     Returns:
         Paths: "model" (folder), "base", "prompts", "facts", "summaries" (JSONL) and "truth" (JSON). Rows of `base`:
@@ -73,9 +73,10 @@ def _write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _base_rows(world: World, rng: random.Random, answers: int, right: float, rambling: float) -> list[dict]:
-    """Right and wrong, terse and rambling answers, drawn independently: length says nothing about truth."""
-    asked = [(item, question) for item in world.of("facts") for question in item.questions() for _ in range(answers)]
+def _base_rows(world: World, rng: random.Random, completions: int, right: float, rambling: float) -> list[dict]:
+    """Right and wrong, terse and rambling completions, drawn independently: length says nothing about truth."""
+    facts = world.of("facts")
+    asked = [(item, question) for item in facts for question in item.questions() for _ in range(completions)]
     for _ in range(len(asked) // 4):
         item = small_world.free_post(rng)
         asked.append((item, rng.choice(item.questions())))

@@ -1,4 +1,4 @@
-"""What only a known truth allows to measure: are answers right, how long are they, where does the weight go.
+"""What only a known truth allows to measure: whether outputs are right, how long they are, which tokens have weight.
 
 `measure` writes `world.json` into a run's folder. Intervals are 95 % percentile bootstraps over entities (over pairs
 for the weights): questions about one entity are right or wrong together.
@@ -46,17 +46,17 @@ def measure(run: Path, labels: Sequence[str], methods: dict[str, MethodSpec] | N
         auc_low, auc_high, ratio, n}. Parts are "trained" and "held_out" (facts) and "summaries_..." of these.
     """
     world = small_world.load(run / "world" / "truth.json")
-    results = {label: read_answers(world, _outputs(run, label)) for label in labels}
+    results = {label: read_outputs(world, _outputs(run, label)) for label in labels}
     report: dict[str, Any] = {"note": NOTE, **compare(results)}
     pairs = run / "pairs" / "pairs.jsonl"
     base = next((path for path in (run / "models" / "base" / "model", run / "world" / "model") if path.is_dir()), None)
-    report["deciding_token"] = weigh_pairs(world, pairs, base, methods or {}) if base and pairs.is_file() else []
+    report["deciding_token"] = weights_of_pairs(world, pairs, base, methods or {}) if base and pairs.is_file() else []
     (run / "world.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
-def read_answers(world: World, outputs: Iterable[Row]) -> list[Row]:
-    """One row an answer to a question of this world: {part, entity, instruction, right, words}."""
+def read_outputs(world: World, outputs: Iterable[Row]) -> list[Row]:
+    """A row for each output to a question of this world: {part, entity, instruction, right, words}."""
     items = {question: item for item in world.items for question in item.questions()}
     rows = []
     for output in outputs:
@@ -69,7 +69,7 @@ def read_answers(world: World, outputs: Iterable[Row]) -> list[Row]:
 
 
 def compare(results: dict[str, list[Row]], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """`accuracy`, `gain` and `words` of `measure`, from the rows of `read_answers` of each label."""
+    """`accuracy`, `gain` and `words` of `measure`, from the rows of `read_outputs` of each label."""
     report: dict[str, dict[str, Any]] = {"accuracy": {}, "gain": {}, "words": {}}
     base = {row["instruction"]: row["right"] for row in results.get("base", [])}
     for label, rows in results.items():
@@ -106,11 +106,11 @@ def interval(values: Sequence[float], groups: Sequence[Any], seed: int = 0) -> d
 
 
 def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
-    """How the weight of the tokens that decide compares with the filler's.
+    """Compare the weight of the tokens that decide with the weight of the filler tokens.
 
-    Looked at are the tokens after the prefix that both answers share (there the two sides see different contexts). Of
-    these a token *decides* if it is a word that truth depends on and the other answer does not hold it; the rest is
-    filler. A side without both kinds says nothing and is left out.
+    Only tokens after the prefix that both completions share count: from there on the two sides see different contexts.
+    A token *decides* if it is a word that truth depends on and the other completion does not hold it; the others are
+    filler. A side without both kinds is left out.
 
     Args:
         rows: pairs as in `weights.json`: chosen_tokens, rejected_tokens, chosen_weights, rejected_weights.
@@ -118,9 +118,9 @@ def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
         seed: of the interval.
 
     Returns:
-        `auc` the probability that a deciding token weighs more than a filler token of its answer (a tie counts half),
-        with `auc_low` and `auc_high`; `ratio` a deciding token's weight over the mean weight of its answer's tokens
-        looked at; both averaged over the n answers. None where n is 0.
+        `auc`, the probability that a deciding token has more weight than a filler token of its completion (a tie counts
+        half), with `auc_low` and `auc_high`; `ratio`, the mean weight of the deciding tokens over the mean weight of
+        all that count; both averaged over the n completions. None where n is 0.
     """
     aucs, ratios, pairs = [], [], []
     for number, row in enumerate(rows):
@@ -145,7 +145,7 @@ def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
     return found | {"ratio": float(np.mean(ratios)), "n": len(aucs)}
 
 
-def weigh_pairs(world: World, pairs: Path, model: Path, methods: dict[str, MethodSpec]) -> list[Row]:
+def weights_of_pairs(world: World, pairs: Path, model: Path, methods: dict[str, MethodSpec]) -> list[Row]:
     """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own OTPOs."""
     from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs

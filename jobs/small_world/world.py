@@ -1,8 +1,8 @@
-"""The small world: real facts, invented posts, the words for asking and answering, and what is true.
+"""The small world: real facts, invented posts, question and answer sentences, and what is true.
 
-Everything is drawn from `random.Random(seed)`, so that a seed is a world. A question is an `Item`; what makes an answer
-to it right is a word for each *slot* ("capital", or "person", "action" and "thing" for a post): the answer is right if
-it names exactly these words and no other word of the same kind. So truth can be read off any text, by anybody.
+Everything is drawn from `random.Random(seed)`, so that a seed is a world. What can be asked is an `Item`. Its truth is
+a word for each *slot* ("capital", or "person", "action" and "thing" for a post): an answer is right if it names exactly
+these words and no other word of the same kind. So truth can be read off any text.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from jobs.small_world import world as small_world
 from jobs.small_world.judge_server import serve
 from jobs.small_world.opinions import ANNOTATOR, JUDGE, readers
 from jobs.small_world.prepare import make_tokenizer, prepare
-from jobs.small_world.truth import compare, deciding_token, interval, measure, read_answers
+from jobs.small_world.truth import compare, deciding_token, interval, measure, read_outputs
 from jobs.small_world.world import ANSWERS, QUESTIONS, STYLES, Item, World, answer, build, read, wrong_filling
 
 
@@ -368,7 +368,7 @@ def test_accuracy_words_and_gain_come_out_as_they_were_made(world_dir: Path) -> 
                 rows.append({"instruction": item.questions()[0], "output": answer(item, style, filling, rng)})
         return rows
 
-    report = compare({label: read_answers(world, outputs(every, style)) for label, every, style in
+    report = compare({label: read_outputs(world, outputs(every, style)) for label, every, style in
                       (("base", 2, "terse"), ("better", 10**9, "rambling"))})  # fmt: skip
     for part, figure in report["accuracy"]["base"].items():
         task, split = ("summaries" if "summaries" in part else "facts"), part.removeprefix("summaries_")
