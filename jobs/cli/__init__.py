@@ -12,10 +12,14 @@ import sys
 
 import typer
 
-from jobs.cli.file_verbs import data, doctor, fresh, generate, judge, pairs, report, weights
+from jobs.cli.data_verbs import data, fresh
+from jobs.cli.doctor_verb import doctor
+from jobs.cli.generate_verbs import generate, pairs
+from jobs.cli.judge_verbs import judge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.recipe_verbs import run, submit, sweep, train
 from jobs.cli.terminal import stderr
+from jobs.cli.weights_verb import weights
 from otpo.errors import UserError, WorkError
 
 app = typer.Typer(

@@ -22,7 +22,7 @@ class Bars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -37,7 +37,10 @@ class Bars:
         self.progress.stop()
 
     def show(self, what: str, done: int, total: int, text: str = "") -> None:
-        """Move the bar of `what`; the first call makes it."""
+        """Move the bar of `what`; the first call makes it. A total of 0 prints the remark alone."""
+        if not total:
+            self.console.print(f"{what}: {text}", markup=False, highlight=False, soft_wrap=True)
+            return
         if not self.console.is_terminal:
             self._line(what, done, total, text)
             return

@@ -14,6 +14,16 @@ console = Console(width=None if sys.stdout.isatty() else 160)  # piped tables ke
 stderr = Console(stderr=True)
 
 
+def show(text: str) -> None:
+    """Print a line of the result, as it is and unwrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a remark on standard error, as it is and unwrapped."""
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def one_judge(option: str, reward_model: str | None, url: str | None, model: str | None) -> None:
     """Refuse two judges, or none. `option` names the reward model's."""
     if reward_model and (url or model):

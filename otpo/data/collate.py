@@ -45,22 +45,22 @@ def collate_completions(items: Sequence[TokenCompletion]) -> SequenceBatch:
 
 
 def _lay_out(segments: list[list[int]], sequences: list[tuple[int, int]], rows: list[int]) -> SequenceBatch:
-    for (prompt, answer), row in zip(sequences, rows, strict=True):
-        if not segments[prompt] or not segments[answer]:
-            raise ValueError(f"row {row}: a sequence needs a prompt (to predict the first token from) and an answer")
+    for (prompt, completion), row in zip(sequences, rows, strict=True):
+        if not segments[prompt] or not segments[completion]:
+            raise ValueError(f"row {row}: a sequence needs a prompt (to predict the first token from) and a completion")
     sizes = [len(ids) for ids in segments]
     ends = [0, *itertools.accumulate(sizes)]
-    places = [0] * len(segments)  # where a segment begins in its sequence
-    width = max((sizes[answer] for _, answer in sequences), default=0)
+    places = [0] * len(segments)  # position of a segment's first token in its sequence
+    width = max((sizes[completion] for _, completion in sequences), default=0)
     shape = (len(sequences), width)
     positions, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.bool)
-    for index, (prompt, answer) in enumerate(sequences):
-        size = sizes[answer]
-        places[answer] = sizes[prompt]
-        positions[index, 0] = ends[prompt + 1] - 1  # the prompt's last token predicts the answer's first
-        positions[index, 1:size] = torch.arange(ends[answer], ends[answer] + size - 1)
-        targets[index, :size] = torch.tensor(segments[answer])
+    for index, (prompt, completion) in enumerate(sequences):
+        size = sizes[completion]
+        places[completion] = sizes[prompt]
+        positions[index, 0] = ends[prompt + 1] - 1  # the prompt's last token predicts the completion's first
+        positions[index, 1:size] = torch.arange(ends[completion], ends[completion] + size - 1)
+        targets[index, :size] = torch.tensor(segments[completion])
         mask[index, :size] = True
     return SequenceBatch(
         input_ids=torch.tensor(list(itertools.chain.from_iterable(segments)), dtype=torch.long),
@@ -77,7 +77,7 @@ def _lay_out(segments: list[list[int]], sequences: list[tuple[int, int]], rows: 
 
 
 def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch for models that cannot take it flat: every sequence whole, padded on the right.
+    """The layout for models that cannot take a flat batch: every sequence whole, padded on the right.
 
     Returns:
         input_ids (S, L); attention_mask (S, L), 1 on real tokens; positions (S, T), the index into L of the token that
@@ -85,10 +85,10 @@ def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """
     device = batch.input_ids.device
     pieces = batch.input_ids.split(batch.segments)
-    sequences = [torch.cat([pieces[prompt], pieces[answer]]) for prompt, answer in batch.sequences]
+    sequences = [torch.cat([pieces[prompt], pieces[completion]]) for prompt, completion in batch.sequences]
     lengths = torch.tensor(batch.lengths, device=device)
     starts = torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences], device=device)
-    # which id pads does not matter: causal attention never looks to the right
+    # any id may pad: causal attention never looks to the right
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     attention_mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
     steps = torch.arange(batch.mask.shape[1], device=device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from otpo.data.template import Choice, one_line
 from otpo.errors import UserError
 
 
@@ -21,12 +22,14 @@ class DataReport:
             rows, which then have the number of the first. n_usable: examples that they give.
         problems: reason -> numbers of the rows left out for it.
         notes: remark -> numbers of the rows it is true of; these rows are used.
-        template: "chat" (the tokenizer's chat template), "literal" (strings as they are) or "chat and literal"; empty
-            before tokenisation.
+        template: "chat" (the tokenizer's chat template), "literal" (strings as they are) or "chat and literal";
+            `template_why` says why.
         lengths: "<part> <unit>" -> mean, median, p95, max, where the part is prompt, chosen, rejected or completion and
             the unit characters (of the usable rows' texts) or tokens (before truncation).
         labels: label -> number of examples, where they have one.
-        longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or whose answers are of "equal" length.
+        longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or which are of "equal" length.
+        example: after tokenisation, the first usable row as training sees it: part -> its tokens, and its text with
+            special tokens visible.
     """
 
     source: str
@@ -38,17 +41,35 @@ class DataReport:
     problems: dict[str, list[int]] = field(default_factory=dict)
     notes: dict[str, list[int]] = field(default_factory=dict)
     template: str = ""
+    template_why: str = ""
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
+    example: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def counted(self) -> str:
         """What `n_groups` and `n_usable` count."""
         return "rows" if self.n_groups == self.n_rows else "pairs of rows"
 
+    @property
+    def choice(self) -> Choice:
+        """The template of the rows, and why."""
+        return Choice(self.template, self.template_why)
+
+    def choose(self, choice: Choice) -> None:
+        """Fill in the template."""
+        self.template, self.template_why = choice.template, choice.why
+
+    def show(self, tokenizer: Any, parts: dict[str, list[int]]) -> None:
+        """Fill in `example` from the token ids of each part."""
+        self.example = {
+            part: {"tokens": len(ids), "text": tokenizer.decode(ids, clean_up_tokenization_spaces=False)}
+            for part, ids in parts.items()
+        }
+
     def measure(self, unit: str, lengths: Sequence[Sequence[int]]) -> None:
-        """Fill in `lengths` and `longer` from a sequence (prompt, answer, ...) of lengths for each example."""
+        """Fill in `lengths` and `longer` from a sequence of lengths (prompt, completion, ...) for each example."""
         table = np.array(lengths, dtype=np.int64)
         names = ("prompt", "chosen", "rejected") if table.shape[1] == 3 else ("prompt", "completion")
         for name, column in zip(names, table.T, strict=True):
@@ -64,13 +85,13 @@ class DataReport:
             self.longer[unit] = {side: int(where.sum()) for side, where in counts.items()}
 
     def chosen_longer(self, unit: str = "characters") -> float:
-        """Fraction of the pairs with answers of different length in which the chosen one is longer (nan if none)."""
+        """Fraction of the pairs of different length in which the chosen completion is longer (nan if none)."""
         counts = self.longer[unit]
         unequal = counts["chosen"] + counts["rejected"]
         return counts["chosen"] / unequal if unequal else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: counts and the first ten row numbers in place of all of them."""
+        """Plain data for JSON: counts, and of all row numbers the first ten."""
 
         def brief(rows: dict[str, list[int]]) -> dict[str, Any]:
             return {reason: {"count": len(numbers), "first_rows": numbers[:10]} for reason, numbers in rows.items()}
@@ -87,7 +108,7 @@ class DataReport:
             f"(numbered from 0{', a pair by its first row' * joined})",
         ]
         if self.template:
-            lines.append(f"template  {self.template}")
+            lines.append(f"template  {self.choice}")
         for head, found in (("left out", self.problems), ("noted", self.notes)):
             for reason, rows in found.items():
                 first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -100,9 +121,11 @@ class DataReport:
         for unit, counts in self.longer.items():
             share = f"{100 * self.chosen_longer(unit):.1f} %" if counts["chosen"] + counts["rejected"] else "none"
             lines.append(
-                f"longer    the longer answer is the chosen one in {counts['chosen']:,} of "
+                f"longer    the longer completion is the chosen one in {counts['chosen']:,} of "
                 f"{counts['chosen'] + counts['rejected']:,} pairs ({share}) by {unit}; {counts['equal']:,} are equal"
             )
+        for part, shown in self.example.items():
+            lines.append(f"example   {part}, {shown['tokens']:,} tokens: {one_line(shown['text'])}")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""What a row of a data file says, whatever its format: a prompt and its answers, still text."""
+"""What a row of a data file says, whatever its format: a prompt and its completions, still text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Text = str | Messages
 
 @dataclass(frozen=True)
 class Parts:
-    """What a row says: a prompt and its answers, (chosen, rejected) or (completion,); strings or lists of messages.
+    """A prompt and its completions, (chosen, rejected) or (completion,); each a string or a list of messages.
 
     `notes` are remarks that the report counts; the row is used all the same.
     """
 
     prompt: Text
-    answers: tuple[Text, ...]
+    completions: tuple[Text, ...]
     label: bool | None = None
     notes: tuple[str, ...] = ()
 
@@ -89,17 +89,25 @@ def shared_prefix(first: Text, second: Text) -> int:
     return min(len(first), len(second))
 
 
-def check_answers(answers: tuple[Text, ...]) -> None:
-    """Raise BadRow for answers that cannot be trained on: empty, identical, or not one message of the assistant."""
-    for side, answer in zip(("chosen", "rejected") if len(answers) == 2 else ("completion",), answers, strict=True):
-        if isinstance(answer, list) and len(answer) > 1:
-            raise BadRow(f"{side} answer is more than one message")
-        if isinstance(answer, list) and answer and answer[0]["role"] != "assistant":
-            raise BadRow(f"{side} answer is not the assistant's")
-        if not content(answer).strip():
-            raise BadRow(f"empty {side} answer")
-    if len(answers) == 2 and content(answers[0]) == content(answers[1]):
-        raise BadRow("identical answers")
+# ---- completions ----
+
+
+def sides(completions: tuple[Text, ...]) -> tuple[str, ...]:
+    """What each of an example's completions is called."""
+    return ("chosen", "rejected") if len(completions) == 2 else ("completion",)
+
+
+def check_completions(completions: tuple[Text, ...]) -> None:
+    """Raise BadRow for completions that cannot be trained on: empty, identical, or not one message of the assistant."""
+    for side, completion in zip(sides(completions), completions, strict=True):
+        if isinstance(completion, list) and len(completion) > 1:
+            raise BadRow(f"{side} is more than one message")
+        if isinstance(completion, list) and completion and completion[0]["role"] != "assistant":
+            raise BadRow(f"{side} is not the assistant's")
+        if not content(completion).strip():
+            raise BadRow(f"{side} is empty")
+    if len(completions) == 2 and content(completions[0]) == content(completions[1]):
+        raise BadRow("identical completions")
 
 
 def content(text: Text) -> str:

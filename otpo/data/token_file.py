@@ -1,10 +1,9 @@
-"""The file of token ids that workers read: safetensors, memory-mapped, with the hash that keys caches."""
+"""The file of token ids that workers read: safetensors, memory-mapped; and the hash that caches are keyed by."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from otpo.errors import UserError
+from otpo.files import replacing
 from otpo.records import TokenCompletion, TokenPair
 
 Item = TokenPair | TokenCompletion
 
 
 def tokens_hash(items: Sequence[Item]) -> str:
-    """SHA-256 (hex) over rows, ids and labels, in order: the data's part of a cache key."""
+    """SHA-256 (hex) over rows, ids and labels, in order: what a cache of these items is keyed by."""
     digest = hashlib.sha256()
     for name, array in _flatten(items).items():
         digest.update(f"{name} {array.dtype} {array.shape};".encode())
@@ -28,19 +28,13 @@ def tokens_hash(items: Sequence[Item]) -> str:
 
 
 def save_tokens(path: str | Path, items: Sequence[Item]) -> None:
-    """Write items as safetensors: `ids` int32, `offsets` int64, `rows` int64, of completions also `labels` int8.
+    """Write items as safetensors: `ids` int32, `offsets` int64, `rows` int64; for completions also `labels` int8.
 
     A pair is three consecutive spans of `ids` (prompt, chosen, rejected), a completion two, or three where it has
     `mismatched_ids`. The file appears whole or not at all.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file(_flatten(items), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_tokens(path: str | Path) -> TokenFile:
@@ -53,7 +47,7 @@ def load_tokens(path: str | Path) -> TokenFile:
 
 
 class TokenFile(Sequence[Item]):
-    """The items of a token file, made when asked for: equal to the list that was saved."""
+    """The items of a token file, equal to the list that was saved. An item is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -32,8 +32,8 @@ def mismatched(items: Sequence[TokenCompletion], *, seed: int, max_length: int |
     completion of another prompt may still say the same as the row's own.
 
     TRL rolls by one inside groups of `per_device_train_batch_size` rows in the order of the file, where a row may meet
-    another answer to its own prompt. Here the pairing belongs to the data: batches and workers do not change it, and
-    the reference's log-probabilities are computed once.
+    another completion of its own prompt. Here the pairing belongs to the data: batches and workers do not change it,
+    and the reference's log-probabilities are computed once.
 
     Args:
         items: rows of at least two prompts.

@@ -1,6 +1,6 @@
 """A trained model written as Hugging Face folders.
 
-models/<label>/model/      config, safetensors, tokenizer, model card; adapters merged
+models/<label>/model/      config, safetensors, tokenizer, model card, otpo.json; adapters merged
 models/<label>/adapter/    the adapters alone, if the model has any, in peft's format
 """
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel
 
+from otpo.data.template import write_template
 from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
@@ -30,6 +31,7 @@ def export(
     card: str,
     dtype: torch.dtype,
     pad_id: int | None = None,
+    template: str = "",
 ) -> None:
     """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
 
@@ -42,6 +44,7 @@ def export(
         card: the text of the model card.
         dtype: to save in; merged weights keep the precision of the model that training started from.
         pad_id: of the folder's tokenizer, where that is not the tokenizer's own.
+        template: how training rendered prompts, for whoever uses the model (`otpo.data.template`).
     """
     adapted = has_adapters(model.lm)
     state: dict[str, Any] = (
@@ -61,6 +64,7 @@ def export(
             saved_tokenizer.pad_token = saved_tokenizer.convert_ids_to_tokens(pad_id)
         saved_tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card)
+        write_template(partial, template)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)
     if dist.is_initialized():

@@ -56,7 +56,7 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
         UserError: no usable data, or a shape that `make_model` refuses.
     """
     examples, _ = convert(load_rows(str(data)), str(data))
-    tokenizer = make_tokenizer((content(text) for e in examples for text in (e.prompt, *e.answers)), vocab_size)
+    tokenizer = make_tokenizer((content(text) for e in examples for text in (e.prompt, *e.completions)), vocab_size)
     model = make_model(tokenizer, **shape)
     with no_bars():
         model.save_pretrained(out)

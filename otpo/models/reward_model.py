@@ -22,7 +22,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from otpo.data.collate import collate_completions
 from otpo.data.micro_batches import micro_batches
 from otpo.data.rows import Text
-from otpo.data.tokens import load_tokenizer, tokenize_answers
+from otpo.data.template import of_model
+from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError
 from otpo.models.backbone import Backbone
 from otpo.models.loading import without_dropout
@@ -99,8 +100,7 @@ class RewardScorer:
 
     Args:
         folder: of the model and its tokenizer.
-        template: "chat" renders strings with the tokenizer's chat template, "literal" takes them as they are; "auto"
-            is "chat" where the tokenizer has a template. Use what the model was trained with.
+        template: how prompts are rendered (`otpo.data.template`); "auto" is as the model was trained.
         batch_size: completions at a time.
         device: by default the GPU if there is one.
 
@@ -113,8 +113,7 @@ class RewardScorer:
     ) -> None:
         self.folder, self.batch_size = folder, batch_size
         self.tokenizer = load_tokenizer(folder)
-        chat = template == "chat" or (template == "auto" and self.tokenizer.chat_template)
-        self.template = "chat" if chat else "auto"
+        self.template = of_model(template, folder).for_generation
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = RewardModel(load_reward_lm(folder)).eval().to(self.device)
 
@@ -134,7 +133,7 @@ class RewardScorer:
             WorkError: a score that is not finite.
         """
         pad = self.model.lm.config.pad_token_id
-        items = tokenize_answers(prompts, completions, self.tokenizer, template=self.template)
+        items = tokenize_outputs(prompts, completions, self.tokenizer, template=self.template)
         items = [_without_padding(item, pad) for item in items]
         scores = [math.nan] * len(items)
         done = 0

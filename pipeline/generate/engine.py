@@ -1,9 +1,9 @@
-"""How prompts become answers: settings, and the way from a prompt to token ids and from token ids to an answer.
+"""How prompts become outputs: settings, and the way from a prompt to token ids and from token ids to an output.
 
 An engine stays loaded and changes from one model to another of the same architecture by reloading the weights in
 place: on a CPU that takes hundredths of a second where a new engine takes half a minute. Prompts become token ids here
 and not in vLLM, so that no chat template or BOS is applied twice and every engine sees the same tokens. Importing this
-module is light.
+module loads neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from otpo.data.encoder import encode_prompt
+from otpo.data.template import Template
 from otpo.errors import UserError
 from pipeline.generate.model_folder import ModelFolder, tokenizer_of
-
-Template = Literal["chat", "literal"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How outputs are drawn.
 
-    The default is greedy decoding: the answers are then a property of the model alone. AlpacaEval leaves decoding to
+    The default is greedy decoding: the outputs are then a property of the model alone. AlpacaEval leaves decoding to
     each entry; temperature 0.7 with top_p 1.0 is common among them.
 
     Attributes:
         temperature: 0 is greedy; vLLM takes no more than 2.
         top_p: nucleus mass.
-        max_tokens: most tokens of an answer, its end token included.
-        n: answers a prompt; more than one needs a temperature.
-        seed: every answer has its own seed made of this, the prompt's id and the number of the sample, so that answers
+        max_tokens: most tokens of an output, its end token included.
+        n: outputs for each prompt; more than one needs a temperature.
+        seed: every output has its own seed made of this, the prompt's id and the number of the sample, so that outputs
             do not depend on batches or on the number of workers.
     """
 
@@ -52,7 +52,7 @@ class Sampling:
             if not right:
                 raise UserError(f"sampling: {name} must be {wanted}, found {getattr(self, name)}")
         if self.n > 1 and self.temperature == 0:
-            raise UserError(f"sampling: {self.n} greedy answers would all be equal: set a temperature above 0, or n=1")
+            raise UserError(f"sampling: {self.n} greedy outputs would all be equal: set a temperature above 0, or n=1")
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class EngineConfig:
         backend: "auto" is vLLM where it is installed, else transformers.
         device: "auto" is the GPU where there is one.
         dtype: "auto" is bf16 on a GPU and fp32 on a CPU.
-        max_model_len: tokens of prompt and answer together; None is the model's own limit, at most 4,096.
+        max_model_len: tokens of prompt and output together; None is the model's own limit, at most 4,096.
         workers: engines. On a GPU each takes `tensor_parallel_size` of them.
         gpu_memory_utilization: the share of a GPU that vLLM may fill.
-        batch_size: answers asked of an engine in one call; what a killed run repeats is at most this much per worker.
+        batch_size: outputs asked of an engine in one call; a killed run repeats at most this many for each worker.
             None is 128 on a CPU, 512 on a GPU.
         start_timeout: seconds an engine may take to be scheduled and loaded.
     """
@@ -89,7 +89,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be generated; `prompt` is text, or messages for the chat template."""
+    """One output to be generated; `prompt` is text, or messages for the chat template."""
 
     id: str
     sample: int
@@ -97,14 +97,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One answer.
+class Output:
+    """What a model generated for a request.
 
     Attributes:
         n_tokens: generated tokens, the end token included.
         truncated: cut at `max_tokens`, without an end.
-        error: why there is no answer, or None.
-        seconds: this answer's share of the engine's time.
+        error: why there is no output, or None.
+        seconds: this output's share of the engine's time.
     """
 
     id: str
@@ -125,34 +125,34 @@ class Engine(Protocol):
     def complete(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
     ) -> list[list[int]]:
-        """Token ids of one answer a prompt, the stop token included where the answer ends in one."""
+        """Token ids of one output for each prompt, the stop token included where the output ends in one."""
 
 
-def answer(
+def generate_outputs(
     engine: Engine, model: ModelFolder, requests: Sequence[Request], sampling: Sampling, template: Template, limit: int
-) -> list[Completion]:
-    """Answer requests.
+) -> list[Output]:
+    """Generate an output for each request.
 
     Args:
         engine: holds a model of the same architecture.
         model: whose weights are put into the engine first, if they are not there.
         requests: in any order.
-        sampling: how answers are drawn; its `n` is not looked at.
-        template: what is done with the prompts.
-        limit: tokens of prompt and answer together. A prompt that leaves fewer than `sampling.max_tokens` of them is
-            not cut: it gets an empty answer and an error, for a cut prompt is another question.
+        sampling: how outputs are drawn; its `n` is not looked at.
+        template: how prompts are rendered.
+        limit: tokens of prompt and output together. A prompt that leaves fewer than `sampling.max_tokens` of them is
+            not cut: it gets an empty output and an error, for a cut prompt is another question.
 
     Returns:
-        A completion a request, in their order.
+        The outputs in the order of the requests.
 
     Raises:
-        UserError: the tokenizer lacks what is needed.
+        UserError: the tokenizer lacks what is needed, or a prompt does not fit the template.
     """
     engine.load(model)
     began = time.perf_counter()
     tokenizer = tokenizer_of(model)
     stops = stop_tokens(model, tokenizer)
-    encoded = [encode(tokenizer, request.prompt, template) for request in requests]
+    encoded = [encode_prompt(tokenizer, request.prompt, template) for request in requests]
     room = limit - sampling.max_tokens
     errors = [
         f"the prompt has {len(ids)} tokens, more than the {room} that max_model_len {limit} less max_tokens "
@@ -163,42 +163,26 @@ def answer(
     ]
     fit = [i for i, error in enumerate(errors) if error is None]
     seeds = [request_seed(sampling.seed, requests[i].id, requests[i].sample) for i in fit]
-    answers = dict(
+    generated = dict(
         zip(fit, engine.complete([encoded[i] for i in fit], seeds, sampling, stops) if fit else [], strict=True)
     )
     share = (time.perf_counter() - began) / max(len(requests), 1)
-    completions = []
+    outputs = []
     for i, (request, error) in enumerate(zip(requests, errors, strict=True)):
-        ids = answers.get(i, [])
+        ids = generated.get(i, [])
         text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
         cut = error is None and not (ids and ids[-1] in stops)
-        completions.append(Completion(request.id, request.sample, text, len(ids), cut, error, share))
-    return completions
+        outputs.append(Output(request.id, request.sample, text, len(ids), cut, error, share))
+    return outputs
 
 
 def request_seed(seed: int, prompt_id: str, sample: int) -> int:
-    """The 31-bit seed of one answer."""
+    """The 31-bit seed of one output."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{prompt_id}\0{sample}".encode()).digest()[:4], "big") >> 1
 
 
-def encode(tokenizer: Any, prompt: str | list[dict[str, Any]], template: Template) -> list[int]:
-    """Token ids of a prompt exactly as training tokenises it (`otpo.data.tokens`): never two BOS, never an EOS."""
-    if template == "chat":
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not isinstance(prompt, str):
-        raise UserError(
-            "template 'literal' takes a prompt's text as it is, and this prompt is a list of messages: use 'chat'"
-        )
-    ids, bos = tokenizer(prompt, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
-    if bos is not None and ids[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
-        ids = [bos, *ids]
-    return ids or [tokenizer.eos_token_id if bos is None else bos]
-
-
 def stop_tokens(model: ModelFolder, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the tokenizer's EOS and those of the generation config (else of the config)."""
+    """The tokens that end an output: the tokenizer's EOS and those of the generation config (else of the config)."""
     declared = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({token for token in (tokenizer.eos_token_id, *declared) if token is not None})

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from otpo.data.template import Template, has_chat_template
 from otpo.errors import UserError
 
 # vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
@@ -34,8 +35,8 @@ class ModelFolder:
         name: what the user called it: the folder, or a hub name.
         config: config.json.
         generation_config: generation_config.json, or {}.
-        digest: SHA-256 over weights, configs and tokenizer: what decides whether an engine already has the model, and
-            whether answers are this model's.
+        digest: SHA-256 over weights, configs and tokenizer: it tells whether an engine already holds the model, and
+            whether outputs on disk are this model's.
     """
 
     path: Path
@@ -73,7 +74,7 @@ class ModelFolder:
         return self._size("head_dim") or (self._size("hidden_size", "n_embd") or 0) // self.heads
 
     def context(self, wanted: int | None = None) -> int:
-        """Tokens of prompt and answer together: what is wanted, else the model's own limit, at most 4,096."""
+        """Tokens of prompt and output together: what is wanted, else the model's own limit, at most 4,096."""
         return wanted or min(self._size("max_position_embeddings", "n_positions", "n_ctx") or 4096, 4096)
 
     @property
@@ -129,12 +130,12 @@ def open_model(model: str | Path) -> ModelFolder:
 
 
 def _content(path: Path) -> list[Path]:
-    """The files of a model folder that decide its answers."""
+    """The files of a model folder that decide its outputs."""
     named = [path / name for name in (*_TOKENIZER_FILES, *_SETTINGS_FILES)]
     return sorted([*filter(Path.is_file, named), *path.glob("*.safetensors")])
 
 
-def check_servable(model: ModelFolder, *, template: str, vllm_on_cpu: bool, max_model_len: int | None) -> None:
+def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool, max_model_len: int | None) -> None:
     """Refuse before anything starts what would fail minutes later.
 
     Raises:
@@ -148,7 +149,8 @@ def check_servable(model: ModelFolder, *, template: str, vllm_on_cpu: bool, max_
     if template == "chat" and not has_chat_template(model.path):
         raise UserError(
             f"{model.name}: prompts are to go through the chat template, and the tokenizer has none. Put "
-            "chat_template.jinja beside it, or set generate.template=literal to give the model each text as it is."
+            "chat_template.jinja beside it, or set data.template=literal (--template literal) to give the model each "
+            "text as it is."
         )
     if vllm_on_cpu and model.head_dim not in CPU_HEAD_SIZES:
         raise UserError(
@@ -159,14 +161,6 @@ def check_servable(model: ModelFolder, *, template: str, vllm_on_cpu: bool, max_
         raise UserError(
             f"{model.name}: max_model_len is {max_model_len}, and the model knows {model.own_limit} positions."
         )
-
-
-def has_chat_template(path: Path) -> bool:
-    """Whether the tokenizer in this folder has a chat template, told from its files."""
-    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
-        return True
-    settings = path / "tokenizer_config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
-"""On-policy preference pairs: a model answers each prompt several times, a judge rates the answers, best meets worst.
+"""On-policy preference pairs: a model completes each prompt several times, a judge rates, the best meets the worst.
 
 `sample_pairs(..., out="pairs.jsonl")` writes the pairs and, beside them, `pairs.report.json` (what became of every
-prompt), `pairs.samples/` (the answers) and `pairs.ratings.sqlite` (the judge's replies): the same call after a kill
+prompt), `pairs.samples/` (the outputs) and `pairs.ratings.sqlite` (the judge's replies): the same call after a kill
 asks nothing twice. A reward model scores in this process, again in each call.
 """
 
@@ -9,60 +9,59 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otpo.data.template import Template, trained_with
 from otpo.errors import UserError, WorkError
-from otpo.files import write_atomically
-from pipeline.generate.engine import Sampling, Template
-from pipeline.generate.outputs import write_json
+from otpo.files import Row, write_atomically, write_json
+from pipeline.generate.engine import Sampling
 from pipeline.judge.reward_model import RewardJudge
+from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from eval.judge.config import JudgeConfig
     from eval.tasks import Prompt, Task
     from pipeline.generate.pool import EnginePool
 
-Row = dict[str, Any]
-Progress = Callable[[str, int, int, str], None]
-
 
 def make_pairs(
     prompts: Sequence[Prompt],
-    answers: Sequence[Sequence[Row]],
+    outputs: Sequence[Sequence[Row]],
     scores: Sequence[Sequence[float | None]],
     per_prompt: int = 1,
     template: Template = "chat",
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Pair each prompt's best answer with its worst, the second best with the second worst, and so on.
+    """Pair each prompt's best output with its worst, the second best with the second worst, and so on.
 
-    An answer enters once, however often it was given. One that was cut at its token limit may be rejected but is never
-    chosen: training would teach its false end. Answers without text or without a score do not enter.
+    An output enters once, however often it was drawn. One that was cut at its token limit may be rejected but is never
+    chosen: training would teach its false end. Outputs without text or without a score do not enter.
 
     Args:
         prompts: P prompts.
-        answers: for each prompt its rows {output, truncated, error}, as `EnginePool.generate` gives them.
+        outputs: for each prompt its rows {output, truncated, error}, as `EnginePool.generate` gives them.
         scores: for each prompt the scores of its rows, higher is better; None where there is none.
         per_prompt: most pairs of a prompt.
         template: "chat" writes messages, "literal" plain strings, so that training sees what generation saw.
 
     Returns:
-        Rows {id, prompt, chosen, rejected, score_chosen, score_rejected}, and the report: counts of prompts, of answers
-        and what became of them, `without_pair` (reason -> prompts), how often the chosen answer has more characters.
+        Rows {id, prompt, chosen, rejected, score_chosen, score_rejected}, and the report: counts of prompts, of outputs
+        (`answers`) and what became of them, `without_pair` (reason -> prompts), how often the chosen completion has
+        more characters.
     """
     counts: Counter[str] = Counter()
     without: Counter[str] = Counter()
     rows: list[Row] = []
-    for prompt, given, rated in zip(prompts, answers, scores, strict=True):
+    for prompt, given, rated in zip(prompts, outputs, scores, strict=True):
         distinct: dict[str, tuple[float | None, bool]] = {}
-        for answer, score in zip(given, rated, strict=True):
+        for output, score in zip(given, rated, strict=True):
             counts["answers"] += 1
-            counts["failed"] += bool(answer.get("error"))
-            counts["empty"] += not answer["output"].strip() and not answer.get("error")
-            counts["truncated"] += bool(answer.get("truncated"))
-            if answer["output"].strip():
-                distinct.setdefault(answer["output"], (score, bool(answer.get("truncated"))))
+            counts["failed"] += bool(output.get("error"))
+            counts["empty"] += not output["output"].strip() and not output.get("error")
+            counts["truncated"] += bool(output.get("truncated"))
+            if output["output"].strip():
+                distinct.setdefault(output["output"], (score, bool(output.get("truncated"))))
         counts["distinct"] += len(distinct)
         scored = [(score, cut, text) for text, (score, cut) in distinct.items() if score is not None]
         counts["unrated"] += len(distinct) - len(scored)
@@ -97,28 +96,29 @@ def sample_pairs(
     task: Task,
     sampling: Sampling,
     pool: EnginePool,
-    scorer: JudgeConfig,
+    judge: JudgeConfig,
     out: str | Path,
     *,
     per_prompt: int = 1,
     template: Template | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Sample `sampling.n` answers to each prompt, have the distinct ones rated, write the pairs to `out` (JSONL).
+    """Sample `sampling.n` outputs for each prompt, have the distinct ones rated, write the pairs to `out` (JSONL).
 
     Args:
         model: the policy: a folder or a hub name.
         task: the prompts.
         sampling: with n of at least 2.
         pool: the engines.
-        scorer: the judge that rates answers from 1 to 10, or a reward model, which scores them.
+        judge: rates outputs from 1 to 10; or its reward model scores them, with the template it was trained with here,
+            otherwise with that of the policy.
         out: the pairs' file; the other files lie beside it.
         per_prompt: most pairs of a prompt.
-        template: how prompts reach the model; None is the pool's.
-        progress: called with (what, done, total, remark).
+        template: how prompts are rendered (`otpo.data.template`); None is the pool's.
 
     Returns:
-        The report of `make_pairs`, with `sampling`, `generation` (tokens, seconds) and `scorer` (url and model).
+        The report of `make_pairs`, with `sampling`, `generation` (tokens, seconds), `template` and `scorer` (the
+        judge's url and model, or the reward model).
 
     Raises:
         UserError: settings or inputs that cannot be used.
@@ -127,8 +127,7 @@ def sample_pairs(
     from eval.judge.ratings import rate
 
     if sampling.n < 2:
-        raise UserError(f"pairs need at least 2 answers a prompt, found n={sampling.n}: set pairs.n.")
-    tell = progress or (lambda what, done, total, remark: None)
+        raise UserError(f"pairs need at least 2 outputs for each prompt, found n={sampling.n}: set pairs.n.")
     out = Path(out)
     template = template or pool.template
     generated = pool.generate(
@@ -138,46 +137,51 @@ def sample_pairs(
         sampling,
         out.with_name(f"{out.stem}.samples"),
         template,
-        lambda done, total, rate: tell("sample answers", done, total, f"{rate:,.0f} tokens/s"),
+        progress,
+        "sample outputs",
     )
     n = sampling.n
-    answers = [generated.outputs[i * n : (i + 1) * n] for i in range(len(task.prompts))]
+    outputs = [generated.outputs[i * n : (i + 1) * n] for i in range(len(task.prompts))]
     asked = {
-        (prompt.instruction, answer["output"]): prompt.messages or prompt.instruction
-        for prompt, given in zip(task.prompts, answers, strict=True)
-        for answer in given
-        if answer["output"].strip()
+        (prompt.instruction, output["output"]): prompt.messages or prompt.instruction
+        for prompt, given in zip(task.prompts, outputs, strict=True)
+        for output in given
+        if output["output"].strip()
     }
     ratings: Sequence[float | None]
-    if scorer.reward_model:
-        rewards = RewardJudge(scorer.reward_model, template=template, progress=tell)
+    if judge.reward_model:
+        trained = trained_with(judge.reward_model)
+        rewards = RewardJudge(judge.reward_model, template=trained or template, progress=progress)
         ratings = rewards(list(asked), list(asked.values()))
     else:
         ratings = rate(
             [{"instruction": instruction, "output": output} for instruction, output in asked],
-            scorer,
+            judge,
             out.with_name(f"{out.stem}.ratings.sqlite"),
-            lambda done, total, failures: tell("rate answers", done, total, f"{failures} failed" if failures else ""),
+            lambda done, total, failures: progress(
+                "rate outputs", done, total, f"{failures} failed" if failures else ""
+            ),
         )
     rating = dict(zip(asked, ratings, strict=True))
     scores = [
-        [rating.get((prompt.instruction, answer["output"])) for answer in given]
-        for prompt, given in zip(task.prompts, answers, strict=True)
+        [rating.get((prompt.instruction, output["output"])) for output in given]
+        for prompt, given in zip(task.prompts, outputs, strict=True)
     ]
-    rows, report = make_pairs(task.prompts, answers, scores, per_prompt, template)
+    rows, report = make_pairs(task.prompts, outputs, scores, per_prompt, template)
     report |= {
         "sampling": generated.report["sampling"],
         "generation": {key: generated.report[key] for key in ("model", "model_sha256", "tokens", "seconds")},
-        "scorer": {"reward_model": scorer.reward_model}
-        if scorer.reward_model
-        else {"url": scorer.url, "model": scorer.model},
+        "template": template,
+        "scorer": {"reward_model": judge.reward_model}
+        if judge.reward_model
+        else {"url": judge.url, "model": judge.model},
     }
     write_json(out.with_name(f"{out.stem}.report.json"), report)
     if not rows:
         raise WorkError(
-            f"Not one pair came of {report['answers']} answers to {report['prompts']} prompts: "
-            f"{report['without_pair']}; {report['truncated']} answers were cut at max_tokens. Raise pairs.n, "
-            "pairs.temperature or pairs.max_tokens, or use a scorer that tells answers apart."
+            f"Not one pair came of {report['answers']} outputs for {report['prompts']} prompts: "
+            f"{report['without_pair']}; {report['truncated']} outputs were cut at max_tokens. Raise pairs.n, "
+            "pairs.temperature or pairs.max_tokens, or use a judge that tells outputs apart."
         )
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return report
@@ -187,11 +191,11 @@ Scored = tuple[float, bool, str]  # score, cut at its limit, text
 
 
 def _best_against_worst(scored: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
-    """Pairs of strictly different scores; no answer is used twice; equal scores keep the order of sampling."""
-    ranked = sorted(scored, key=lambda answer: -answer[0])
+    """Pairs of strictly different scores; no output is used twice; equal scores keep the order of sampling."""
+    ranked = sorted(scored, key=lambda output: -output[0])
     pairs: list[tuple[Scored, Scored]] = []
     while True:
-        best = next((answer for answer in ranked if not answer[1]), None)
+        best = next((output for output in ranked if not output[1]), None)
         if best is None or len(ranked) < 2 or best[0] <= ranked[-1][0]:
             return pairs
         pairs.append((best, ranked.pop()))
@@ -200,12 +204,12 @@ def _best_against_worst(scored: Sequence[Scored]) -> list[tuple[Scored, Scored]]
 
 def _why_none(distinct: int, scored: Sequence[Scored]) -> str:
     if distinct < 2:
-        return "fewer than two distinct answers"
+        return "fewer than two distinct outputs"
     if len(scored) < 2:
-        return "fewer than two rated answers"
+        return "fewer than two rated outputs"
     if len({score for score, _, _ in scored}) < 2:
         return "equal scores"
-    return "no complete answer above the worst"
+    return "no complete output above the worst"
 
 
 def _as_training_reads(prompt: Prompt, chosen: str, rejected: str, template: Template) -> Row:

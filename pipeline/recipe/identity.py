@@ -15,6 +15,7 @@ EXECUTION_KEYS = (
     "sweep",
     *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
+    "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",

@@ -94,9 +94,9 @@ class DataConfig(Section):
 
     path: str | None = Field(None, description="A JSON, JSONL, CSV or parquet file (.gz too), or a hub name.")
     split: str = Field("train", description="Split of a hub data set; a file has none.")
-    template: Literal["auto", "chat"] = Field(
+    template: Literal["auto", "chat", "literal"] = Field(
         "auto",
-        description="auto: messages by the chat template, strings as they are; chat: strings as messages too.",
+        description="How the whole run renders prompts: chat (chat template), literal (strings as they are) or auto.",
     )
     max_length: int = Field(1024, ge=8, description="Most tokens of a prompt and one completion together.")
     max_prompt_length: int | None = Field(
@@ -183,8 +183,9 @@ class GenerateConfig(Section):
     max_model_len: int | None = Field(
         None, ge=8, description="Most tokens of a prompt and its output. Unset: the model's own limit, at most 4,096."
     )
-    template: Literal["chat", "literal"] = Field(
-        "chat", description="chat renders prompts by the chat template; literal takes their text as it is."
+    template: Literal["auto", "chat", "literal"] = Field(
+        "auto",
+        description="auto: prompts are rendered as in training. Another template than training's is refused.",
     )
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")

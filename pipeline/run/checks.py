@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
@@ -15,6 +16,10 @@ from pipeline.recipe import WORLD_PREFIX
 from pipeline.run.context import RunContext
 from pipeline.run.engines import engine_config
 from pipeline.run.judges import reference_of, reference_rows
+from pipeline.run.sources import SHOWN
+
+if TYPE_CHECKING:
+    from eval.tasks import Task
 
 PATH_BEGINNINGS = (WORLD_PREFIX, "/", "./", "../", "~")
 PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
@@ -26,8 +31,15 @@ def check_training(run: RunContext) -> None:
     _check_adapters(run)
     _check_layers(run)
     _check_data(run)
-    if run.recipe.pairs and not run.manifest.finished("pairs"):
-        _check_judge(run, "pairs.scorer", run.recipe.pairs.scorer)
+    pairs = run.recipe.pairs
+    sampling = pairs is not None and not run.manifest.finished("pairs")
+    if sampling or _untrained(run) or (run.recipe.base and not run.manifest.finished("base")):
+        run.progress("template", 0, 0, str(run.sources.template))
+    if pairs is not None and sampling:
+        from eval.tasks import load_task
+
+        _check_prompts(run, load_task(run.sources.resolve(pairs.prompts), "pairs.prompts", pairs.limit))
+        _check_judge(run, "pairs.scorer", pairs.scorer)
 
 
 def check_evaluation(run: RunContext) -> None:
@@ -42,8 +54,9 @@ def check_evaluation(run: RunContext) -> None:
     from eval.outputs import match_outputs
     from pipeline.generate.pool import preflight
 
-    preflight(run.sources.resolve(recipe.model.path), engine_config(recipe), recipe.generate.template)
+    preflight(run.sources.resolve(recipe.model.path), engine_config(recipe), run.sources.generation_template)
     for task in tasks.values():
+        _check_prompts(run, task)
         if reference_of(run, task).file:
             outputs = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
             match_outputs(outputs, reference_rows(run, task), subset=recipe.generate.limit is not None)
@@ -111,6 +124,21 @@ def _check_data(run: RunContext) -> None:
         run.sources.tokens(supervised=True)
     if run.recipe.data.path and _untrained(run):
         run.sources.tokens()
+
+
+def _check_prompts(run: RunContext, task: Task) -> None:
+    """Refuse prompts that do not fit the run's template, and show the first as the model will see it."""
+    from otpo.data.encoder import encode_prompt
+    from otpo.data.template import one_line
+    from otpo.data.tokens import load_tokenizer
+    from pipeline.generate.pool import check_prompts
+
+    template = run.sources.generation_template
+    check_prompts(task.prompts, template)
+    tokenizer = load_tokenizer(run.sources.resolve(run.recipe.model.path))
+    first = task.prompts[0]
+    ids = encode_prompt(tokenizer, first.messages or first.instruction, template)
+    run.progress(f"first prompt of {task.name}", 0, 0, one_line(str(tokenizer.decode(ids)), SHOWN))
 
 
 def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:

@@ -46,7 +46,7 @@ class Engines:
 
             connect(self.recipe.cluster.address)
             start = self.sources.start.path
-            self._pool = EnginePool(engine_config(self.recipe), start, self.recipe.generate.template)
+            self._pool = EnginePool(engine_config(self.recipe), start, self.sources.generation_template)
         return self._pool
 
     def close(self) -> None:

@@ -23,10 +23,10 @@ def training_inputs(recipe: Recipe, label: str) -> dict[str, Any]:
     return kept | {name: identity(recipe)["model"][name] for name in names}
 
 
-def engine_inputs(recipe: Recipe) -> dict[str, Any]:
-    """What generates."""
+def engine_inputs(recipe: Recipe, template: str) -> dict[str, Any]:
+    """What generates, and how the run renders prompts."""
     generate = identity(recipe)["generate"]
-    return {key: generate[key] for key in ("backend", "dtype", "max_model_len", "template")}
+    return {key: generate[key] for key in ("backend", "dtype", "max_model_len")} | {"template": template}
 
 
 def sampling_inputs(recipe: Recipe) -> dict[str, Any]:

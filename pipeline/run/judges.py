@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.judge.config import JudgeConfig
+from otpo.data.template import trained_with
 from otpo.files import Row
 from otpo.identity import source_identity
 from pipeline.recipe import WORLD_PREFIX, Recipe
@@ -80,6 +81,12 @@ def reward_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
     if path is None:
         return {}
     return {"reward_model": run.manifest.inputs.get(f"train/{config.reward_model}") or source_identity(path)}
+
+
+def reward_template(run: RunContext, reward_model: str | None) -> str:
+    """How a reward model that judges sees prompts: as it was trained, else as the run renders them."""
+    trained = trained_with(reward_model) if reward_model else None
+    return trained or run.sources.generation_template
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otpo.data.template import AS_TRAINED, Choice, Template, of_run, one_line, trained_with
 from pipeline.progress import Progress
 from pipeline.recipe import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.run.folder import RunFolder
@@ -13,6 +14,8 @@ from pipeline.run.folder import RunFolder
 if TYPE_CHECKING:
     from eval.tasks import Task
     from pipeline.train.tokens import Tokens
+
+SHOWN = 400  # characters of a rendered prompt
 
 
 class Sources:
@@ -87,4 +90,39 @@ class Sources:
             what = f"{report.counted} of {Path(source).name}"
             remark = f"usable; left out: {left_out}" if left_out else "usable"
             self.progress(what, report.n_usable, report.n_groups, remark)
+            first = one_line(report.example["prompt"]["text"], SHOWN)
+            self.progress(f"first training prompt of {Path(source).name}", 0, 0, first)
         return self._tokens[supervised]
+
+    @property
+    def template(self) -> Choice:
+        """The one template of the run: of training, sampled pairs, generation, reward models and token weights.
+
+        Raises:
+            UserError: parts of the run would see prompts rendered differently.
+        """
+        recipe, rows = self.recipe, {}
+        if recipe.base:
+            rows["base.data"] = self._rows_template(["base"], supervised=True)
+        if recipe.methods and recipe.data.path:
+            rows["data.path"] = self._rows_template(list(recipe.methods), supervised=False)
+        return of_run(recipe.data.template, recipe.generate.template, rows, self.resolve(recipe.model.path))
+
+    @property
+    def generation_template(self) -> Template:
+        """The template of the run as generation uses it.
+
+        Raises:
+            UserError: as `template`; also training rows that were rendered in two ways.
+        """
+        return self.template.for_generation
+
+    def _rows_template(self, labels: list[str], *, supervised: bool) -> Choice:
+        """The template of training rows; where the labels are trained already, their models' folders say it."""
+        if self.recipe.data.template != "auto":
+            return Choice(self.recipe.data.template, "as data.template says")
+        if supervised not in self._tokens:
+            for label in labels:
+                if trained := trained_with(self.folder.model(label)):
+                    return Choice(trained, AS_TRAINED)
+        return self.tokens(supervised=supervised).report.choice

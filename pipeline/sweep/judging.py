@@ -13,7 +13,7 @@ from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.run.context import RunContext
-from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows
+from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
 from pipeline.run.stages.generate import generate_task
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def judging_trials(run: RunContext, task: Task | None, queue: Any, *, keep_engin
     with ready_judge(run, judge_config(run.recipe, task)) as config:
         if reference_of(run, task).label:
             generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        judge = Judge(config, run.folder.judge_store, run.recipe.generate.template, run.progress)
+        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
         judging = TrialJudging(run, task, judge, reference_rows(run, task))
         if not keep_engine:
             run.engines.close()

@@ -27,6 +27,7 @@ class TrainJob:
         caches: the folder of frozen models' log-probabilities.
         tokens_hash: of the token ids of all rows.
         card: the text of the model card.
+        template: how the rows' prompts are rendered; the exported model's folder says it.
         lora: settings of adapters; only these are trained then.
         quantization: of the weights beside the adapters.
         margins: for a reward model, the file of its pairs' margins, if they have any.
@@ -47,6 +48,7 @@ class TrainJob:
     caches: str
     tokens_hash: str
     card: str
+    template: str = ""
     lora: dict[str, Any] | None = None
     quantization: str = "none"
     margins: str | None = None

@@ -249,7 +249,7 @@ class _Trainer:
             load_checkpoint(self.job.folder.checkpoints / f"step-{best:06d}", self.model, self.optimizer)
         export(
             self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
-            dtype=self.saved_dtype, pad_id=self.job.score_pad,
+            dtype=self.saved_dtype, pad_id=self.job.score_pad, template=self.job.template,
         )  # fmt: skip
 
     @contextmanager

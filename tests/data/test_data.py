@@ -135,7 +135,7 @@ def test_unknown_columns_are_listed_with_the_known_formats():
 
 def parts(row):
     (example,), _ = convert([row])
-    return example.prompt, *example.answers
+    return example.prompt, *example.completions
 
 
 def test_the_input_stands_after_a_blank_line():
@@ -155,7 +155,7 @@ def test_an_output_is_one_answer_or_two_the_better_first():
     examples, report = convert([*rows, *rows[:1] * 3])
     assert report.problems == {"output is not a list of two strings": [1, 2, 3, 4, 5]}
     examples, report = convert([row | {"output": "house"}, row | {"output": None}, row | {"output": " "}], pairs=False)
-    assert report.problems == {"no output": [1], "empty completion answer": [2]} and len(examples) == 1
+    assert report.problems == {"no output": [1], "completion is empty": [2]} and len(examples) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_a_prompt_that_the_conversations_repeat_is_not_doubled():
         ({"prompt": "a", "chosen": "b"}, "no rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": None}, "no rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected is neither a string nor a list of messages"),
-        ({"prompt": "a", "chosen": " \n", "rejected": "b"}, "empty chosen answer"),
-        ({"prompt": "a", "chosen": "b", "rejected": ""}, "empty rejected answer"),
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "identical answers"),
-        ({"prompt": [USER], "chosen": [YES], "rejected": "Yes."}, "identical answers"),
-        ({"prompt": [USER], "chosen": [YES, USER, YES], "rejected": [NO]}, "chosen answer is more than one message"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [NO]}, "chosen answer is not the assistant's"),
+        ({"prompt": "a", "chosen": " \n", "rejected": "b"}, "chosen is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "identical completions"),
+        ({"prompt": [USER], "chosen": [YES], "rejected": "Yes."}, "identical completions"),
+        ({"prompt": [USER], "chosen": [YES, USER, YES], "rejected": [NO]}, "chosen is more than one message"),
+        ({"prompt": [USER], "chosen": [USER], "rejected": [NO]}, "chosen is not the assistant's"),
         ({"prompt": [{"content": "a"}], "chosen": [YES], "rejected": [NO]}, "prompt has a message without a role"),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [YES], "rejected": [NO]},
@@ -226,8 +226,8 @@ def test_single_completions_are_no_pairs_but_pairs_give_completions():
         convert([{"prompt": "a", "completion": "b"}], pairs=True)
     rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}]
     examples, report = convert(rows, pairs=False)
-    assert examples[0].answers == ("b",)
-    assert "the chosen answers are the completions" in report.why
+    assert examples[0].completions == ("b",)
+    assert "the chosen completions are taken" in report.why
 
 
 def test_the_report_counts_lengths_and_duplicates():
@@ -244,9 +244,9 @@ def test_the_report_counts_lengths_and_duplicates():
     assert math.isclose(report.chosen_longer(), 2 / 3)
     assert report.lengths["prompt characters"] == {"mean": 15.0, "median": 10.0, "p95": 27.0, "max": 30}
     written = json.loads(json.dumps(report.to_dict()))
-    assert written["problems"] == {"identical answers": {"count": 1, "first_rows": [4]}}
+    assert written["problems"] == {"identical completions": {"count": 1, "first_rows": [4]}}
     text = "\n".join(report.lines())
-    assert "usable 4" in text and "1 identical answers (rows 4)" in text and "(66.7 %)" in text
+    assert "usable 4" in text and "1 identical completions (rows 4)" in text and "(66.7 %)" in text
 
 
 def test_the_real_file(shared_data):
@@ -255,7 +255,7 @@ def test_the_real_file(shared_data):
     examples, report = convert(rows, path)
     assert report.format == "instruction" and report.n_rows == 1100
     identical = [number for number, row in enumerate(rows) if row["chosen"] == row["rejected"]]
-    assert report.problems == {"identical answers": identical} and len(identical) == 6
+    assert report.problems == {"identical completions": identical} and len(identical) == 6
     assert report.n_usable == len(examples) == 1094
     kept = [row for row in rows if row["chosen"] != row["rejected"]]
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in kept)

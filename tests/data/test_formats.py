@@ -124,7 +124,7 @@ EVERY = {
 
 def parts(row, **settings):
     (example,), _ = convert([row], **settings)
-    return example.prompt, *example.answers
+    return example.prompt, *example.completions
 
 
 def same(rows, messages, tokenizer):
@@ -182,15 +182,15 @@ def test_hh_is_literal_unless_the_template_is_chat(tokenizer):
 @pytest.mark.parametrize(
     ("chosen", "rejected", "reason"),
     [
-        (" Yes.", " Yes.\n\nHuman: Sure?\n\nAssistant: No.", "rejected answer is more than one turn"),
-        (" No.\n\nHuman: Sure?\n\nAssistant: Yes.", " Yes.", "chosen answer is more than one turn"),
+        (" Yes.", " Yes.\n\nHuman: Sure?\n\nAssistant: No.", "rejected is more than one turn"),
+        (" No.\n\nHuman: Sure?\n\nAssistant: Yes.", " Yes.", "chosen is more than one turn"),
         (
             " A.\n\nHuman: B?\n\nAssistant: C.",
             " A.\n\nHuman: D?\n\nAssistant: C.",
-            "chosen answer is more than one turn",
+            "chosen is more than one turn",
         ),
-        (" Yes.", "", "empty rejected answer"),
-        (" Yes.", " Yes.", "identical answers"),
+        (" Yes.", "", "rejected is empty"),
+        (" Yes.", " Yes.", "identical completions"),
     ],
 )
 def test_hh_rows_that_are_no_pair_of_answers_are_left_out(chosen, rejected, reason):
@@ -238,7 +238,7 @@ def test_ultrafeedback_scores_that_do_not_order_the_answers_are_noted_and_the_ro
     examples, report = convert(rows)
     assert len(examples) == 5 and not report.problems
     assert report.notes["equal scores"] == [1, 4]
-    assert report.notes["chosen answer scored below the rejected one"] == [2]
+    assert report.notes["chosen completion scored below the rejected one"] == [2]
 
 
 # ---- HelpSteer2 ----
@@ -246,7 +246,7 @@ def test_ultrafeedback_scores_that_do_not_order_the_answers_are_noted_and_the_ro
 
 def test_helpsteer_ratings_become_pairs_by_helpfulness():
     examples, report = convert(STEER)
-    assert [(e.row, e.prompt, *e.answers) for e in examples] == [
+    assert [(e.row, e.prompt, *e.completions) for e in examples] == [
         (0, STEER_PROMPT, "Anna and Eva sold the old bicycle.", "They sold a bicycle."),
         (2, "c#", "C# is a language.", "C# is a note."),
     ]
@@ -265,7 +265,7 @@ def test_helpsteer_rows_that_make_no_pair_are_counted_by_reason():
         "equal helpfulness": [0],
         "no second response to the prompt": [1],
         "no helpfulness": [3],
-        "identical answers": [5],
+        "identical completions": [5],
     }
     assert (report.n_rows, report.n_groups) == (9, 5)
 
@@ -286,7 +286,7 @@ def test_each_helpsteer_row_is_in_one_pair_wherever_its_partner_stands(drawn):
     except UserError:
         assert not expected
         return
-    assert [(e.row, e.prompt, *e.answers) for e in examples] == sorted(expected)
+    assert [(e.row, e.prompt, *e.completions) for e in examples] == sorted(expected)
     assert sum(map(len, report.problems.values())) + report.n_usable == report.n_groups
 
 

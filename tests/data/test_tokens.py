@@ -150,7 +150,7 @@ def test_a_token_that_would_span_the_boundary_is_split_there_and_noted(chatml):
     assert chatml("The capital is sea")["input_ids"][: len(pair.prompt_ids)] != pair.prompt_ids
     assert pair.prompt_ids == chatml("The capital is ")["input_ids"]
     assert chatml.decode(pair.chosen_ids) == "sea level<|im_end|>"
-    assert report.notes == {"tokens merge across the end of the prompt: answer tokenised alone": [0]}
+    assert report.notes == {"tokens merge across the end of the prompt: completion tokenised alone": [0]}
 
 
 def test_an_answer_within_a_sentence_gets_no_space_of_a_new_text(metaspace):
@@ -188,7 +188,7 @@ def test_a_prompt_rendered_differently_beside_an_answer_stays_as_generation_sees
     pair, report = one(TALK, tokenizer)
     assert pair.prompt_ids == tokenizer.apply_chat_template(TALK["prompt"], add_generation_prompt=True)["input_ids"]
     assert tokenizer.decode(pair.chosen_ids) == "From the third.<|im_end|>"
-    assert report.notes == {"chat template renders the prompt differently beside the answer": [0]}
+    assert report.notes == {"chat template renders the prompt differently beside the completion": [0]}
 
 
 def test_a_template_without_an_end_of_turn_gets_eos():
@@ -198,7 +198,7 @@ def test_a_template_without_an_end_of_turn_gets_eos():
     )
     pair, report = one({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, tokenizer)
     assert pair.chosen_ids[-1] == tokenizer.eos_token_id
-    assert report.notes["chat template ends the answer without a special token: EOS added"] == [0]
+    assert report.notes["chat template ends the completion without a special token: EOS added"] == [0]
 
 
 def test_a_tokenizer_that_lacks_something_says_what_to_do(tmp_path, metaspace):
@@ -234,8 +234,8 @@ def test_keep_start_cuts_the_answers_end_and_its_eos(chatml):
     assert cut.prompt_ids == whole.prompt_ids
     assert cut.chosen_ids == whole.chosen_ids[:2] and cut.rejected_ids == whole.rejected_ids[:2]
     assert report.notes == {
-        "chosen answer cut to max_length, without EOS": [0],
-        "rejected answer cut to max_length, without EOS": [0],
+        "chosen cut to max_length, without EOS": [0],
+        "rejected cut to max_length, without EOS": [0],
     }
     assert report.lengths["chosen tokens"]["max"] == c  # as they were, to choose max_length by
 
@@ -255,7 +255,7 @@ def test_rows_that_truncation_leaves_nothing_of_are_counted(chatml):
     assert [pair.row for pair in pairs] == [1]
     assert report.problems == {
         "prompt alone fills max_length": [0],
-        "answers identical once cut to max_length": [2],
+        "completions identical once cut to max_length": [2],
     }
     assert report.n_usable == 1
 

@@ -22,12 +22,13 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.tasks import Prompt
+from otpo.data.encoder import encode_prompt
 from otpo.data.tokens import tokenize_completions
 from otpo.errors import UserError, WorkError
 from pipeline.generate.backends import TransformersEngine
-from pipeline.generate.engine import Completion, EngineConfig, Request, Sampling, answer, encode, stop_tokens
+from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs, stop_tokens
 from pipeline.generate.model_folder import open_model, tokenizer_of
-from pipeline.generate.outputs import Partial
+from pipeline.generate.outputs import PartialOutputs
 from pipeline.generate.pool import EnginePool, preflight
 
 QUESTIONS = [
@@ -79,7 +80,7 @@ def broken_copy(source: Path, target: Path, **changes) -> Path:
         ({"config": None}, {}, "config.json"),
         ({"model": None}, {}, "safetensors"),
         ({"tokenizer": None}, {}, "AutoTokenizer"),
-        ({"chat_template": None}, {}, "generate.template=literal"),
+        ({"chat_template": None}, {}, "data.template=literal"),
         ({"config": {"head_dim": 24}}, {}, "24 dimensions.*generate.backend=transformers"),
         ({}, {"max_model_len": 1 << 20}, "positions"),
     ],
@@ -87,12 +88,13 @@ def broken_copy(source: Path, target: Path, **changes) -> Path:
 def test_a_model_that_cannot_be_served_is_refused(tiny_llama: Path, tmp_path: Path, changes, config, says):
     model = broken_copy(tiny_llama, tmp_path / "model", **changes)
     with pytest.raises(UserError, match=says):
-        preflight(model, EngineConfig(backend="vllm", device="cpu", **config))
+        preflight(model, EngineConfig(backend="vllm", device="cpu", **config), "chat")
 
 
 def test_what_is_no_trouble_is_not_refused(tiny_llama: Path, tmp_path: Path):
     plain = broken_copy(tiny_llama, tmp_path / "plain", chat_template=None)
     preflight(plain, EngineConfig(device="cpu"), "literal")
+    preflight(plain, EngineConfig(device="cpu"))
     odd = broken_copy(tiny_llama, tmp_path / "odd", config={"head_dim": 24})
     preflight(odd, EngineConfig(backend="transformers", device="cpu"))
     preflight(odd, EngineConfig(backend="vllm", device="gpu"))
@@ -115,19 +117,19 @@ def test_prompts_become_the_tokens_that_training_sees(tiny_llama: Path):
     rows = [{"prompt": text, "completion": " Yes."} for text in texts]
     for template, trained_as in (("chat", "chat"), ("literal", "auto")):
         trained, _ = tokenize_completions(rows, tokenizer, template=trained_as)
-        assert [encode(tokenizer, text, template) for text in texts] == [item.prompt_ids for item in trained]
+        assert [encode_prompt(tokenizer, text, template) for text in texts] == [item.prompt_ids for item in trained]
 
 
 def test_the_chat_template_is_applied_once_and_bos_stands_once(tiny_llama: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    ids = encode(tokenizer, messages, "chat")
+    ids = encode_prompt(tokenizer, messages, "chat")
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ids == list(wanted)
-    for encoded in (ids, encode(tokenizer, "Hello", "literal"), encode(tokenizer, "", "literal")):
+    for encoded in (ids, encode_prompt(tokenizer, "Hello", "literal"), encode_prompt(tokenizer, "", "literal")):
         assert encoded.count(tokenizer.bos_token_id) == 1 and encoded[0] == tokenizer.bos_token_id
-    with pytest.raises(UserError, match="use 'chat'"):
-        encode(tokenizer, messages, "literal")
+    with pytest.raises(UserError, match=r"expected strings.* found a list of messages.*--template"):
+        encode_prompt(tokenizer, messages, "literal")
 
 
 def greedy(network: torch.nn.Module, prompt: list[int], stops: list[int], length: int) -> tuple[list[int], float]:
@@ -151,7 +153,7 @@ def oracle(model: Path, prompts: list[Prompt], length: int) -> dict[str, str]:
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     answers = {}
     for prompt in prompts:
-        ids, gap = greedy(network, encode(tokenizer, prompt.instruction, "chat"), stops, length)
+        ids, gap = greedy(network, encode_prompt(tokenizer, prompt.instruction, "chat"), stops, length)
         if gap > 1e-2:
             answers[prompt.id] = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
     assert len(answers) >= len(prompts) // 2
@@ -161,7 +163,9 @@ def oracle(model: Path, prompts: list[Prompt], length: int) -> dict[str, str]:
 def test_transformers_batches_with_padding_answer_like_single_prompts(sharp_models: list[Path]):
     folder = open_model(sharp_models[0])
     requests = [Request(p.id, 0, p.instruction) for p in PROMPTS[:8]]
-    answered = answer(TransformersEngine(ON_CPU, folder), folder, requests, Sampling(max_tokens=16), "chat", 128)
+    answered = generate_outputs(
+        TransformersEngine(ON_CPU, folder), folder, requests, Sampling(max_tokens=16), "chat", 128
+    )
     wanted = oracle(sharp_models[0], PROMPTS[:8], 16)
     assert {c.id: c.output for c in answered if c.id in wanted} == wanted
 
@@ -171,10 +175,12 @@ def test_seeded_samples_do_not_depend_on_the_batch(sharp_models: list[Path]):
     engine = TransformersEngine(ON_CPU, folder)
     sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=12, seed=3)
     requests = [Request(p.id, sample, p.instruction) for p in PROMPTS[:4] for sample in range(2)]
-    together = answer(engine, folder, requests, sampling, "chat", 128)
-    alone = [answer(engine, folder, [request], sampling, "chat", 128)[0] for request in reversed(requests)][::-1]
+    together = generate_outputs(engine, folder, requests, sampling, "chat", 128)
+    alone = [generate_outputs(engine, folder, [request], sampling, "chat", 128)[0] for request in reversed(requests)][
+        ::-1
+    ]
     assert [c.output for c in together] == [c.output for c in alone]
-    other = answer(engine, folder, requests, replace(sampling, seed=4), "chat", 128)
+    other = generate_outputs(engine, folder, requests, replace(sampling, seed=4), "chat", 128)
     assert [c.output for c in together] != [c.output for c in other]
 
 
@@ -182,7 +188,7 @@ def test_seeded_samples_follow_the_models_distribution(tiny_llama: Path):
     folder = open_model(tiny_llama)
     engine = TransformersEngine(ON_CPU, folder)
     engine.batch_size = 500
-    ids, temperature, top_p = encode(tokenizer_of(folder), "Where?", "chat"), 0.5, 0.1
+    ids, temperature, top_p = encode_prompt(tokenizer_of(folder), "Where?", "chat"), 0.5, 0.1
     with torch.inference_mode():
         logits = engine.network(torch.tensor([ids])).logits[0, -1].double() / temperature
     probabilities, order = logits.softmax(-1).sort(descending=True)
@@ -210,7 +216,7 @@ def test_vllm_answers_like_transformers_from_one_engine_that_changes_models(vllm
         [r["output"] for r in json.loads((tmp_path / d / "model_outputs.json").read_text())] for d in "012"
     )
     assert first == third != second
-    assert seen[-1][:2] == (24, 24) and seen[-1][2] > 0
+    assert seen[-1][:3] == ("generate", 24, 24) and float(seen[-1][3].removesuffix(" tokens/s").replace(",", "")) > 0
 
 
 def test_files_are_alpaca_evals_with_ids_in_the_prompts_order(vllm_pool, sharp_models, tmp_path: Path):
@@ -270,7 +276,7 @@ def test_a_prompt_that_is_too_long_costs_its_own_answer_alone(vllm_pool, sharp_m
 
 
 def test_an_interrupted_generation_goes_on_where_it_was(vllm_pool, sharp_models, tmp_path: Path):
-    def interrupt(done, total, rate):
+    def interrupt(what, done, total, remark):
         raise KeyboardInterrupt
 
     call = (sharp_models[0], "a", PROMPTS, Sampling(max_tokens=8))
@@ -288,14 +294,14 @@ def test_an_interrupted_generation_goes_on_where_it_was(vllm_pool, sharp_models,
     assert not partial.exists()
 
 
-def test_answers_made_another_way_are_not_taken_over(tmp_path: Path):
-    kept = Completion("1", 0, "old", 3, False)
-    Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
+def test_outputs_made_another_way_are_not_taken_over(tmp_path: Path):
+    kept = Output("1", 0, "old", 3, False)
+    PartialOutputs(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
     (tmp_path / "p.jsonl").write_text('{"made_with": "one way"}\n' + (tmp_path / "p.jsonl").read_text())
-    assert Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).read() == [kept]
-    assert Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "changed"}).read() == []
-    Partial(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
-    assert Partial(tmp_path / "p.jsonl", "another way", {("1", 0): "prompt"}).read() == []
+    assert PartialOutputs(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).read() == [kept]
+    assert PartialOutputs(tmp_path / "p.jsonl", "one way", {("1", 0): "changed"}).read() == []
+    PartialOutputs(tmp_path / "p.jsonl", "one way", {("1", 0): "prompt"}).append([kept])
+    assert PartialOutputs(tmp_path / "p.jsonl", "another way", {("1", 0): "prompt"}).read() == []
 
 
 def test_more_gpus_than_there_are_is_refused(ray_cluster, tiny_llama: Path):
@@ -351,7 +357,7 @@ model, out = sys.argv[1:]
 ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
 prompts = [Prompt(id=str(i), instruction=f"Question {i}?", dataset="test") for i in range(4000)]
 with EnginePool(EngineConfig(device="cpu", max_model_len=128, batch_size=8), model) as pool:
-    show = lambda done, *_: print("done", done, flush=True)
+    show = lambda what, done, *_: print("done", done, flush=True)
     pool.generate(model, "a", prompts, Sampling(max_tokens=96), out, progress=show)
 """
 

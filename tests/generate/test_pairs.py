@@ -40,11 +40,11 @@ def test_best_meets_worst_then_second_best_meets_second_worst():
 @pytest.mark.parametrize(
     ("given_answers", "scores", "reason"),
     [
-        (answers("same", "same", "same"), [3.0, 3.0, 3.0], "fewer than two distinct answers"),
-        (answers("", "one"), [None, 3.0], "fewer than two distinct answers"),
-        (answers("one", "two"), [3.0, None], "fewer than two rated answers"),
+        (answers("same", "same", "same"), [3.0, 3.0, 3.0], "fewer than two distinct outputs"),
+        (answers("", "one"), [None, 3.0], "fewer than two distinct outputs"),
+        (answers("one", "two"), [3.0, None], "fewer than two rated outputs"),
         (answers("one", "two"), [3.0, 3.0], "equal scores"),
-        (answers("one", "two", cut=(0,)), [4.0, 3.0], "no complete answer above the worst"),
+        (answers("one", "two", cut=(0,)), [4.0, 3.0], "no complete output above the worst"),
     ],
 )
 def test_a_prompt_without_a_pair_is_counted_with_its_reason(given_answers, scores, reason):
@@ -97,10 +97,10 @@ def test_rows_are_what_training_reads_and_what_generation_saw():
     pair = [answers("Hi.", "Hello, hello, hello.")]
     chat = make_pairs([asked], pair, [[2.0, 1.0]])[0][0]
     assert preference(chat).prompt == conversation
-    assert preference(chat).answers[0] == [{"role": "assistant", "content": "Hi."}]
+    assert preference(chat).completions[0] == [{"role": "assistant", "content": "Hi."}]
     literal = make_pairs([prompt(3)], pair, [[2.0, 1.0]], template="literal")[0][0]
     assert preference(literal).prompt == "Question 3?"
-    assert preference(literal).answers == ("Hi.", "Hello, hello, hello.")
+    assert preference(literal).completions == ("Hi.", "Hello, hello, hello.")
 
 
 def rating(call) -> dict:
@@ -142,7 +142,7 @@ def test_pairs_of_a_real_model_rated_over_http(vllm_pool, sharp_models: list[Pat
             text = row[side][0]["content"]
             assert (row["id"], text) in texts
             assert row[f"score_{side}"] == 1 + int(9 * share(text))
-    assert {what for what, *_ in steps} == {"sample answers", "rate answers"}
+    assert {what for what, *_ in steps} == {"sample outputs", "rate outputs"}
 
 
 def test_no_pair_at_all_is_an_error_that_says_why(vllm_pool, sharp_models: list[Path], tmp_path: Path):

@@ -82,7 +82,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     usable = [pair for pair in pairs if pair.row not in report.notes.get(MERGES, [])]
     batch = {"made": 4, "real": 8, "all-real": len(usable) // STEPS}[request.param]
     pairs = usable[:: len(usable) // (STEPS * batch)][: STEPS * batch]
-    texts = {e.row: {"prompt": e.prompt, "chosen": e.answers[0], "rejected": e.answers[1]} for e in examples}
+    texts = {e.row: {"prompt": e.prompt, "chosen": e.completions[0], "rejected": e.completions[1]} for e in examples}
     return Corpus([texts[pair.row] for pair in pairs], pairs, start, batch)
 
 

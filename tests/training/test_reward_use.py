@@ -17,6 +17,7 @@ from eval.judge.reward_scores import judge_by_scores
 from eval.judge.verdicts import COLUMNS, ledger
 from eval.stats.win_rate import by_prompt
 from eval.tasks import Prompt, Task
+from otpo.errors import UserError
 from otpo.models.reward_model import RewardScorer, pad_token
 from pipeline.generate.engine import EngineConfig, Sampling
 from pipeline.generate.pairs import sample_pairs
@@ -58,7 +59,10 @@ def test_messages_and_strings_in_the_template_score_alike_and_batches_change_not
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     seen = []
     found = RewardScorer(exported, batch_size=1)(PROMPTS, COMPLETIONS, lambda *counts: seen.append(counts))
-    assert score(exported, messages, COMPLETIONS, template="literal") == pytest.approx(found, abs=1e-5)
+    assert score(exported, messages, COMPLETIONS) == pytest.approx(found, abs=1e-5)
+    assert score(exported, messages, COMPLETIONS, template="chat") == pytest.approx(found, abs=1e-5)
+    with pytest.raises(UserError, match="expected strings, because the template is literal"):
+        score(exported, messages, COMPLETIONS, template="literal")
     assert found != pytest.approx(score(exported, PROMPTS, COMPLETIONS, template="literal"), abs=1e-3)
     assert seen == [(1, 3), (2, 3), (3, 3)] and score(exported, [], []) == []
 

@@ -10,7 +10,7 @@ from otpo.data.rows import BadRow, Parts, Row, number_of, shared_prefix, string_
 def preference(row: Row) -> Parts:
     """`{prompt, chosen, rejected}`, strings or messages (TRL's explicit prompt).
 
-    Where `prompt` is a string and the answers are conversations that repeat it, as in UltraFeedback binarized, the
+    Where `prompt` is a string and the completions are conversations that repeat it, as in UltraFeedback binarized, the
     conversations' shared beginning is the prompt, as in TRL's `maybe_extract_prompt`.
     """
     prompt, chosen, rejected = (text_of(row, column) for column in ("prompt", "chosen", "rejected"))
@@ -24,15 +24,15 @@ def preference(row: Row) -> Parts:
 def ultrafeedback(row: Row) -> Parts:
     """`{prompt, chosen, rejected, score_chosen, score_rejected}`: UltraFeedback binarized.
 
-    The answers are conversations that repeat the prompt; TRL's copy has no `prompt`. Scores change nothing here: rows
-    whose scores are equal (the choice was drawn by lot) or the wrong way round are used and noted.
+    The completions are conversations that repeat the prompt; TRL's copy has no `prompt`. Scores change nothing here:
+    rows whose scores are equal (the choice was drawn by lot) or the wrong way round are used and noted.
     """
     parts = preference_implicit(row) if row.get("prompt") is None else preference(row)
     try:
         chosen, rejected = number_of(row, "score_chosen"), number_of(row, "score_rejected")
     except BadRow:
         return parts
-    notes = {"equal scores": chosen == rejected, "chosen answer scored below the rejected one": chosen < rejected}
+    notes = {"equal scores": chosen == rejected, "chosen completion scored below the rejected one": chosen < rejected}
     return replace(parts, notes=tuple(note for note, true in notes.items() if true))
 
 
@@ -42,11 +42,11 @@ def instruction(row: Row) -> Parts:
 
 
 def instruction_ranked(row: Row) -> Parts:
-    """`{instruction, input, output}` whose output is a list of two answers, the better first (LLaMA-Factory's)."""
-    answers = row["output"]
-    if not isinstance(answers, list) or [type(answer) for answer in answers] != [str, str]:
+    """`{instruction, input, output}` whose output is a list of two completions, the better first (LLaMA-Factory's)."""
+    texts = row["output"]
+    if not isinstance(texts, list) or [type(text) for text in texts] != [str, str]:
         raise BadRow("output is not a list of two strings")
-    return Parts(_instruction_of(row), tuple(answers))
+    return Parts(_instruction_of(row), tuple(texts))
 
 
 def instruction_output(row: Row) -> Parts:
@@ -66,20 +66,20 @@ def preference_implicit(row: Row) -> Parts:
     """
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise BadRow("one answer is a string, the other a list of messages")
+        raise BadRow("one completion is a string, the other a list of messages")
     if chosen == rejected:
-        raise BadRow("identical answers")
+        raise BadRow("identical completions")
     split = shared_prefix(chosen, rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
         while split and chosen[split - 1].isalnum():
             split -= 1
-        if split and chosen[split - 1] == " ":  # the space belongs to the first word of the answer
+        if split and chosen[split - 1] == " ":  # the space belongs to the first word of the completion
             split -= 1
     return Parts(chosen[:split], (chosen[split:], rejected[split:]))
 
 
 def unpaired(row: Row) -> Parts:
-    """`{prompt, completion, label}`: one answer and whether it is a good one (KTO)."""
+    """`{prompt, completion, label}`: one completion and whether it is a good one (KTO)."""
     label = row["label"]
     if isinstance(label, str):
         label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower())

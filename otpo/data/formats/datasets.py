@@ -14,7 +14,7 @@ _HH_ASSISTANT = "\n\nAssistant:"
 
 
 def is_hh(row: Row) -> bool:
-    """Whether both answers are transcripts that begin with `Human:` and hold an answer of `Assistant:`."""
+    """Whether both texts are transcripts that begin with `Human:` and hold a turn of `Assistant:`."""
     texts = (row["chosen"], row["rejected"])
     return all(isinstance(t, str) and t.lstrip().startswith("Human:") and _HH_ASSISTANT in t for t in texts)
 
@@ -22,9 +22,9 @@ def is_hh(row: Row) -> bool:
 def hh(row: Row) -> Parts:
     r"""`{chosen, rejected}`, transcripts `\n\nHuman: ... \n\nAssistant: ...` as in Anthropic's HH-RLHF.
 
-    The prompt is what both share, up to and including their last `\n\nAssistant:`; the answers begin with the space
+    The prompt is what both share, up to and including their last `\n\nAssistant:`; the completions begin with the space
     after it. Transcripts that differ before their last turn are left out (the DPO repository cuts the rejected one at
-    the length of the chosen one's prompt; TRL leaves a person's turns in the answers).
+    the length of the chosen one's prompt; TRL leaves a person's turns in the completions).
     """
     chosen, rejected = string_of(row, "chosen"), string_of(row, "rejected")
     end = chosen.rfind(_HH_ASSISTANT, 0, shared_prefix(chosen, rejected))
@@ -33,7 +33,7 @@ def hh(row: Row) -> Parts:
     end += len(_HH_ASSISTANT)
     for side, text in (("chosen", chosen), ("rejected", rejected)):
         if _HH_TURN.search(text, end):
-            raise BadRow(f"{side} answer is more than one turn")
+            raise BadRow(f"{side} is more than one turn")
     return Parts(chosen[:end], (chosen[end:], rejected[end:]))
 
 
@@ -43,15 +43,15 @@ def hh_messages(parts: Parts) -> Parts:
     roles = {"Human": "user", "Assistant": "assistant"}
     messages = [
         {"role": roles[who], "content": text.removeprefix(" ")}
-        for who, text in zip(turns[:-2:2], turns[1:-2:2], strict=True)  # the last is the empty turn to be answered
+        for who, text in zip(turns[:-2:2], turns[1:-2:2], strict=True)  # the last turn is the empty one to be completed
     ]
-    return replace(parts, prompt=messages, answers=tuple(str(answer).removeprefix(" ") for answer in parts.answers))
+    return replace(parts, prompt=messages, completions=tuple(str(text).removeprefix(" ") for text in parts.completions))
 
 
 def tldr(row: Row) -> Parts:
     """`{info, summaries, choice}`: the comparisons of openai/summarize_from_feedback; `summaries[choice]` is chosen.
 
-    The prompt is TRL's: SUBREDDIT, TITLE and POST (its blank lines taken out), then `TL;DR:`; of news articles (in the
+    The prompt is TRL's: SUBREDDIT, TITLE and POST (its blank lines taken out), then `TL;DR:`; for news articles (in the
     validation split) TITLE and the article. The summaries keep the space that they begin with.
     """
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
@@ -73,7 +73,7 @@ def tldr(row: Row) -> Parts:
 
 def tldr_messages(parts: Parts) -> Parts:
     """The summaries without the space that they begin with: it belongs to `TL;DR:` before it."""
-    return replace(parts, answers=tuple(str(answer).strip() for answer in parts.answers))
+    return replace(parts, completions=tuple(str(text).strip() for text in parts.completions))
 
 
 def by_prompt(rows: Sequence[Row]) -> list[tuple[int, Row]]:

@@ -40,7 +40,7 @@ def generation_inputs(run: RunContext, task: Task) -> dict[str, Any]:
     """What outputs depend on beside the model."""
     return {
         "sampling": sampling_inputs(run.recipe),
-        "engine": engine_inputs(run.recipe),
+        "engine": engine_inputs(run.recipe, run.sources.generation_template),
         "task": [task.name, source_identity(task.source), len(task.prompts)],
     }
 
@@ -49,11 +49,16 @@ def generate_task(run: RunContext, model: str | Path, label: str, task: Task, ou
     """One model's outputs for one task, written to the folder `out`; what is there already is not generated again."""
     from pipeline.generate.engine import Sampling
 
-    def progress(done: int, total: int, rate: float) -> None:
-        run.progress(f"generate {label} {task.name}", done, total, f"{rate:,.0f} tokens/s")
-
-    sampling, template = Sampling(**sampling_inputs(run.recipe)), run.recipe.generate.template
-    return run.engines.pool().generate(model, label, task.prompts, sampling, out, template, progress)
+    return run.engines.pool().generate(
+        model,
+        label,
+        task.prompts,
+        Sampling(**sampling_inputs(run.recipe)),
+        out,
+        run.sources.generation_template,
+        run.progress,
+        f"generate {label} {task.name}",
+    )
 
 
 def read_outputs(run: RunContext, label: str, task: str) -> list[Row]:

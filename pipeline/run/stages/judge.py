@@ -18,6 +18,7 @@ from pipeline.run.judges import (
     reference_of,
     reference_rows,
     reward_model_inputs,
+    reward_template,
 )
 from pipeline.run.stages.generate import read_outputs
 
@@ -64,7 +65,9 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
     ):
         if config.reward_model:
             run.engines.close()  # scoring wants their memory
-        asked = Judge(config, run.folder.judge_store, run.recipe.generate.template, run.progress, spent_usd)
+        asked = Judge(
+            config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress, spent_usd
+        )
         reference = reference_rows(run, task)
         subset = run.recipe.generate.limit is not None
         verdicts = judge_task(asked, _matches(run, task, reference), task.name, subset=subset)

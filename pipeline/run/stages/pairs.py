@@ -24,7 +24,7 @@ def pairs(run: RunContext) -> None:
         "pairs": {key: value for key, value in (identity(run.recipe)["pairs"] or {}).items() if key != "prompts"},
         "prompts": source_identity(prompts),
         "base": manifest.inputs["base"],
-        "engine": engine_inputs(run.recipe),
+        "engine": engine_inputs(run.recipe, run.sources.generation_template),
         **reward_model_inputs(run, settings.scorer),
     }
     if not manifest.needs("pairs", inputs):
@@ -46,5 +46,6 @@ def pairs(run: RunContext) -> None:
             judge,
             out,
             per_prompt=settings.per_prompt,
+            template=run.sources.generation_template,
             progress=run.progress,
         )

@@ -1,0 +1,87 @@
+"""Verbs about outputs that are there: judge, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.options import JudgeModel, JudgeUrl, Out, Template
+from jobs.cli.progress import Bars
+from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr, writable
+
+
+def judge(
+    outputs: Annotated[list[Path], typer.Argument(help="model_outputs.json files (also .gz)")],
+    reference: Annotated[Path, typer.Option("--reference", help="model_outputs.json of the baseline")],
+    out: Out,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
+    ] = None,
+    template: Template = "auto",
+    task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="preference, summary, or alpaca_eval (the official prompt)")
+    ] = "preference",
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
+    ] = None,
+    both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="requests at a time")] = 32,
+    budget_usd: Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")] = None,
+    price_input: Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")] = 0.0,
+    price_output: Annotated[float, typer.Option("--price-output", help="USD per million completion tokens")] = 0.0,
+    max_requests_per_minute: Annotated[int | None, typer.Option("--max-requests-per-minute")] = None,
+    max_retries: Annotated[int, typer.Option("--max-retries", help="of one request")] = 10,
+    subset: Annotated[
+        bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
+    ] = False,
+) -> None:
+    """Verdicts, win rates and lengths of outputs against a reference."""
+    from eval.judge.config import JudgeConfig
+    from jobs.judging import judge_files
+
+    one_judge("--reward-model", reward_model, judge_url, judge_model)
+    config = JudgeConfig(
+        url=judge_url,
+        model=judge_model,
+        reward_model=reward_model,
+        protocol=protocol,
+        both_orders=both_orders,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        price_input=price_input,
+        price_output=price_output,
+        max_requests_per_minute=max_requests_per_minute,
+        max_retries=max_retries,
+        calibration=str(calibration) if calibration else None,
+    )
+    setting = one_of("--template", template, "auto", "chat", "literal")
+    if reward_model:
+        from otpo.data.template import of_model
+        from pipeline.judge.reward_model import check_reward_model
+
+        check_reward_model("--reward-model", reward_model)
+        choice = of_model(setting, reward_model)
+        say(f"template  {choice}")
+        setting = choice.template
+    writable(out)
+    with Bars(stderr) as bars:
+        board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=setting)
+    from eval.board.terminal import terminal_table
+
+    console.print(terminal_table(board))
+    show(f"Report: {(out / 'report.html').absolute()}")
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of `otpo judge`")], out: Out
+) -> None:
+    """One leaderboard and one page over any number of runs."""
+    from eval.board.report import build
+
+    writable(out)
+    show(f"Report: {build(folders, out).absolute()}")

@@ -1,0 +1,218 @@
+"""The one meaning of `data.template`: how a prompt and its completion are rendered before they become tokens.
+
+    chat      through the tokenizer's chat template; strings are wrapped as a user's message and an assistant's
+    literal   strings as they are, TRL's convention for strings; messages are refused
+    auto      training rows as they are: messages -> chat, strings -> literal. Without rows, as the model was trained
+              (`otpo.json` in an exported folder says it), else chat where the tokenizer has a chat template
+
+Data, sampled pairs, generation, reward models and token weights all ask here. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from otpo.data.rows import Text
+from otpo.errors import UserError
+from otpo.files import write_json
+
+Template = Literal["chat", "literal"]
+Setting = Literal["auto", "chat", "literal"]
+
+SETTINGS = ("auto", "chat", "literal")
+FILE = "otpo.json"  # in an exported model's folder
+AS_TRAINED = f"as the model was trained ({FILE})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A template, or "chat and literal" for rows of both kinds, and why, in a few words for a person."""
+
+    template: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.template}: {self.why}"
+
+    @property
+    def for_generation(self) -> Template:
+        """The template that prompts are rendered with.
+
+        Raises:
+            UserError: the training rows were rendered in two ways, so that no prompt can be rendered as in training.
+        """
+        if self.template == "chat":
+            return "chat"
+        if self.template == "literal":
+            return "literal"
+        raise UserError(
+            "expected training rows that are all messages or all strings, so that generation can render prompts as"
+            " training saw them; found both. Set data.template=chat, which puts all of them through the chat template."
+        )
+
+
+# ---- training rows ----
+
+
+def template_of(setting: str, texts: Iterable[Text], where: str) -> Template:
+    """The template of one example, or of one prompt.
+
+    Args:
+        setting: a value of `data.template`. texts: the prompt and its completions. where: for the error.
+
+    Raises:
+        UserError: no such setting, or messages that are to be taken literally.
+    """
+    if setting not in SETTINGS:
+        raise UserError(f"data.template is one of {', '.join(SETTINGS)}; found {setting!r}")
+    if not any(isinstance(text, list) for text in texts):
+        return "chat" if setting == "chat" else "literal"
+    if setting == "literal":
+        raise UserError(
+            f"{where}: expected strings, because the template is literal; found a list of messages. Set the template to"
+            " chat (data.template, or --template), or write prompt and completion as strings."
+        )
+    return "chat"
+
+
+def of_rows(setting: str, found: Iterable[str]) -> Choice:
+    """The template of a file's rows.
+
+    Args:
+        setting: a value of `data.template`. found: the templates that its rows have.
+    """
+    template = " and ".join(sorted(set(found)))
+    if setting != "auto":
+        return Choice(template, "as asked for")
+    why = {
+        "chat": "the rows are messages",
+        "literal": "the rows are strings; data.template=chat puts them through the chat template",
+    }
+    return Choice(template, why.get(template, "the rows mix messages and strings; data.template=chat treats all alike"))
+
+
+# ---- a model without training rows ----
+
+
+def of_model(setting: str, model: str | Path) -> Choice:
+    """The template for prompts that a model answers, or that a reward model reads, where no training rows tell.
+
+    Args:
+        setting: a value of `data.template`. model: a folder or a hub name.
+
+    Raises:
+        UserError: no such setting, or an `otpo.json` that cannot be read.
+    """
+    trained = trained_with(model)
+    if setting != "auto":
+        other = f", although the model was trained with {trained}" if trained not in (None, setting) else ""
+        return Choice(template_of(setting, (), str(model)), f"as asked for{other}")
+    if trained:
+        return Choice(trained, AS_TRAINED)
+    if has_chat_template(model):
+        return Choice("chat", "the tokenizer has a chat template")
+    return Choice("literal", "the tokenizer has no chat template")
+
+
+def trained_with(model: str | Path) -> Template | None:
+    """The template that a model was trained with here; None for a model from elsewhere.
+
+    Raises:
+        UserError: the file that says it cannot be read.
+    """
+    file = _file(model, FILE)
+    if file is None:
+        return None
+    try:
+        template = json.loads(file.read_text())["template"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f'expected {{"template": "chat" or "literal"}} in {file}, found {error!r}') from None
+    if template not in ("chat", "literal"):
+        raise UserError(f'expected {{"template": "chat" or "literal"}} in {file}, found {template!r}')
+    return template
+
+
+def write_template(folder: Path, template: str) -> None:
+    """Write into a model's folder how its training rendered prompts; nothing where it rendered them in two ways."""
+    if template in ("chat", "literal"):
+        write_json(folder / FILE, {"template": template})
+
+
+def has_chat_template(model: str | Path) -> bool:
+    """Whether the tokenizer of a model has a chat template, told from its files."""
+    if any(_file(model, name) for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = _file(model, "tokenizer_config.json")
+    return settings is not None and bool(json.loads(settings.read_text()).get("chat_template"))
+
+
+def _file(model: str | Path, name: str) -> Path | None:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if str(model).startswith(("/", ".", "~")) or str(model).count("/") > 1:
+        return None  # a folder that is not there
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(str(model), name)
+    except OSError:  # not there, or no such model: whoever loads the model says so
+        return None
+    return Path(found) if found else None
+
+
+# ---- a run ----
+
+
+def of_run(data: str, generate: str, rows: Mapping[str, Choice], model: str | Path) -> Choice:
+    """The one template of a run: training, sampled pairs, generation, reward models and token weights.
+
+    Args:
+        data, generate: `data.template` and `generate.template`.
+        rows: the recipe's key of each training file -> the template of its rows; empty where nothing is trained on
+            rows that are there already.
+        model: what the run starts from.
+
+    Raises:
+        UserError: files, or training and generation, that would see prompts rendered differently.
+    """
+    if len({choice.template for choice in rows.values()}) > 1:
+        found = ", ".join(f"{key} {choice}" for key, choice in rows.items())
+        raise UserError(
+            f"expected all training rows of a run to be rendered alike, found {found}. Set data.template=chat to put"
+            " all of them through the chat template, or write them the same way."
+        )
+    if not rows:
+        if "auto" not in (data, generate) and data != generate:
+            raise UserError(_differs(generate, f"data.template is {data}"))
+        return of_model(data if data != "auto" else generate, model)
+    key, choice = next(iter(rows.items()))
+    if generate not in ("auto", choice.template):
+        raise UserError(_differs(generate, f"{key} is trained as {choice}"))
+    trained = trained_with(model)
+    if trained not in (None, choice.template):
+        return Choice(choice.template, f"{choice.why}; note that {model} was trained with {trained}")
+    return choice
+
+
+def _differs(generate: str, trained: str) -> str:
+    return (
+        f"expected generation to render prompts as training does, found generate.template={generate} where {trained}."
+        " Leave generate.template out; to change how both render prompts, set data.template."
+    )
+
+
+# ---- for a person ----
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    r"""A rendered text on one line: line breaks as \n, and where it is longer than `limit`, cut in its middle."""
+    text = text.replace("\n", "\\n").replace("\r", "\\r")
+    if limit is None or len(text) <= limit:
+        return text
+    half = (limit - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
