@@ -36,7 +36,7 @@ class SmallWorld:
         """Accuracy against the known truth, lengths, and where the weight goes."""
         from jobs.small_world.truth import measure
 
-        measure(folder.path, labels, methods)
+        measure(folder, labels, methods)
 
 
 def world_of(recipe: Recipe) -> World | None:

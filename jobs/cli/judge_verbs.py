@@ -72,9 +72,10 @@ def judge(
     with Bars(stderr) as bars:
         board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=setting)
     from eval.board.terminal import terminal_table
+    from pipeline.run.folder import RunFolder
 
     console.print(terminal_table(board))
-    show(f"Report: {(out / 'report.html').absolute()}")
+    show(f"Report: {RunFolder(out.absolute()).report}")
 
 
 def report(

@@ -15,6 +15,7 @@ import numpy as np
 
 from jobs.small_world import world as small_world
 from jobs.small_world.world import Item, World, read
+from pipeline.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from otpo.methods.spec import MethodSpec
@@ -31,12 +32,11 @@ SAMPLES = 2000
 Row = dict[str, Any]
 
 
-def measure(run: Path, labels: Sequence[str], methods: dict[str, MethodSpec] | None = None) -> dict[str, Any]:
+def measure(run: RunFolder, labels: Sequence[str], methods: dict[str, MethodSpec] | None = None) -> dict[str, Any]:
     """Measure a run against its world and write `world.json`.
 
     Args:
-        run: the run's folder, with `world/`, `models/LABEL/TASK/model_outputs.json` and, for the weights,
-            `pairs/pairs.jsonl`.
+        run: the run's folder, with the world, the labels' outputs and, for the weights, the sampled pairs.
         labels: models to measure; the one called "base" is what the others are compared with.
         methods: the methods behind the labels; each OTPO among them has its weights measured with its own settings too.
 
@@ -45,13 +45,14 @@ def measure(run: Path, labels: Sequence[str], methods: dict[str, MethodSpec] | N
         to the base on the same questions; `words` label -> part -> mean words; `deciding_token` rows {label, reg, auc,
         auc_low, auc_high, ratio, n}. Parts are "trained" and "held_out" (facts) and "summaries_..." of these.
     """
-    world = small_world.load(run / "world" / "truth.json")
+    world = small_world.load(run.world / "truth.json")
     results = {label: read_outputs(world, _outputs(run, label)) for label in labels}
     report: dict[str, Any] = {"note": NOTE, **compare(results)}
-    pairs = run / "pairs" / "pairs.jsonl"
-    base = next((path for path in (run / "models" / "base" / "model", run / "world" / "model") if path.is_dir()), None)
-    report["deciding_token"] = weights_of_pairs(world, pairs, base, methods or {}) if base and pairs.is_file() else []
-    (run / "world.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    base = next((path for path in (run.model("base"), run.world / "model") if path.is_dir()), None)
+    report["deciding_token"] = []
+    if base and run.pairs.is_file():
+        report["deciding_token"] = weights_of_pairs(world, run.pairs, base, methods or {})
+    run.known_truth.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
@@ -169,6 +170,6 @@ def _part(item: Item) -> str:
     return item.split if item.task == "facts" else f"summaries_{item.split}"
 
 
-def _outputs(run: Path, label: str) -> list[Row]:
-    files = sorted((run / "models" / label).glob("*/model_outputs.json"))
+def _outputs(run: RunFolder, label: str) -> list[Row]:
+    files = run.label(label).all_outputs()
     return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]

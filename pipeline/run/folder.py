@@ -72,6 +72,10 @@ class LabelFolder:
         """What the model generated for a task."""
         return self.generation(task) / layout.OUTPUTS
 
+    def all_outputs(self) -> list[Path]:
+        """The outputs for every task, in the order of the tasks' names."""
+        return sorted(self.path.glob(f"*/{layout.OUTPUTS}"))
+
 
 @dataclass(frozen=True)
 class RunFolder:
