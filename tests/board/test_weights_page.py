@@ -244,13 +244,14 @@ def test_a_run_is_even_over_all_its_tokens():
 def test_a_run_with_even_weights_says_so_on_its_page_and_at_the_end_of_training(tmp_path):
     logged = {"blunt": steps((19.9, 9.9, 20, 10)), "sharp": steps((12.0, 9.0, 20, 10))}
     run = make_run(tmp_path / "run", {"blunt": 0.8, "sharp": 0.6})
+    files = {label: run / "models" / label / "metrics.jsonl" for label in logged}
     for label, lines in logged.items():
-        (run / "models" / label / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (note,) = nearly_uniform(run, ["blunt", "sharp"])
+        files[label].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (note,) = nearly_uniform(files)
     assert note.startswith("blunt: the token weights were nearly uniform over the run")
     words = assert_sound(report.build([run], run)).words()
     assert note in words and "sharp: the token weights" not in words and "Token weights" in words
-    (run / "models" / "blunt" / "metrics.jsonl").write_text(json.dumps(logged["sharp"][0]))
+    files["blunt"].write_text(json.dumps(logged["sharp"][0]))
     assert "Token weights" not in assert_sound(report.build([run], run)).words()
 
 
