@@ -253,7 +253,7 @@ def _parameter(parameter: Any) -> str:
     if parameter.default is not None and not isinstance(parameter.default, bool | int | float | str):
         default = f"default `{parameter.default}`"
     words = "needed" if parameter.required else kind or default
-    return f"`{term}` {words}\n:   {_sentence(parameter.help or 'as the recipe key of this name')}"
+    return f"`{term}` {words}\n:   {_sentence(parameter.help)}"
 
 
 GENERATED: dict[str, Callable[[], str]] = {

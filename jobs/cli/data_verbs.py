@@ -43,11 +43,11 @@ def fresh(
     source: Annotated[str, typer.Argument(help="a preference file whose texts the tokenizer is trained on")],
     out: Out,
     architecture: Annotated[str, typer.Option("--architecture", help="llama or qwen3")] = "llama",
-    vocab_size: Annotated[int, typer.Option("--vocab-size")] = 4096,
-    hidden: Annotated[int, typer.Option("--hidden")] = 128,
-    layers: Annotated[int, typer.Option("--layers")] = 2,
-    heads: Annotated[int, typer.Option("--heads")] = 4,
-    kv_heads: Annotated[int, typer.Option("--kv-heads")] = 2,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="most tokens of the vocabulary")] = 4096,
+    hidden: Annotated[int, typer.Option("--hidden", help="width of the hidden states")] = 128,
+    layers: Annotated[int, typer.Option("--layers", help="number of layers")] = 2,
+    heads: Annotated[int, typer.Option("--heads", help="attention heads")] = 4,
+    kv_heads: Annotated[int, typer.Option("--kv-heads", help="heads of keys and values")] = 2,
     seed: Seed = 0,
 ) -> None:
     """Make a tokenizer and a small random model from a preference file: a start for trials without a download."""

@@ -65,7 +65,7 @@ def pairs(
         str, typer.Option("--scorer", help="who rates the outputs: judge (at --judge-url), or a reward model's folder")
     ] = "judge",
     per_prompt: Annotated[int, typer.Option("--per-prompt", help="most pairs of a prompt")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="sampling temperature")] = 1.0,
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 512,
     seed: Seed = 0,

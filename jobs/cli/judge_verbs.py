@@ -34,7 +34,9 @@ def judge(
     budget_usd: Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")] = None,
     price_input: Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")] = 0.0,
     price_output: Annotated[float, typer.Option("--price-output", help="USD per million completion tokens")] = 0.0,
-    max_requests_per_minute: Annotated[int | None, typer.Option("--max-requests-per-minute")] = None,
+    max_requests_per_minute: Annotated[
+        int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")
+    ] = None,
     max_retries: Annotated[int, typer.Option("--max-retries", help="of one request")] = 10,
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")

@@ -26,4 +26,4 @@ MaxLength = Annotated[int, typer.Option("--max-length", help="most tokens of a p
 Workers = Annotated[int, typer.Option("--workers", help="engines, each in a process of its own")]
 TopP = Annotated[float, typer.Option("--top-p", help="nucleus sampling: the probability mass that is sampled from")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="most tokens of an output")]
-Seed = Annotated[int, typer.Option("--seed")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of everything random")]

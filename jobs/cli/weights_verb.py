@@ -20,7 +20,7 @@ def weights(
         list[str] | None, typer.Argument(help="of the method, for example reg=0.1", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="FILE.html or FILE.json")] = Path("weights.html"),
-    method: Annotated[str, typer.Option("--method")] = "otpo",
+    method: Annotated[str, typer.Option("--method", help="whose weight rule; `otpo methods` lists them")] = "otpo",
     limit: Annotated[int, typer.Option("--limit", help="how many pairs")] = 16,
     template: Template = "auto",
     max_length: MaxLength = 1024,

@@ -88,6 +88,12 @@ def test_every_command_line_of_the_pages_parses():
     assert not wrong
 
 
+def test_every_argument_and_option_says_what_it_is():
+    verbs = typer.main.get_command(app).commands
+    silent = [f"{verb} {each.name}" for verb, command in verbs.items() for each in command.params if not each.help]
+    assert not silent
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_recipe_of_the_pages_is_one(page, tmp_path):
     for block in re.findall(r"^```yaml[^\n]*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
