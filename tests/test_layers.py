@@ -24,7 +24,9 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "scipy
 LIGHT = (
     "jobs.cli",
     "pipeline.recipe",
+    "pipeline.notebook",
     "pipeline.run.manifest",
+    "pipeline.tracking.mirror",
     "otpo.methods",
     "otpo.errors",
     "otpo.identity",
