@@ -102,26 +102,11 @@ def win_rate_against_length(
     if rows.empty:
         return ""
     figure, axes = empty_figure(width, height)
+    boxes: list[Box] = []
     reference = rows["reference_length"].dropna()
     if len(reference):
         axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
     axes.axhline(50, color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1)
-    _draw_points(axes, rows, looks)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
-    lengths = [*rows["avg_length"], *reference[:1]]
-    span = (max(lengths) - min(lengths)) or max(lengths) or 1
-    axes.set_xlim(max(0, min(lengths) - 0.12 * span), max(lengths) + 0.22 * span)
-    axes.set_xlabel("Mean length of the outputs, characters", fontsize=13, color=INK)
-    axes.set_ylabel("Win rate, %", fontsize=13, color=INK)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # from here on, pixels stay where they are
-    _write_labels(axes, rows, looks, width, height)
-    return svg(figure, _points_in_words(rows))
-
-
-def _draw_points(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style]) -> None:
     for row in rows.to_dict("records"):
         look, x, y = looks[row["name"]], row["avg_length"], row["win_rate"]
         if not pd.isna(row["win_rate_low"]):
@@ -131,14 +116,27 @@ def _draw_points(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style]) -> 
         if not pd.isna(level):
             axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
         axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
-
-
-def _write_labels(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style], width: int, height: int) -> None:
-    """Name every point and both lines, where no label covers a mark or another label."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
+    lengths = [*rows["avg_length"], *reference[:1]]
+    span = (max(lengths) - min(lengths)) or max(lengths) or 1
+    axes.set_xlim(max(0, min(lengths) - 0.12 * span), max(lengths) + 0.22 * span)
+    axes.set_xlabel("Mean length of the outputs, characters", fontsize=13, color=INK)
+    axes.set_ylabel("Win rate, %", fontsize=13, color=INK)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     pixel = axes.transData.transform
-    boxes = _boxes_of_marks(axes, rows)
+    for row in rows.to_dict("records"):  # labels must not cover these
+        x = row["avg_length"]
+        for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
+            if not pd.isna(row[mark]):
+                at_x, at_y = pixel((x, row[mark]))
+                boxes.append((at_x - 8, at_y - 8, at_x + 8, at_y + 8))
+        if not pd.isna(row["win_rate_low"]):
+            (left, bottom), (_, top) = pixel((x, row["win_rate_low"])), pixel((x, row["win_rate_high"]))
+            boxes.append((left - 3, bottom, left + 3, top))
     lines: list[Box] = []
-    reference = rows["reference_length"].dropna()
     if len(reference):
         line_x, floor = pixel((float(reference.iloc[0]), axes.get_ylim()[0]))
         lines.append((line_x - 3, 0.0, line_x + 3, float(height)))
@@ -155,22 +153,7 @@ def _write_labels(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Style], wi
         x, y = pixel((axes.get_xlim()[end], 50))
         if _write(axes, [*boxes, *lines], x, y + 9, "50%: as good as the reference", NEUTRAL, 12):
             break
-
-
-def _boxes_of_marks(axes: Axes, rows: pd.DataFrame) -> list[Box]:
-    """The places of all marks and intervals."""
-    pixel = axes.transData.transform
-    boxes: list[Box] = []
-    for row in rows.to_dict("records"):
-        x = row["avg_length"]
-        for mark in ("win_rate", "length_adjusted_winrate", "length_controlled_winrate"):
-            if not pd.isna(row[mark]):
-                at_x, at_y = pixel((x, row[mark]))
-                boxes.append((at_x - 8, at_y - 8, at_x + 8, at_y + 8))
-        if not pd.isna(row["win_rate_low"]):
-            (left, bottom), (_, top) = pixel((x, row["win_rate_low"])), pixel((x, row["win_rate_high"]))
-            boxes.append((left - 3, bottom, left + 3, top))
-    return boxes
+    return svg(figure, _points_in_words(rows))
 
 
 def _write(

@@ -13,6 +13,7 @@ _JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "b
 EXECUTION_KEYS = (
     "cluster",
     "sweep",
+    "tracking",
     *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs

@@ -9,9 +9,9 @@ import difflib
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
@@ -58,6 +58,17 @@ class Recipe(Section):
     report: ReportConfig = Field(ReportConfig(), description="The page and its intervals.")
     sweep: SweepConfig = Field(SweepConfig(), description="What `otpo sweep` tries.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where Ray is.")
+    tracking: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [], description="Trackers that get the training metrics and the leaderboard: a name, or a list of names."
+    )
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _list_of_trackers(cls, value: Any) -> Any:
+        """One name stands for a list of one; `none` and nothing for an empty one."""
+        if value in (None, "none"):
+            return []
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

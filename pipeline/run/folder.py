@@ -9,11 +9,13 @@ runs/
     pairs/pairs.jsonl           pairs that were sampled here
     models/<label>/             LabelFolder
       metrics.jsonl             a line a step
+      tracking.json             the trackers' runs that hold it
       checkpoints/  model/  adapter/
       <task>/model_outputs.json
     judge/store.sqlite          every reply of the judge
     judge/<task>/               verdicts.parquet  reference.json
     weights.json  world.json  leaderboard.csv  report.html
+    tracking/                   what trackers keep on disk
     ray/                        Ray's own files
     sweep/                      SweepFolder: a RunFolder whose labels are the trials
 """
@@ -38,6 +40,11 @@ class LabelFolder:
     def metrics(self) -> Path:
         """A line a training step or evaluation."""
         return self.path / layout.METRICS
+
+    @property
+    def tracking(self) -> Path:
+        """The trackers' runs that hold this training; gone with it, so that a training done again starts new ones."""
+        return self.path / "tracking.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -124,6 +131,11 @@ class RunFolder:
     def model(self, label: str) -> Path:
         """The trained model of a label, a Hugging Face folder."""
         return self.label(label).model
+
+    @property
+    def tracking(self) -> Path:
+        """Folder of what trackers keep on disk."""
+        return self.path / "tracking"
 
     @property
     def ray(self) -> Path:

@@ -28,6 +28,8 @@ from pipeline.run.stages.pairs import pairs
 from pipeline.run.stages.report import report
 from pipeline.run.stages.train import train
 from pipeline.run.world import World
+from pipeline.tracking.mirror import tracking
+from pipeline.tracking.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def run(
     this = open_context(recipe, folder, world=world, progress=progress, redo=redo)
     if until == "report":
         check_evaluation(this)
-    with this.engines:
+    with tracking(recipe, this.folder, note=this.notes.append), this.engines:
         base(this)
         pairs(this)
         train(this)
@@ -90,6 +92,7 @@ def open_context(
     Raises:
         UserError: the folder holds another recipe's run, or something that training reads cannot be used.
     """
+    check_trackers(recipe.tracking)
     place = RunFolder(Path(folder).absolute())
     manifest = open_run(recipe, place.path, redo=redo)
     sources = Sources(recipe, place, progress)

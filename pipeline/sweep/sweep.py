@@ -8,6 +8,7 @@ Everything lands in `runs/<name>/sweep/`, laid out as a run is, with a label for
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.sweep.judging import judging_trials, write_page
 from pipeline.sweep.results import Outcome, read_outcome, write_results
 from pipeline.sweep.search import Search, labels_before_trials, plan
 from pipeline.sweep.tuner import allocate, run_trials
+from pipeline.tracking.mirror import settings_of, tracking
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -63,7 +65,16 @@ def sweep(
     run = open_context(recipe, folder, world=world, progress=progress, redo=redo)
     if search.task:
         check_evaluation(run)
-    with run.engines:
+
+    def settings(trial: str) -> dict[str, Any]:
+        tried = json.loads(run.folder.sweep.label(trial).trial.read_text())["params"]
+        return settings_of(recipe, search.label) | {"trial": tried}
+
+    with (
+        tracking(recipe, run.folder, note=say),
+        tracking(recipe, run.folder.sweep, note=say, settings=settings),
+        run.engines,
+    ):
         return _sweep(run, search, say)
 
 

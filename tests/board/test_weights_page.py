@@ -70,10 +70,10 @@ def command(*arguments) -> None:
     app(["weights", *map(str, arguments)], standalone_mode=False)
 
 
-def predicting_states(lm, prompt: list[int], completion: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' last hidden states of one sequence alone, and where they predict its completion, padded."""
+def predicting_states(lm, prompt: list[int], answer: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' last hidden states of one sequence alone, and where they predict a token of the answer, padded."""
     with torch.no_grad():
-        states = lm(torch.tensor([prompt + completion]), output_hidden_states=True).hidden_states[-1][0, :-1]
+        states = lm(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[-1][0, :-1]
     padded, mask = torch.zeros(width, states.shape[1]), torch.zeros(width, dtype=torch.bool)
     padded[: len(states)] = states
     mask[len(prompt) - 1 : len(states)] = True

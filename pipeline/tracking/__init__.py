@@ -1,0 +1,1 @@
+"""Trackers: TensorBoard, MLflow, Weights & Biases and Trackio, fed from the files of a run."""
