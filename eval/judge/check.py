@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from eval.judge.client import parameters
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import Endpoint, Failure, advice, open_endpoint
+from eval.judge.event_loop import run_coroutine
 from eval.judge.prompt_templates import render
 from eval.judge.protocols import PROTOCOLS, find_protocol
 from otpo.errors import UserError
@@ -26,7 +27,7 @@ def check(config: JudgeConfig) -> None:
     if config.protocol not in PROTOCOLS:
         find_protocol(config.protocol, "pair")
     render(PROTOCOLS[config.protocol], "", "", "")  # AlpacaEval's template may be missing
-    asyncio.run(_check(config))
+    run_coroutine(_check(config))
 
 
 async def _check(config: JudgeConfig) -> None:

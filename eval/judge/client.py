@@ -14,6 +14,7 @@ from typing import Any
 from eval.judge.budget import Budget
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import FATAL, RETRIED, Endpoint, Failure, advice, open_endpoint
+from eval.judge.event_loop import run_coroutine
 from eval.judge.prompt_templates import Message
 from eval.judge.protocols import Protocol
 from eval.judge.replies import UnreadableError, read_usage, read_verdict
@@ -242,7 +243,7 @@ def ask_all(
             del to_ask[key]
             finished(verdict)
     if to_ask:
-        asyncio.run(_ask_new(list(to_ask.items()), config, store, finished, spent_usd))
+        run_coroutine(_ask_new(list(to_ask.items()), config, store, finished, spent_usd))
     return [verdicts[key] for key in keys]
 
 
