@@ -35,6 +35,7 @@ def token_weights(
     rejected: str | Messages,
     *,
     method: str = "otpo",
+    template: str = "auto",
     seed: int = 0,
     **hyperparameters: Any,
 ) -> pd.DataFrame:
@@ -42,9 +43,10 @@ def token_weights(
 
     Args:
         model: folder or hub name; it is loaded in float32, on a GPU if there is one.
-        prompt, chosen, rejected: strings, which are taken as they are, or lists of messages
-            (`{"role": ..., "content": ...}`), which go through the tokenizer's chat template.
+        prompt, chosen, rejected: strings, or lists of messages (`{"role": ..., "content": ...}`).
         method: whose rule, for example "otpo"; `otpo methods` lists them.
+        template: as `data.template` of a recipe. "auto": messages go through the tokenizer's chat template, strings are
+            taken as they are; "chat": strings too are wrapped as messages.
         seed: of rules that sample.
         hyperparameters: of the method, for example `reg=0.05`. Frozen models that a rule reads are named in the same
             way: `oracle="folder"`.
@@ -61,7 +63,7 @@ def token_weights(
 
     spec = _of_pairs(resolve(method, hyperparameters), "token_weights")
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    items, _ = tokenize_pairs([row], load_tokenizer(model), max_length=None, source="the pair")
+    items, _ = tokenize_pairs([row], load_tokenizer(model), template=template, max_length=None, source="the pair")
     found = model_token_weights(str(model), items, spec, seed=seed)[0]
     sides = [
         pd.DataFrame(
@@ -173,6 +175,6 @@ def loss(
 
 
 def _of_pairs(spec: MethodSpec, where: str) -> MethodSpec:
-    if spec.method.needs & {"unpaired", "reward_head"}:
+    if spec.method.objective != "pair":
         raise UserError(f"{where}: {spec.method.title} weights no tokens of pairs: expected a method of pairs.")
     return spec

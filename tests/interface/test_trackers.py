@@ -267,7 +267,7 @@ def judged(tmp_path_factory, tiny_llama) -> RunFolder:
         tiny_llama,
         methods={"dpo": {}, "rm": {"method": "reward-model"}},
         train={"eval_every": 5, "max_steps": 12},
-        generate={"tasks": ["prompts.json"], "backend": "transformers", "max_tokens": 8, "template": "literal"},
+        generate={"tasks": ["prompts.json"], "backend": "transformers", "max_tokens": 8},
         judge={"reward_model": "rm"},
         tracking=list(TRACKERS),
     )
