@@ -1,4 +1,4 @@
-"""Imports go down only and in no circle, and what a second call needs is light to import."""
+"""Imports go down only and in no circle, rooms stay small, and what a second call needs is light to import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_no_imports_go_round_in_a_circle():
         tuple(graphlib.TopologicalSorter(edges).static_order())
     except graphlib.CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_folders_and_modules_stay_small():
+    """A reader sees a folder's content at a glance, and reads a module in one go."""
+    files = [file for package in (*MAY_IMPORT, "tests") for file in (ROOT / package).rglob("*.py")]
+    folders = Counter(file.parent.relative_to(ROOT) for file in files if file.stem != "__init__")
+    assert {str(folder): count for folder, count in folders.items() if count > 12} == {}
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files if "tests" not in file.parts
+    }
+    assert {file: lines for file, lines in lengths.items() if lines > 350} == {}
+
+
+def test_no_class_is_deeper_than_one_base_of_ours():
+    bases: dict[str, list[str]] = {}
+    for package in MAY_IMPORT:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    bases[node.name] = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+    deep = {name for name, own in bases.items() for base in own if any(above in bases for above in bases.get(base, []))}
+    assert deep == set()
 
 
 def loaded(statement: str, *watched: str) -> list[str]:
