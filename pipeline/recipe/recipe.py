@@ -140,35 +140,37 @@ class Recipe(Section):
 
     def frozen_labels(self, label: str) -> dict[str, str]:
         """Frozen models of a label that are labels of this recipe themselves: name -> label."""
-        return {name: scorer for name, scorer in self.method(label).frozen_models.items() if scorer in self.methods}
+        return {name: model for name, model in self.method(label).frozen_models.items() if model in self.methods}
 
     def training_order(self) -> list[str]:
-        """The labels of `methods`, each after those that it takes as scorers, otherwise as written.
+        """The labels of `methods`, each after its frozen models, otherwise as written.
 
         Raises:
-            ValueError: labels name each other as scorers, or a scorer is neither a label nor like a path.
+            ValueError: labels name each other as frozen models, or a frozen model is neither a label nor like a path.
         """
         order: list[str] = []
 
         def visit(label: str, above: tuple[str, ...]) -> None:
             if label in above:
                 circle = " -> ".join([*above[above.index(label) :], label])
-                raise ValueError(f"methods: scorers are trained first, but these labels wait for each other: {circle}")
-            for scorer in self.frozen_labels(label).values():
-                visit(scorer, (*above, label))
+                raise ValueError(
+                    f"methods: frozen models are trained first, but these labels wait for each other: {circle}"
+                )
+            for frozen in self.frozen_labels(label).values():
+                visit(frozen, (*above, label))
             if label not in order:
                 order.append(label)
 
         for label in self.methods:
-            for name, scorer in self.method(label).frozen_models.items():
-                if self.trains_rewards(scorer):
+            for name, model in self.method(label).frozen_models.items():
+                if self.trains_rewards(model):
                     raise ValueError(
-                        f"methods.{label}.{name}: '{scorer}' is a reward model, which has no log-probabilities: name a"
+                        f"methods.{label}.{name}: '{model}' is a reward model, which has no log-probabilities: name a"
                         " label that trains a language model"
                     )
-                if scorer not in self.methods and "/" not in scorer and not Path(scorer).exists():
+                if model not in self.methods and "/" not in model and not Path(model).exists():
                     raise ValueError(
-                        f"methods.{label}.{name}: '{scorer}' is no label of `methods` ({', '.join(self.methods)})"
+                        f"methods.{label}.{name}: '{model}' is no label of `methods` ({', '.join(self.methods)})"
                         " and no model folder"
                     )
             visit(label, ())
