@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,14 @@ def test_a_planted_misfit_is_found(file: str, section: str, values: dict[str, in
 def test_a_gpu_with_too_little_memory_is_found() -> None:
     recipe, gpu_gb = read_recipe(LARGEST)
     assert misfits(recipe, POOLS["cluster.yaml"], gpu_gb + 1) == ["GPUs of 81 GB, there are 80 GB"]
+
+
+def test_engines_may_ask_for_no_more_gpus_than_the_cluster_starts_with() -> None:
+    recipe, _ = read_recipe(LARGEST)
+    small = [
+        dataclasses.replace(pool, nodes=(0, 4)) if pool.name == "generate" else pool
+        for pool in POOLS["jobs/rayjob.yaml"]
+    ]
+    assert not misfits(recipe, small)
+    five = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"workers": 5})})
+    assert "generation asks for 5 GPUs, the cluster starts with 4" in misfits(five, small)

@@ -81,8 +81,9 @@ def shipped() -> dict[str, list[Pool]]:
 def misfits(recipe: Recipe, pools: list[Pool], gpu_gb: int = 0) -> list[str]:
     """What of a recipe finds no room.
 
-    Training asks for one GPU and one unit a worker, on nodes that are there when it starts (`check_workers`); an engine
-    for its GPUs on one node and one unit, on nodes that may still come (`EnginePool`).
+    As pipeline/cluster/placement.py has it: training asks for one GPU and one unit a worker, on nodes that are there
+    when it starts. An engine asks for its GPUs on one node and for one unit, on nodes that may still come; all engines
+    together may ask for no more GPUs than the cluster has at the time.
 
     Args:
         gpu_gb: the memory of a GPU that training needs.
@@ -91,11 +92,14 @@ def misfits(recipe: Recipe, pools: list[Pool], gpu_gb: int = 0) -> list[str]:
     size = recipe.generate.tensor_parallel_size
     workers = train.nodes[0] * min(train.gpus, train.units)
     engines = generate.nodes[1] * min(generate.gpus // size, generate.units)
+    at_start = sum(pool.nodes[0] * pool.gpus for pool in pools)
     found = []
     if recipe.train.workers > workers:
         found.append(f"train.workers {recipe.train.workers} of {workers}")
     if recipe.generate.workers > engines:
         found.append(f"generate.workers {recipe.generate.workers} of {engines}, {size} GPUs each")
+    if recipe.generate.workers * size > at_start:
+        found.append(f"generation asks for {recipe.generate.workers * size} GPUs, the cluster starts with {at_start}")
     if train.gpu_gb is not None and gpu_gb > train.gpu_gb:
         found.append(f"GPUs of {gpu_gb} GB, there are {train.gpu_gb} GB")
     return found
