@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otpo.errors import UserError
-from pipeline.progress import Progress
+from pipeline.progress import Lines, Progress
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.recipe import make_recipe as recipe_of_tree
 from pipeline.run.folder import RunFolder
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from pipeline.run.world import World
 
 __all__ = ["Recipe", "Results", "load_recipe", "make_recipe", "open_run", "run_recipe"]
-
-LINE_EVERY = 10.0  # seconds between two lines about the same piece of work
 
 
 def make_recipe(tree: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:
@@ -152,18 +148,3 @@ class Results:
             trained = sorted(path.name for path in run.models.glob("*") if run.model(path.name).exists())
             raise UserError(f"{self.folder}: no trained model '{label}'. Trained here: {', '.join(trained) or 'none'}.")
         return folder
-
-
-class Lines:
-    """A `Progress` that prints plain lines to stderr, one about each piece of work every ten seconds."""
-
-    def __init__(self) -> None:
-        self.said: dict[str, tuple[float, int]] = {}
-
-    def __call__(self, what: str, done: int, total: int, remark: str) -> None:
-        """Print the line if it is due."""
-        now = time.monotonic()
-        last, before = self.said.get(what, (float("-inf"), -1))
-        if done != before and (done >= total or now - last >= LINE_EVERY):
-            self.said[what] = (now, done)
-            print(f"{what}: {done:,}/{total:,}  {remark}".rstrip(), file=sys.stderr)

@@ -23,6 +23,7 @@ from otpo.methods.spec import resolve
 from otpo.methods.weights.apply import token_weights
 from otpo.records import TokenPair
 from pipeline import load_recipe, make_recipe, open_run, run_recipe
+from pipeline.progress import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,3 +188,13 @@ def test_as_many_chosen_as_rejected():
     mixed = {key: (one if "chosen" in key else given)[key] for key in given}
     with pytest.raises(UserError, match="1 chosen completions and 2 rejected"):
         otpo.loss("dpo", **mixed)
+
+
+def test_lines_are_few_and_remarks_are_whole():
+    written: list[str] = []
+    show = Lines(written.append)
+    for done in range(1, 1001):
+        show("train dpo", done, 1000, f"loss {done}")
+    show("train dpo", 1000, 1000, "loss 1000")
+    show("note", 0, 0, "[read] this")
+    assert written == ["train dpo: 1/1,000  loss 1", "train dpo: 1,000/1,000  loss 1000", "note: [read] this"]
