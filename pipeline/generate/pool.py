@@ -47,7 +47,7 @@ def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto
     backend = backend_of(config)
     check_servable(
         folder,
-        template=template if template != "auto" else of_model("auto", folder.path).for_generation,
+        template=of_model(template, folder.path).for_generation,
         vllm_on_cpu=backend == "vllm" and device_of(config) == "cpu",
         max_model_len=config.max_model_len,
     )
@@ -70,7 +70,7 @@ class EnginePool:
         """
         folder = preflight(first_model, config, template)
         self.config = resolve(config)
-        self.template: Template = template if template != "auto" else of_model("auto", folder.path).for_generation
+        self.template = of_model(template, folder.path).for_generation
         self._actors: list[Any] = []
         self._start(folder)
 

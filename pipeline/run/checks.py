@@ -34,7 +34,7 @@ def check_training(run: RunContext) -> None:
     pairs = run.recipe.pairs
     sampling = pairs is not None and not run.manifest.finished("pairs")
     if sampling or _untrained(run) or (run.recipe.base and not run.manifest.finished("base")):
-        run.progress("template", 0, 0, str(run.sources.template))
+        run.sources.say_template()
     if pairs is not None and sampling:
         from eval.tasks import load_task
 

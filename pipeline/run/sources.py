@@ -28,6 +28,7 @@ class Sources:
     def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress):
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self._tokens: dict[bool, Tokens] = {}
+        self._said_template = False
 
     def resolve(self, source: str) -> str:
         """A source of the recipe as a path or hub name: `world:x` is a path inside the world's folder."""
@@ -85,6 +86,7 @@ class Sources:
             model = self.resolve(self.recipe.model.path)
             tokens = prepare_tokens(self.recipe, self.folder.path, model=model, source=source, supervised=supervised)
             self._tokens[supervised] = tokens
+            self.say_template()
             report = tokens.report
             left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
             what = f"{report.counted} of {Path(source).name}"
@@ -93,6 +95,18 @@ class Sources:
             first = one_line(report.example["prompt"]["text"], SHOWN)
             self.progress(f"first training prompt of {Path(source).name}", 0, 0, first)
         return self._tokens[supervised]
+
+    def say_template(self) -> None:
+        """Tell the run's template, once, before anything else about its rows.
+
+        Raises:
+            UserError: as `template`.
+        """
+        if not self._said_template:
+            choice = self.template  # reads the rows, which may tell it
+            if not self._said_template:
+                self._said_template = True
+                self.progress("template", 0, 0, str(choice))
 
     @property
     def template(self) -> Choice:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from otpo.data.formats import FORMATS, recognise
 from otpo.data.load import load_rows
 from otpo.data.report import DataReport
 from otpo.data.rows import Row
+from otpo.data.sampler import split_validation
 from otpo.data.token_file import Item, save_tokens, tokens_hash
 from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 from otpo.data.unpaired import mismatched, split_pairs
-from otpo.data.validation import split_validation
 from otpo.errors import UserError
+from otpo.files import write_json
 from otpo.methods.spec import MethodSpec
 from otpo.models.reward_model import pad_token
+from otpo.records import TokenCompletion
 from otpo.training.objectives.reward import margins_of, save_margins
 from pipeline.recipe import Recipe
 from pipeline.run.folder import RunFolder
@@ -29,9 +31,12 @@ class Tokens:
     """A data file as the workers read it.
 
     Attributes:
-        score_pad: what answers are padded with that a reward model scores.
-        unpaired: of pairs, the same as labelled completions, if a method of the recipe needs these.
-        margins: of pairs, the file of their margins, if a method of the recipe is a reward model and rows have one.
+        train, validation: files of token ids (`otpo.data.token_file`).
+        n_train: rows of `train`.
+        score_pad: what pads completions that a reward model scores.
+        hash: of the ids of all rows.
+        unpaired: the same pairs as labelled completions, if a method of the recipe needs these.
+        margins: the file of the pairs' margins, if a method of the recipe is a reward model and the rows have margins.
     """
 
     train: str
@@ -66,6 +71,10 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
 
     Pairs and the completions that they are split into have the same prompts held out.
 
+    Args:
+        folder: of the run. model: whose tokenizer is used. source: the data file or hub name.
+        supervised: for the base, which trains on all rows; otherwise for the recipe's methods.
+
     Raises:
         UserError: the file, the tokenizer or the rows cannot be used, or not by the recipe's methods.
     """
@@ -75,52 +84,71 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
         rows = rows[: recipe.data.limit]
     unpaired = not supervised and _check_methods(recipe, rows, source)
     paired = not supervised and (not unpaired or FORMATS[recognise(rows)].pairs)
-    tokenize = tokenize_pairs if paired else tokenize_completions
-    made, report = tokenize(
+    tokenize: Any = tokenize_pairs if paired else tokenize_completions
+    items, report = tokenize(
         rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
         max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
     )  # fmt: skip
-    items: list[Any] = list(made)
-    key = tokens_hash(items)[:16]
-    validation: list[Any] = []
+    train, held = (items, []) if supervised else _hold_out(items, recipe)
+    name = f"{recipe.train.seed}-{recipe.data.validation}"
+    save = partial(_save, RunFolder(folder).tokens, name=name, score_pad=pad_token(tokenizer), report=report)
+    labelled = None
+    if unpaired:
+        sides = [_labelled(side, paired, recipe) for side in (train, held)]
+        labelled = save(*sides, key=tokens_hash([*sides[0], *sides[1]])[:16])
+        if not paired:
+            return labelled
+    saved = replace(save(train, held, key=tokens_hash(items)[:16]), unpaired=labelled)
+    if not (paired and any(recipe.trains_rewards(label) for label in recipe.methods)):
+        return saved
+    margins = margins_of(rows, [*train, *held], source)
+    if margins is None:
+        return saved
+    file = Path(saved.train).with_name("margins.safetensors")
+    save_margins(file, margins)
+    return replace(saved, margins=str(file))
+
+
+def _hold_out(items: list[Any], recipe: Recipe) -> tuple[list[Any], list[Any]]:
+    """(training, validation) rows, as `data.validation` asks."""
     wanted = recipe.data.validation
-    if wanted and not supervised:
-        fraction, count = (wanted, None) if wanted < 1 else (None, int(wanted))
-        items, validation = split_validation(list(items), fraction=fraction, count=count, seed=recipe.train.seed)
+    if not wanted:
+        return items, []
+    fraction, count = (wanted, None) if wanted < 1 else (None, int(wanted))
+    return split_validation(items, fraction=fraction, count=count, seed=recipe.train.seed)
 
-    def save(key: str, train: Sequence[Item], held: Sequence[Item]) -> Tokens:
-        target = RunFolder(folder).tokens / f"{key}-{recipe.train.seed}-{wanted}"
-        save_tokens(target / "train.safetensors", train)
-        if held:
-            save_tokens(target / "validation.safetensors", held)
-        (target / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
-        return Tokens(
-            train=str(target / "train.safetensors"),
-            validation=str(target / "validation.safetensors") if held else None,
-            n_train=len(train),
-            score_pad=pad_token(tokenizer),
-            hash=key,
-            report=report,
-        )
 
-    def save_pairs() -> Tokens:
-        saved = save(key, items, validation)
-        scored = any(recipe.trains_rewards(label) for label in recipe.methods)
-        margins = margins_of(rows, [*items, *validation], source) if scored and paired else None
-        if margins is None:
-            return saved
-        file = Path(saved.train).with_name("margins.safetensors")
-        save_margins(file, margins)
-        return replace(saved, margins=str(file))
+def _labelled(items: Sequence[Any], paired: bool, recipe: Recipe) -> list[TokenCompletion]:
+    """Rows as labelled completions, each beside the completion of another prompt."""
+    completions = split_pairs(items) if paired else items
+    if not completions:
+        return []
+    return mismatched(completions, seed=recipe.train.seed, max_length=recipe.data.max_length)
 
-    if not unpaired:
-        return save_pairs()
-    sides = [split_pairs(side) if paired else side for side in (items, validation)]
-    train, held = (
-        mismatched(side, seed=recipe.train.seed, max_length=recipe.data.max_length) if side else [] for side in sides
+
+def _save(
+    folder: Path,
+    train: Sequence[Item],
+    held: Sequence[Item],
+    *,
+    key: str,
+    name: str,
+    score_pad: int | None,
+    report: DataReport,
+) -> Tokens:
+    target = folder / f"{key}-{name}"
+    save_tokens(target / "train.safetensors", train)
+    if held:
+        save_tokens(target / "validation.safetensors", held)
+    write_json(target / "report.json", report.to_dict())
+    return Tokens(
+        train=str(target / "train.safetensors"),
+        validation=str(target / "validation.safetensors") if held else None,
+        n_train=len(train),
+        score_pad=score_pad,
+        hash=key,
+        report=report,
     )
-    completions = save(tokens_hash([*train, *held])[:16], train, held)
-    return replace(save_pairs(), unpaired=completions) if paired else completions
 
 
 def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from otpo.data.collate import collate_completions, collate_pairs, padded
-from otpo.data.sampler import next_indices
+from otpo.data.sampler import next_indices, split_validation
 from otpo.data.token_file import load_tokens, save_tokens, tokens_hash
-from otpo.data.validation import split_validation
 from otpo.errors import UserError
 from otpo.records import TokenCompletion, TokenPair
 

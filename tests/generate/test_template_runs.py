@@ -94,11 +94,9 @@ def run_with(folder: Path, model: Path, template: str) -> tuple[RunResult, list[
     return done, seen
 
 
-def greedy(model: Path, prompt: list[int], length: int) -> str | None:
+def greedy(network: torch.nn.Module, tokenizer, prompt: list[int], stops: list[int], length: int) -> str | None:
     """The greedy continuation of token ids by plain forward passes; None where two tokens are nearly tied."""
-    folder, tokenizer = open_model(model), AutoTokenizer.from_pretrained(model)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    ids, stops = list(prompt), stop_tokens(folder, tokenizer)
+    ids = list(prompt)
     with torch.inference_mode():
         while len(ids) < len(prompt) + length:
             best = network(torch.tensor([ids])).logits[0, -1].topk(2)
@@ -131,7 +129,9 @@ def test_strings_are_generated_from_and_scored_through_the_template_they_were_tr
         assert encode_prompt(tokenizer, rows[number]["instruction"], other) != ids
 
     # and the outputs are the continuations of exactly these ids
-    expected = {number: greedy(dpo, ids, 8) for number, ids in list(trained.items())[:12]}
+    network = AutoModelForCausalLM.from_pretrained(dpo, dtype=torch.float32).eval()
+    stops = stop_tokens(open_model(dpo), tokenizer)
+    expected = {number: greedy(network, tokenizer, ids, stops, 8) for number, ids in list(trained.items())[:12]}
     sure = {number: text for number, text in expected.items() if text is not None}
     assert len(sure) > 6 and {number: rows[number]["output"] for number in sure} == sure
 
