@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from otpo.data.template import as_trained
 from otpo.data.tokens import load_tokenizer, tokenize_pairs
 from otpo.errors import UserError
 from otpo.explain import model_token_weights
@@ -45,8 +46,9 @@ def token_weights(
         model: folder or hub name; it is loaded in float32, on a GPU if there is one.
         prompt, chosen, rejected: strings, or lists of messages (`{"role": ..., "content": ...}`).
         method: whose rule, for example "otpo"; `otpo methods` lists them.
-        template: as `data.template` of a recipe. "auto": messages go through the tokenizer's chat template, strings are
-            taken as they are; "chat": strings too are wrapped as messages.
+        template: as `data.template` of a recipe. "auto": as the model was trained here; for a model from elsewhere
+            messages go through the tokenizer's chat template and strings are taken as they are. "chat": strings too are
+            wrapped as messages.
         seed: of rules that sample.
         hyperparameters: of the method, for example `reg=0.05`. Frozen models that a rule reads are named in the same
             way: `oracle="folder"`.
@@ -63,7 +65,9 @@ def token_weights(
 
     spec = _of_pairs(resolve(method, hyperparameters), "token_weights")
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    items, _ = tokenize_pairs([row], load_tokenizer(model), template=template, max_length=None, source="the pair")
+    items, _ = tokenize_pairs(
+        [row], load_tokenizer(model), template=as_trained(template, model), max_length=None, source="the pair"
+    )
     found = model_token_weights(str(model), items, spec, seed=seed)[0]
     sides = [
         pd.DataFrame(

@@ -35,19 +35,19 @@ def weights(
     setting = one_of("--template", template, "auto", "chat", "literal")
     writable(out.parent)
     from otpo.data.load import load_rows
-    from otpo.data.template import AS_TRAINED, Choice, trained_with
+    from otpo.data.template import AS_TRAINED, Choice, as_trained
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
     from otpo.explain import model_token_weights
 
-    trained = trained_with(model) if setting == "auto" else None
+    used = as_trained(setting, model)
     items, report = tokenize_pairs(
         load_rows(source)[:limit],
         load_tokenizer(model),
-        template=trained or setting,
+        template=used,
         max_length=max_length,
         source=source,
     )
-    say(f"template  {Choice(trained, AS_TRAINED) if trained else report.choice}")
+    say(f"template  {report.choice if used == setting else Choice(used, AS_TRAINED)}")
     page = out.suffix == ".html"
     rows = model_token_weights(model, items, spec, plan=page, grid=page)
     if page:

@@ -95,6 +95,14 @@ def of_rows(setting: str, found: Iterable[str]) -> Choice:
     return Choice(template, why.get(template, "the rows mix messages and strings; data.template=chat treats all alike"))
 
 
+def as_trained(setting: str, model: str | Path) -> str:
+    """The setting for rows shown to a model after its training: "auto" becomes the template it was trained with.
+
+    A model that was not trained here leaves the setting as it is.
+    """
+    return (trained_with(model) if setting == "auto" else None) or setting
+
+
 # ---- a model without training rows ----
 
 

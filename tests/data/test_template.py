@@ -14,6 +14,7 @@ from otpo.data.encoder import encode_prompt
 from otpo.data.template import (
     FILE,
     Choice,
+    as_trained,
     has_chat_template,
     of_model,
     of_run,
@@ -155,6 +156,11 @@ def test_a_model_alone_is_asked_as_it_was_trained_else_as_its_tokenizer_allows(t
     assert (
         trained_with(chat) == "literal"
         and str(of_model("auto", chat)) == "literal: as the model was trained (otpo.json)"
+    )
+    assert (
+        as_trained("auto", chat) == "literal"
+        and as_trained("chat", chat) == "chat"
+        and as_trained("auto", plain) == "auto"
     )
     asked = of_model("chat", chat)
     assert asked.template == "chat" and "although the model was trained with literal" in asked.why
