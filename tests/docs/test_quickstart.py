@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.servers import ScriptedJudge
 
@@ -69,6 +70,10 @@ def test_the_quickstart_works_as_printed(tmp_path, judge):
     assert set(board["name"]) == {"dpo", "otpo", "simpo"} and (board["n_total"] == 16).all()
     assert (runs / "mine" / "report.html").is_file() and (tmp_path / "weights.html").is_file()
     assert judge.calls
+    curves = runs / "mine" / "tracking" / "tensorboard"
+    for label in ("dpo", "otpo", "simpo"):
+        events = EventAccumulator(str(curves / label)).Reload()
+        assert {"train/loss", "train/rewards/margins", "eval/loss"} <= set(events.Tags()["scalars"])
     # what a later command says that it keeps was kept
     stages = json.loads((runs / "mine" / "manifest.json").read_text())["stages"]
     assert stages["train/dpo"]["trained_together"] == ["dpo", "otpo"]
