@@ -1,4 +1,4 @@
-"""What of a recipe makes a run that run, and the hash of it."""
+"""The keys of a recipe that decide a result, and their hash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.recipe.recipe import Recipe
 
-# Keys that say where and how fast, not what: they may change under a run's name.
+# Keys that say where and how fast, not what: they may change while the run keeps its name.
 _JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "budget_usd", "max_requests_per_minute")
 EXECUTION_KEYS = (
     "cluster",

@@ -1,6 +1,6 @@
-"""A whole recipe: its sections, whether they agree with each other, and what is wrong with one that is none.
+"""A whole recipe: its sections, whether they agree with each other, and errors that name each key.
 
-Checked before anything heavy is imported.
+A recipe is checked before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pipeline.recipe.sections import (
     TrainConfig,
     short_dtype,
 )
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 REMOVED = {"report.bootstrap_samples": "every interval is made of 2,000 resamples"}
 """Keys of earlier versions that change nothing any more: dotted key -> what holds instead. Old recipes still load."""
@@ -87,38 +89,47 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
         if self.model.quantization != "none" and self.train.use_gpu is False:
             raise ValueError(
                 f"model.quantization is {self.model.quantization}, which needs a CUDA GPU for every training worker,"
                 " but train.use_gpu is false: set model.quantization to none, or train.use_gpu to true"
             )
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
         for label in self.methods:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label) or label == "base":
-                raise ValueError(
-                    f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
-                )
-            if self.model.lora and self.trains_rewards(label):
-                raise ValueError(
-                    f"methods.{label}: a reward model is trained whole, its new head could not learn beside adapters:"
-                    " train it in a recipe without model.lora"
-                )
-            self._check_train_of(label, f"methods.{label}")
-            shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
-            if shared:
-                raise ValueError(
-                    f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
-                )
+            self._check_label(label)
         self.training_order()
-        if self.base is not None:
-            if not self.base.get("data"):
-                raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
-            self._check_train_of("base", "base")
-            if self.train_of("base").eval_every:
-                raise ValueError(
-                    "base.eval_every: the base is not evaluated, all its rows are trained on: leave it out"
-                )
+        self._check_base()
+        self._check_pairs()
+        return self
+
+    def _check_label(self, label: str) -> None:
+        if not _NAME.fullmatch(label) or label == "base":
+            raise ValueError(
+                f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
+            )
+        if self.model.lora and self.trains_rewards(label):
+            raise ValueError(
+                f"methods.{label}: a reward model is trained whole, because its new head could not learn beside"
+                " adapters: train it in a recipe without model.lora"
+            )
+        self._check_train_of(label, f"methods.{label}")
+        shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
+        if shared:
+            raise ValueError(
+                f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"
+            )
+
+    def _check_base(self) -> None:
+        if self.base is None:
+            return
+        if not self.base.get("data"):
+            raise ValueError("base: needs `data`, a file of {prompt, completion} rows")
+        self._check_train_of("base", "base")
+        if self.train_of("base").eval_every:
+            raise ValueError("base.eval_every: the base trains on all its rows and is not evaluated: leave it out")
+
+    def _check_pairs(self) -> None:
         evaluated = [label for label in self.methods if self.train_of(label).best_metric]
         if evaluated and not self.data.validation:
             raise ValueError(
@@ -128,18 +139,17 @@ class Recipe(Section):
             raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
         if self.methods and self.data.path is not None and self.pairs is not None:
             raise ValueError("`data.path` and `pairs` both say where the pairs come from: keep one")
-        return self
 
     def method(self, label: str) -> MethodSpec:
         """The method behind a label, with its hyperparameters."""
         return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
 
     def trains_rewards(self, label: str) -> bool:
-        """Whether a label of `methods` is a reward model: it scores answers and writes none."""
+        """Whether a label of `methods` is a reward model, which scores outputs and generates none."""
         return label in self.methods and self.method(label).method.objective == "reward"
 
     def frozen_labels(self, label: str) -> dict[str, str]:
-        """Frozen models of a label that are labels of this recipe themselves: name -> label."""
+        """The frozen models of a label that this recipe trains too: name -> label."""
         return {name: model for name, model in self.method(label).frozen_models.items() if model in self.methods}
 
     def training_order(self) -> list[str]:
@@ -183,12 +193,12 @@ class Recipe(Section):
             raise ValueError("; ".join(f"{where}: {line}" for line in _explain(error, TrainConfig))) from error
 
     def train_of(self, label: str) -> TrainConfig:
-        """`train` with the label's own keys put over it; "base" is the supervised stage."""
+        """The keys of `train` under those of the label; "base" is the supervised stage."""
         if label == "base":
             settings = {k: v for k, v in (self.base or {}).items() if k != "data"}
         else:
             settings = {k: v for k, v in self.methods[label].items() if k in TrainConfig.model_fields}
-        # early stopping and evaluation of `train` speak of preference metrics; the base states its own
+        # evaluation and early stopping in `train` are about preference metrics, so the base does not inherit them
         inherited = self.train.model_dump()
         if label == "base":
             inherited |= {
@@ -198,7 +208,7 @@ class Recipe(Section):
         return TrainConfig(**{**inherited, **settings})
 
     def labels(self) -> list[str]:
-        """Every model of the run that writes answers, the base first."""
+        """Every model of the run that generates outputs, the base first."""
         return ["base", *(label for label in self.methods if not self.trains_rewards(label))]
 
 

@@ -27,7 +27,7 @@ AutoDtype = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(short_dty
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change once read."""
+    """A part of a recipe. Unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -193,7 +193,7 @@ class GenerateConfig(Section):
     seed: int = Field(0, description="Seed of the sampling.")
 
     def named_tasks(self) -> dict[str, str]:
-        """Task name -> known name or path; a path's name is its stem."""
+        """Task name -> known name or path; a file in a list is named by its stem."""
         if isinstance(self.tasks, dict):
             return dict(self.tasks)
         names = {
