@@ -156,7 +156,8 @@ def _words(annotation: Any) -> Iterator[str]:
             if argument is not type(None):
                 yield from _words(argument)
     elif origin is list:
-        yield "a list"
+        choices = list(_words(arguments[0])) if typing.get_origin(arguments[0]) is typing.Literal else []
+        yield f"a list of {', '.join(choices)}" if choices else "a list"
     elif origin is dict:
         yield "a mapping"
     elif origin is typing.Annotated:
@@ -214,7 +215,7 @@ def formats_table() -> str:
     rows = ["| format | columns | what is read |", "| --- | --- | --- |"]
     for name, known in FORMATS.items():
         columns = ", ".join(f"`{column}`" for column in known.columns)
-        rows.append(f"| `{name}` | {columns} | {known.about} |")
+        rows.append(f"| `{name}` | {columns} | {known.about or _first_line(known.read)} |")
     return "\n".join(rows)
 
 
