@@ -21,6 +21,8 @@ from otpo.errors import UserError
 Encoded = tuple[Example, list[int], list[list[int]]]
 """An example, the ids of its prompt, the ids of each of its completions."""
 
+MERGED_BOUNDARY = "tokens merge across the end of the prompt: completion tokenised alone"
+
 
 def encode_prompt(tokenizer: Any, prompt: Text, template: Template) -> list[int]:
     """Token ids of a prompt to be answered, exactly as training makes them: never two BOS, never an EOS.
@@ -145,7 +147,7 @@ class Encoder:
                 completion = ids[len(tail) :]
             else:
                 completion = _ids(self.tokenizer, [text])[0]
-                self._note("tokens merge across the end of the prompt: completion tokenised alone", example)
+                self._note(MERGED_BOUNDARY, example)
             completions.append(self._end_turn(completion, example) if chat else self._end_text(completion))
         if not texts[0]:
             self._note("empty prompt", example)

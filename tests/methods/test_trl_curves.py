@@ -23,6 +23,7 @@ from torch import Tensor
 
 from otpo.data.collate import collate_completions, collate_pairs
 from otpo.data.convert import convert
+from otpo.data.encoder import MERGED_BOUNDARY
 from otpo.data.load import load_rows
 from otpo.data.micro_batches import micro_batches
 from otpo.data.tokens import load_tokenizer, tokenize_pairs
@@ -40,7 +41,6 @@ from otpo.training.schedule import learning_rate
 from otpo.training.step import optimisation_step
 from pipeline.train.frozen_cache import FrozenLogProbs, fill_cache
 
-MERGES = "tokens merge across the end of the prompt: answer tokenised alone"
 Item = TokenPair | TokenCompletion
 
 
@@ -79,7 +79,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     start = fresh(data, folder / "start", vocab_size=1024, hidden=64, layers=2, heads=2, kv_heads=1)
     examples, _ = convert(load_rows(data), pairs=True)
     pairs, report = tokenize_pairs(load_rows(data), load_tokenizer(start))
-    usable = [pair for pair in pairs if pair.row not in report.notes.get(MERGES, [])]
+    usable = [pair for pair in pairs if pair.row not in report.notes.get(MERGED_BOUNDARY, [])]
     batch = {"made": 4, "real": 8, "all-real": len(usable) // STEPS}[request.param]
     pairs = usable[:: len(usable) // (STEPS * batch)][: STEPS * batch]
     texts = {e.row: {"prompt": e.prompt, "chosen": e.completions[0], "rejected": e.completions[1]} for e in examples}
