@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.servers import ScriptedJudge
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from tests.support.servers import ScriptedJudge
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -56,6 +55,7 @@ def judge() -> Iterator[ScriptedJudge]:
     server.close()
 
 
+@pytest.mark.slow
 def test_the_quickstart_works_as_printed(tmp_path, judge):
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
