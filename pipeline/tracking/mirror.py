@@ -1,8 +1,8 @@
 """Copies what a run writes into trackers: each label's `metrics.jsonl`, and the leaderboard at the end.
 
-The files stay the truth, and the trackers follow them. So a worker that dies, a driver that is killed, or a tracker
-named only after the training leaves each step in the tracker once. Everything happens on the driver, where the user's
-environment variables with addresses and keys are: workers never see them, and no training step waits for a network.
+The files are the truth and the trackers follow them: each step is in a tracker once, even if a worker dies, the driver
+is killed, or the tracker is named only after the training. All of this happens on the driver, which has the user's
+environment variables with addresses and keys: workers never see them, and no training step waits for a network.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ class _Mirror:
         return sorted(self.folder.models.glob(f"*/{METRICS}"))
 
     def look(self, *, everything: bool = False) -> None:
-        """Copy what is new: of the trainings of this call, or also what earlier calls left (`everything`).
+        """Copy what is new of the trainings of this call; with `everything`, also what earlier calls left.
 
-        The latter waits for the end, because until then a stage that is done again may throw it away.
+        What earlier calls left waits for the end: until then a stage that is done again may delete it.
         """
         for source in self._sources():
             label = source.parent.name
@@ -132,7 +132,7 @@ class _Mirror:
                 if not everything and _signature(source) == self.before.get(source):
                     continue  # of an earlier call
                 self.labels[label] = _Label(self, self.folder.label(label), over=everything)
-            with suppress(FileNotFoundError):  # a stage that is done again has just thrown it away
+            with suppress(FileNotFoundError):  # a stage that is done again has just deleted it
                 self.labels[label].look()
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class _Mirror:
 
     @contextmanager
     def trying(self, name: str) -> Iterator[None]:
-        """Give a tracker up where it fails: a run is worth more than its curves."""
+        """Give up on a tracker that fails, rather than on the run."""
         try:
             yield
         except Exception as error:  # each product has errors of its own
@@ -178,7 +178,7 @@ class _Mirror:
                 self.names.remove(name)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.note(
-                f"tracking: {name} failed and got nothing more: {reason:.300}. Everything is in metrics.jsonl; the same"
+                f"tracking: {name} failed and got nothing more: {reason:.300}. metrics.jsonl has everything; the same"
                 " command tries again."
             )
 
@@ -229,7 +229,7 @@ class _Label:
         with self.folder.metrics.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self.inode:
-                # resumed: the lines of steps that are done again are gone; every tracker is opened anew
+                # training has resumed from a checkpoint and rewritten the file: open every tracker again
                 self.close()
                 self.inode, self.read, self.lines = inode, 0, 0
             file.seek(self.read)

@@ -2,7 +2,7 @@
 
 A tracker holds one training (a label of the recipe), or the leaderboard. Keys and addresses come from the environment
 variables of each product (MLFLOW_TRACKING_URI, WANDB_MODE, WANDB_API_KEY, TRACKIO_DIR, ...), never from a recipe.
-A new tracker is a class here and a line in `TRACKERS` and `PACKAGES`.
+To add a tracker, write a class here and add it to `TRACKERS`, `PACKAGES` and the recipe's `tracking`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `tracking/tensorboard/<label>`, which `tensorboard --logdir` reads.
 
-    They are written anew each time: unlike the other stores they cannot be asked what they hold without reading them.
+    Opening a label writes its files from the start: that is simpler than reading which steps old files hold.
     """
 
     def __init__(self, place: Place):
@@ -86,7 +86,7 @@ class TensorBoard:
 
         path = place.folder / "tensorboard" / place.label
         shutil.rmtree(path, ignore_errors=True)
-        # purge_step: a TensorBoard that is watching drops what it read from the files before
+        # purge_step tells a TensorBoard that is watching to drop what it has read from the deleted files
         self.writer: Any = SummaryWriter(str(path), purge_step=0)  # type: ignore[no-untyped-call]
         self.run = place.label
         if place.config:
@@ -117,15 +117,12 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment that has the recipe's name.
-
-    At MLFLOW_TRACKING_URI, by default in files under `tracking/mlflow`.
-    """
+    """A run in the experiment that has the recipe's name: at MLFLOW_TRACKING_URI, or in files in `tracking/mlflow`."""
 
     def __init__(self, place: Place):
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
-            # newer versions of MLflow refuse stores of files without it, and want a database instead
+            # recent versions of MLflow refuse to write files without it
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (place.folder / "mlflow").absolute().as_uri()
         from mlflow.entities import Metric, Param
@@ -139,7 +136,7 @@ class MLflow:
             number = experiment.experiment_id if experiment else self.client.create_experiment(name)
             self.run = self.client.create_run(number, run_name=place.label).info.run_id
             params = [Param(key, value) for key, value in _flat(place.config).items()]
-            self.client.log_batch(self.run, params=params[:100])  # as many as one call takes
+            self.client.log_batch(self.run, params=params[:100])  # a call takes no more
             self.held: dict[str, int] = {}
         else:
             self.run = place.run
@@ -173,9 +170,9 @@ class MLflow:
 
 
 class WandB:
-    """A run of Weights & Biases: on its server, or under `tracking/wandb` where WANDB_MODE is "offline".
+    """A run of Weights & Biases: on its server, or in `tracking/wandb` where WANDB_MODE is "offline".
 
-    An offline run cannot be gone on with: it is written anew, and `wandb sync` replaces what it synced before.
+    W&B cannot resume an offline run: it is written from the start, under the same id.
     """
 
     def __init__(self, place: Place):
@@ -188,8 +185,8 @@ class WandB:
             shutil.rmtree(earlier)
         settings = wandb.Settings(
             silent=True,
-            console="off",  # else it takes the terminal's output for itself
-            # of the driver: arguments, host and load, which say nothing of the training on the workers
+            console="off",  # else it captures the terminal's output
+            # arguments, host and load of the driver, which say nothing about the workers
             x_disable_meta=True,
             x_disable_stats=True,
             disable_git=True,
@@ -203,14 +200,14 @@ class WandB:
             config=place.config,
             dir=str(place.folder),
             resume=None if offline else "allow",
-            reinit="create_new",  # several labels may train at once
+            reinit="create_new",  # several labels may be open at once
             settings=settings,
         )
         self.run = self.tracked.id
         self.start = self.tracked.starting_step
 
     def last_step(self, name: str) -> int:
-        """The step before the one that W&B expects next."""
+        """The same for every metric: W&B takes no step before the last one that it has."""
         return self.start - 1
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -222,7 +219,7 @@ class WandB:
         self.tracked.log({name: self.module.Table(dataframe=table)}, step=step)
 
     def flush(self) -> None:
-        """Its own process does."""
+        """W&B's own process writes."""
 
     def finish(self, *, failed: bool) -> None:
         """Wait until everything is written or sent."""
@@ -239,7 +236,7 @@ class Trackio:
         self.table: Any = trackio.Table
         self.run = place.label
         with redirect_stdout(sys.stderr):
-            # in a context of its own, because `init` ends the run before it in the same context
+            # `init` finishes the run that was opened before in the same context, so each has a context of its own
             self.tracked = Context().run(
                 trackio.init,
                 place.project,
@@ -260,7 +257,7 @@ class Trackio:
         return self.held.get(name, -1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A row; a thread of Trackio's own writes it a moment later."""
+        """A row, which Trackio's own thread writes a moment later."""
         self.tracked.log(dict(metrics), step=step)
 
     def log_table(self, step: int, name: str, table: pd.DataFrame) -> None:
@@ -268,7 +265,7 @@ class Trackio:
         self.tracked.log({name: self.table(dataframe=table)}, step=step)
 
     def flush(self) -> None:
-        """Its own thread does."""
+        """Trackio's own thread writes."""
 
     def finish(self, *, failed: bool) -> None:
         """Wait until everything is written."""
@@ -285,17 +282,17 @@ TRACKERS: dict[str, Callable[[Place], Tracker]] = {
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Refuse, before anything starts, trackers that cannot work.
+    """Refuse trackers that cannot work, before anything starts.
 
     Raises:
-        UserError: one is not installed, or W&B would have to ask for a key.
+        UserError: one is not installed, or W&B has no key.
     """
     names = list(names)
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         packages = " ".join(PACKAGES[name] for name in missing)
         raise UserError(
-            f"tracking: {', '.join(missing)} is not installed here. Install it with `pip install {packages}`, or leave"
+            f"tracking: not installed here: {', '.join(missing)}. Install with `pip install {packages}`, or leave"
             " it out of `tracking`."
         )
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":

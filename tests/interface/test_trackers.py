@@ -117,7 +117,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(tmp_p
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     said = " ".join(done.stderr.split())
-    assert "mlflow, trackio is not installed" in said and "pip install mlflow-skinny trackio" in said
+    assert "not installed here: mlflow, trackio." in said and "pip install mlflow-skinny trackio" in said
     assert not (tmp_path / "runs").exists()
 
 
