@@ -344,6 +344,29 @@ def test_a_tracker_named_later_gets_the_run_and_nothing_is_done_again(judged):
     assert "board/prompts/dpo/win_rate" in of_tensorboard(judged.tracking, "all models")
 
 
+@pytest.mark.slow
+def test_each_trial_of_a_sweep_is_a_run(tmp_path, tiny_llama):
+    tree = settings(
+        tmp_path,
+        tiny_llama,
+        methods={"dpo": {}},
+        train={"eval_every": 3, "max_steps": 6, "workers": 1},
+        sweep={"params": {"methods.dpo.beta": [0.1, 0.5]}, "metric": "eval_loss"},
+        tracking=["tensorboard", "mlflow"],
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    subprocess.run(command("sweep", "recipe.yaml"), cwd=tmp_path, env=environment(), check=True)
+    sweep = RunFolder(tmp_path / "runs" / "small").sweep
+    client, tried = mlflow_client(sweep.tracking), set()
+    for trial in sweep.trials():
+        expected, run = curves_of(trial.metrics), json.loads(trial.tracking.read_text())["mlflow"]["run"]
+        assert [step for step, _ in expected["eval/loss"]] == [3, 6]
+        for found in (of_tensorboard(sweep.tracking, trial.path.name), of_mlflow(sweep.tracking, run)):
+            same(found, expected, rel=1e-6)
+        tried.add(client.get_run(run).data.params["trial.methods.dpo.beta"])
+    assert tried == {"0.1", "0.5"}
+
+
 @contextmanager
 def driving(folder: Path):
     """`otpo train` in a process; whatever comes of it has ended in the end."""
