@@ -84,7 +84,7 @@ def test_a_unit_of_a_pool_is_a_gpu_and_labels_name_it(cluster: dict[str, Any], j
 
 def test_idle_nodes_go(cluster: dict[str, Any], job: dict[str, Any]) -> None:
     """Engines may wait for nodes. Training may not (`check_workers`), so its pool keeps what it has."""
-    assert 0 < cluster["idle_timeout_minutes"] <= 15
+    assert 0 < cluster["idle_timeout_minutes"] <= 15 and cluster["provider"]["cache_stopped_nodes"] is False
     spec = job["spec"]["rayClusterSpec"]
     assert spec["enableInTreeAutoscaling"] is True and spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 900
     for pools in (pools_on_aws(cluster), pools_on_kubernetes(job)):
