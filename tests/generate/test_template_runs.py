@@ -139,7 +139,7 @@ def test_strings_are_generated_from_and_scored_through_the_template_they_were_tr
     prompts, outputs = [row["instruction"] for row in rows], [row["output"] for row in rows]
     base = [row["output"] for row in json.loads(done.folder.outputs("base", "small").read_text())]
     verdicts = pd.read_parquet(done.folder.verdicts("small"))
-    scores = [json.loads(raw)["score"] if raw else None for raw in verdicts["raw"]]
+    scores = [json.loads(raw)["score"] if isinstance(raw, str) else None for raw in verdicts["raw"]]
     ours, theirs = (RewardScorer(rm, template=name)(prompts, outputs) for name in (template, other))
     compared = [i for i in range(len(rows)) if outputs[i] != base[i]]
     assert compared and [scores[i] for i in compared] == pytest.approx([ours[i] for i in compared], abs=1e-4)
