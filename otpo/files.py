@@ -9,10 +9,10 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from otpo.errors import UserError
 
@@ -20,6 +20,8 @@ Row = dict[str, Any]
 """A row of a data file: column -> value."""
 
 ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+BLOCK = 2**20  # characters of a JSON file that are read at a time
+PARQUET_ROWS = 256  # rows of a parquet file that are read at a time
 
 
 # ---- writing ----
@@ -66,7 +68,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read the rows of a local file.
+    """Read the rows of a local file into memory; see `iter_rows`."""
+    return list(iter_rows(path))
+
+
+def iter_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a local file, read as they are asked for: memory does not grow with the file.
+
+    Two kinds of file are read whole all the same: `{"data": [rows]}`, and parquet inside `.gz`.
 
     Args:
         path: a JSON file (a list of rows, or `{"data": [rows]}`), a JSONL, CSV or parquet file, or any of these
@@ -84,37 +93,96 @@ def read_rows(path: str | Path) -> list[Row]:
         raise UserError(
             f"cannot tell the format of {path} by its name: expected {', '.join(ROW_SUFFIXES)}, with or without .gz"
         )
+    number = -1
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not raw.strip():
-        raise UserError(f"{path} is empty: expected rows")
-    rows = _parse_parquet(raw, path) if suffix == ".parquet" else _parse_text(raw, path, suffix)
-    if not rows:
-        raise UserError(f"{path} holds no rows: expected at least one")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: expected every row to be an object with columns, row {number} is {row!r:.80}")
-    return rows
-
-
-def _parse_text(raw: bytes, path: Path, suffix: str) -> list[Row]:
-    try:
-        text = raw.decode("utf-8-sig")
+        if _is_blank(path):
+            raise UserError(f"{path} is empty: expected rows")
+        for number, row in enumerate(_READERS[suffix](path)):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: expected every row to be an object with columns, row {number} is {row!r:.80}")
+            yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
-    if suffix == ".csv":
-        return _parse_csv(text, path)
-    return _parse_lines(text, path) if suffix == ".jsonl" else _parse_json(text, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if number < 0:
+        raise UserError(f"{path} holds no rows: expected at least one")
 
 
-def _parse_json(text: str, path: Path) -> list[Row]:
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _text(path: Path, newline: str = "\n") -> io.TextIOWrapper:
+    # Lines end at "\n" alone: JSON allows U+2028 and similar characters inside strings.
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+
+
+def _is_blank(path: Path) -> bool:
+    with _open(path) as file:
+        return not any(block.strip() for block in iter(lambda: file.read(BLOCK), b""))
+
+
+def _json(path: Path) -> Iterator[Any]:
+    with _text(path) as file:
+        first = next(line for line in iter(lambda: file.readline(BLOCK), "") if not line.isspace())
+        lines = _is_json(first) and any(not line.isspace() for line in file)
+    if first.lstrip().startswith("["):
+        yield from _json_list(path)
+    else:
+        yield from _json_lines(path) if lines else _json_whole(path)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _json_list(path: Path) -> Iterator[Any]:
+    """The elements of a JSON list, each decoded as soon as its text is there."""
+    decode, found = json.JSONDecoder().raw_decode, 0
+    with _text(path) as file:
+        text, size = "", BLOCK
+        while "[" not in text:
+            text = file.read(BLOCK)
+        at, ended = text.index("[") + 1, False
+        while not ended:
+            at = _after_space(text, at)
+            try:
+                value, end = decode(text, at)
+                after = _after_space(text, end)
+                if text[after : after + 1] not in (",", "]"):
+                    raise ValueError("the element may go on in the next block")
+            except ValueError:
+                more = file.read(size)
+                if not more:
+                    break
+                text, at, size = text[at:] + more, 0, 2 * size  # a long element is not decoded over and over
+                continue
+            yield value
+            found, size, at, ended = found + 1, BLOCK, after + 1, text[after] == "]"
+        if ended and not text[at:].strip() and not any(line.strip() for line in file):
+            return
+    yield from _json_whole(path)[found:]  # an empty list, or an error that only the whole text explains
+
+
+def _after_space(text: str, start: int) -> int:
+    while start < len(text) and text[start] in " \t\n\r":
+        start += 1
+    return start
+
+
+def _json_whole(path: Path) -> list[Any]:
+    with _text(path) as file:
+        text = file.read()
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg.startswith("Extra data"):  # JSON lines in a file named .json
-            return _parse_lines(text, path)
+            return list(_json_lines(path))
         raise UserError(f"{path} is not JSON: {error}") from None
     rows = found.get("data") if isinstance(found, dict) else found
     if not isinstance(rows, list):
@@ -123,32 +191,47 @@ def _parse_json(text: str, path: Path) -> list[Row]:
     return rows
 
 
-def _parse_lines(text: str, path: Path) -> list[Row]:
-    rows = []
-    # str.splitlines would also break at U+2028 and similar characters, which JSON allows inside strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} is not JSON lines: line {number}, column {error.colno}: {error.msg}") from None
-    return rows
+def _json_lines(path: Path) -> Iterator[Any]:
+    with _text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    where = f"line {number}, column {error.colno}"
+                    raise UserError(f"{path} is not JSON lines: {where}: {error.msg}") from None
 
 
-def _parse_csv(text: str, path: Path) -> list[Row]:
+def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        return [{key: value for key, value in row.items() if key is not None} for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from None
+    with _text(path, newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                yield {key: value for key, value in row.items() if key is not None}
+        except csv.Error as error:
+            raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from None
 
 
-def _parse_parquet(raw: bytes, path: Path) -> list[Row]:
+def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet
 
+    source: Any = str(path)
+    if path.suffix.lower() == ".gz":
+        with _open(path) as packed:
+            source = pa.BufferReader(packed.read())
     try:
-        return pyarrow.parquet.read_table(pa.BufferReader(raw)).to_pylist()
+        with pyarrow.parquet.ParquetFile(source, memory_map=True) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not parquet: {error}") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from otpo.data.formats import FORMATS, recognise
+import numpy as np
+
+from otpo.data.formats import FORMATS, Format, recognise
 from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, check_completions, content
 from otpo.data.template import of_rows, template_of
 from otpo.errors import UserError
 from otpo.files import Row
 
+RECOGNISED = 10_000  # first rows that tell the format
+
 
 def convert(
-    rows: Sequence[Row], source: str | Path = "rows", *, pairs: bool | None = None, template: str = "auto"
+    rows: Iterable[Row], source: str | Path = "rows", *, pairs: bool | None = None, template: str = "auto"
 ) -> tuple[list[Example], DataReport]:
     """Turn rows into examples, and report what was left out.
 
@@ -24,7 +31,7 @@ def convert(
     rows stay and are counted. Nothing is repaired silently.
 
     Args:
-        rows: as `load_rows` gives them.
+        rows: as `load_rows` or `open_rows` gives them.
         source: what the report and the errors call them.
         pairs: True wants pairs; False wants single completions, and takes the chosen ones of pairs; None takes what the
             rows are.
@@ -34,7 +41,21 @@ def convert(
     Raises:
         UserError: unknown format, no pairs where they are wanted, messages for a literal template, or no usable row.
     """
-    name = recognise(rows)
+    examples, report = read_examples(rows, source, pairs=pairs, template=template)
+    return list(examples), report
+
+
+def read_examples(
+    rows: Iterable[Row], source: str | Path = "rows", *, pairs: bool | None = None, template: str = "auto"
+) -> tuple[Iterator[Example], DataReport]:
+    """As `convert`, for rows that are read as they are asked for: the report is whole once the examples are.
+
+    Rows of a format that joins rows (`Format.group`) are held in memory.
+
+    Args:
+        rows: can be iterated over again.
+    """
+    name = recognise(list(islice(rows, RECOGNISED)))
     known = FORMATS[name]
     if pairs and not known.pairs:
         raise UserError(
@@ -47,12 +68,23 @@ def convert(
         + [known.about] * bool(known.about)
         + ["the chosen completions are taken"] * single
     )
-    numbered = known.group(rows) if known.group else list(enumerate(rows))
-    report = DataReport(str(source), name, why, n_rows=len(rows), n_groups=len(numbered))
-    examples: list[Example] = []
+    report = DataReport(str(source), name, why, n_rows=0, n_groups=0)
+    return _examples(rows, known, report, single=single, template=template), report
+
+
+def _examples(
+    rows: Iterable[Row], known: Format, report: DataReport, *, single: bool, template: str
+) -> Iterator[Example]:
+    numbered: Iterable[tuple[int, Row]] = enumerate(rows)
+    if known.group:
+        held = list(rows)
+        numbered, report.n_rows = known.group(held), len(held)
     templates: set[str] = set()
-    seen: set[str] = set()
+    repeated = {"duplicate prompt": Repeated(), "duplicate row": Repeated()}
+    lengths = array("q")
     for number, row in numbered:
+        report.n_groups += 1
+        report.n_rows = max(report.n_rows, report.n_groups)
         try:
             parts = known.read(row)
             if template == "chat" and known.messages:
@@ -65,21 +97,36 @@ def convert(
         except KeyError as column:
             report.problems.setdefault(f"no {column.args[0]}", []).append(number)
             continue
-        templates.add(template_of(template, (parts.prompt, *completions), f"{source}: row {number}"))
+        templates.add(template_of(template, (parts.prompt, *completions), f"{report.source}: row {number}"))
         for note in parts.notes:
             report.notes.setdefault(note, []).append(number)
-        whole = [parts.prompt, completions, parts.label]
-        for what, key in (("duplicate prompt", parts.prompt), ("duplicate row", whole)):
-            text = what + json.dumps(key, sort_keys=True, default=str)
-            if text in seen:
-                report.notes.setdefault(what, []).append(number)
-            seen.add(text)
+        repeated["duplicate prompt"].add(number, parts.prompt)
+        repeated["duplicate row"].add(number, [parts.prompt, completions, parts.label])
         if parts.label is not None:
             label = str(parts.label).lower()
             report.labels[label] = report.labels.get(label, 0) + 1
-        examples.append(Example(parts.prompt, completions, parts.label, parts.notes, number))
-    report.n_usable = len(examples)
+        lengths.extend(len(content(text)) for text in (parts.prompt, *completions))
+        report.n_usable += 1
+        yield Example(parts.prompt, completions, parts.label, parts.notes, number)
+    report.notes |= {what: numbers for what, found in repeated.items() if (numbers := found.numbers())}
     check_usable(report)
     report.choose(of_rows(template, templates))
-    report.measure("characters", [[len(content(text)) for text in (e.prompt, *e.completions)] for e in examples])
-    return examples, report
+    report.measure("characters", np.frombuffer(lengths, np.int64).reshape(report.n_usable, -1))
+
+
+class Repeated:
+    """Which of many texts were there before. Remembers 16 bytes of each."""
+
+    def __init__(self) -> None:
+        self.hashes, self.rows = array("q"), array("q")
+
+    def add(self, row: int, text: Any) -> None:
+        """Note the text of a row."""
+        self.hashes.append(hash(json.dumps(text, sort_keys=True, default=str)))
+        self.rows.append(row)
+
+    def numbers(self) -> list[int]:
+        """The rows whose text an earlier one has."""
+        again = np.ones(len(self.rows), dtype=bool)
+        again[np.unique(np.frombuffer(self.hashes, np.int64), return_index=True)[1]] = False
+        return np.frombuffer(self.rows, np.int64)[again].tolist()

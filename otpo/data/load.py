@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from otpo.errors import UserError
-from otpo.files import ROW_SUFFIXES, Row, read_rows
+from otpo.files import ROW_SUFFIXES, Row, iter_rows
 
 
-def load_rows(source: str | Path, split: str = "train") -> list[Row]:
-    """Read the rows of a local file, or of a data set of the Hugging Face hub.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source. They are read anew, one after the other, each time they are iterated over.
+
+    Attributes:
+        read: begins to read.
+        limit: only the first rows: how many. None: all.
+    """
+
+    read: Callable[[], Iterable[Row]]
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        return itertools.islice(self.read(), self.limit)
+
+    def count(self) -> int:
+        """How many rows there are, told by reading them."""
+        return sum(1 for _ in self)
+
+
+def open_rows(source: str | Path, split: str = "train", limit: int | None = None) -> Rows:
+    """The rows of a local file, or of a data set of the Hugging Face hub, without holding them in memory.
 
     Args:
-        source: a file that `otpo.files.read_rows` reads; anything else is a name (or a folder) for
+        source: a file that `otpo.files.iter_rows` reads; anything else is a name (or a folder) for
             `datasets.load_dataset`.
         split: the split of a hub data set; files have none.
+        limit: only the first rows: how many.
 
     Raises:
-        UserError: nothing there, not readable as what its name says, or no rows.
+        UserError: nothing there, not readable as what its name says, or no rows. For a file, while it is read.
     """
     path = Path(source).expanduser()
     if path.is_file() or (not path.is_dir() and _names_a_file(str(source))):
-        return read_rows(path)
-    rows = _read_hub(str(source), split)
-    if not rows:
+        return Rows(lambda: iter_rows(path), limit)
+    rows = _open_hub(str(source), split)
+    if not len(rows):
         raise UserError(f"{source} holds no rows: expected at least one")
-    return rows
+    return Rows(lambda: rows, limit)
+
+
+def load_rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[Row]:
+    """The rows of `open_rows`, read into memory.
+
+    Raises:
+        UserError: as `open_rows`.
+    """
+    return list(open_rows(source, split, limit))
 
 
 def _names_a_file(source: str) -> bool:
@@ -33,11 +67,12 @@ def _names_a_file(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith((*ROW_SUFFIXES, ".gz"))
 
 
-def _read_hub(name: str, split: str) -> list[Row]:
+def _open_hub(name: str, split: str) -> Any:
+    """The data set, whose rows stay in a memory-mapped file."""
     try:
         import datasets
 
-        return list(datasets.load_dataset(name, split=split))
+        return datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub client raises dozens of unrelated types; all mean "not to be had"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(

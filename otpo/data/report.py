@@ -68,7 +68,7 @@ class DataReport:
             for part, ids in parts.items()
         }
 
-    def measure(self, unit: str, lengths: Sequence[Sequence[int]]) -> None:
+    def measure(self, unit: str, lengths: Sequence[Sequence[int]] | np.ndarray) -> None:
         """Fill in `lengths` and `longer` from a sequence of lengths (prompt, completion, ...) for each example."""
         table = np.array(lengths, dtype=np.int64)
         names = ("prompt", "chosen", "rejected") if table.shape[1] == 3 else ("prompt", "completion")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from otpo.data.convert import convert
+from otpo.data.convert import read_examples
 from otpo.data.encoder import Encoded, Encoder
 from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, Row, Text, sides
@@ -35,7 +38,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tokenize_pairs(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: str = "auto",
@@ -75,13 +78,13 @@ def tokenize_pairs(
     Raises:
         UserError: not pairs, no usable row, a setting that cannot be, or a tokenizer that lacks what is needed.
     """
-    examples, report = convert(rows, source, pairs=True, template=template)
-    encoded = _tokenize(examples, report, tokenizer, template, max_length, max_prompt_length, truncation)
-    return [TokenPair(e.row, prompt, chosen, rejected) for e, prompt, (chosen, rejected) in encoded], report
+    items, report = read_tokens(rows, tokenizer, pairs=True, template=template, max_length=max_length,
+        max_prompt_length=max_prompt_length, truncation=truncation, source=source)  # fmt: skip
+    return [item for item in items if isinstance(item, TokenPair)], report
 
 
 def tokenize_completions(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: str = "auto",
@@ -94,9 +97,37 @@ def tokenize_completions(
 
     Everything else is as in `tokenize_pairs`.
     """
-    examples, report = convert(rows, source, pairs=False, template=template)
+    items, report = read_tokens(rows, tokenizer, pairs=False, template=template, max_length=max_length,
+        max_prompt_length=max_prompt_length, truncation=truncation, source=source)  # fmt: skip
+    return [item for item in items if isinstance(item, TokenCompletion)], report
+
+
+def read_tokens(
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pairs: bool,
+    template: str = "auto",
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation: str = "keep_start",
+    source: str = "rows",
+) -> tuple[Iterator[TokenPair | TokenCompletion], DataReport]:
+    """As `tokenize_pairs` (or else `tokenize_completions`), for rows that are read as they are asked for.
+
+    Args:
+        rows: can be iterated over again.
+        pairs: whether pairs are made of them.
+
+    Returns:
+        The items, made in chunks of rows; and the report, which is whole once all items were read. Errors about single
+        rows come while they are read.
+    """
+    examples, report = read_examples(rows, source, pairs=pairs, template=template)
     encoded = _tokenize(examples, report, tokenizer, template, max_length, max_prompt_length, truncation)
-    return [TokenCompletion(e.row, prompt, completions[0], e.label) for e, prompt, completions in encoded], report
+    if pairs:
+        return (TokenPair(e.row, prompt, chosen, rejected) for e, prompt, (chosen, rejected) in encoded), report
+    return (TokenCompletion(e.row, prompt, completions[0], e.label) for e, prompt, completions in encoded), report
 
 
 def tokenize_outputs(
@@ -125,25 +156,25 @@ def tokenize_outputs(
 
 
 def _tokenize(
-    examples: list[Example],
+    examples: Iterator[Example],
     report: DataReport,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int | None,
     max_prompt_length: int | None,
     truncation: str,
-) -> list[Encoded]:
+) -> Iterator[Encoded]:
     if truncation not in ("keep_start", "drop"):
         raise UserError(f"data.truncation is 'keep_start' or 'drop', found {truncation!r}")
     for name, limit in (("max_length", max_length), ("max_prompt_length", max_prompt_length)):
         if limit is not None and limit < 2:
             raise UserError(f"data.{name} is a number of tokens of at least 2, found {limit}")
     encoder = Encoder(tokenizer, template, report)
-    kept: list[Encoded] = []
-    lengths: list[list[int]] = []
-    for start in range(0, len(examples), CHUNK):
-        for example, prompt, completions in encoder.encode(examples[start : start + CHUNK]):
-            lengths.append([len(prompt), *map(len, completions)])
+    first: tuple[Example, list[int], list[list[int]]] | None = None
+    lengths, usable = array("q"), 0
+    while chunk := list(islice(examples, CHUNK)):
+        for example, prompt, completions in encoder.encode(chunk):
+            lengths.extend([len(prompt), *map(len, completions)])
             try:
                 fitted = _fit(
                     prompt, completions, max_length, max_prompt_length, truncation, encoder.bos, example, report
@@ -151,14 +182,16 @@ def _tokenize(
             except BadRow as reason:
                 report.problems.setdefault(str(reason), []).append(example.row)
             else:
-                kept.append((example, *fitted))
-    report.n_usable = len(kept)
+                usable += 1
+                first = first or (example, *fitted)
+                yield example, *fitted
+    report.n_usable = usable
     report.choose(of_rows(template, encoder.applied))
     check_usable(report)
-    report.measure("tokens", lengths)
-    example, prompt, completions = kept[0]
+    assert first is not None
+    example, prompt, completions = first
+    report.measure("tokens", np.frombuffer(lengths, np.int64).reshape(-1, 1 + len(completions)))
     report.show(tokenizer, {"prompt": prompt} | dict(zip(sides(example.completions), completions, strict=True)))
-    return kept
 
 
 def _fit(
