@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.official_otpo import official_weights
+from support.oracles.official_otpo import official_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from otpo.methods.weights.otpo import otpo

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.oracles.trl_side import CLIP, PEAK, STEPS, Curve, pair_ids, train_with_trl
 from support.random_pairs import spec_of
 from support.training import write_pairs
-from support.trl_side import CLIP, PEAK, STEPS, Curve, pair_ids, train_with_trl
 from torch import Tensor
 
 from otpo.data.collate import collate_completions, collate_pairs
