@@ -1,10 +1,25 @@
-"""What a file or a model folder is, whatever it is called. Imports neither torch nor transformers."""
+"""What a file or a model folder is, whatever it is called. Imports neither torch nor transformers.
+
+Content decides. A file is read once in a process and again when its size, its times or its inode change: its time of
+change (ctime) cannot be set by hand, so a file that was replaced by one of the same size and date is read again too.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+
+# What transformers reads where a folder has neither model.safetensors nor its index, and what other programs read.
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+_SETTINGS_FILES = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+_Stat = tuple[str, int, int, int, int]
 
 
 def model_fingerprint(path: str | Path) -> str:
@@ -14,28 +29,30 @@ def model_fingerprint(path: str | Path) -> str:
     """
     folder = Path(path)
     if folder.is_dir():
-        parts = [
-            *folder.glob("*.json"),
-            *folder.glob("*.safetensors"),
-            *folder.glob("*.jinja"),
-            *folder.glob("*.model"),
-        ]
+        parts = {*folder.glob("*.json"), *weight_files(folder), *folder.glob("*.jinja"), *folder.glob("*.model")}
         return files_hash(sorted(parts))
-    from transformers import AutoConfig
+    return hashlib.sha256(f"{path}@{_revision(str(path))}".encode()).hexdigest()[:16]
 
-    revision = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
-    return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that hold weights, in no subfolder. Beside model.safetensors no others are read."""
+    found = [*folder.glob("*.safetensors")]
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        others = [*folder.glob("adapter_model.bin")]
+    else:
+        others = [path for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern)]
+    return sorted([*found, *others])
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 over what decides a folder's outputs: weights in safetensors, configs and tokenizer; 64 hex digits."""
+    named = [folder / name for name in (*TOKENIZER_FILES, *_SETTINGS_FILES)]
+    return _content_digest(tuple(map(_stat, sorted([*filter(Path.is_file, named), *folder.glob("*.safetensors")]))))
 
 
 def files_hash(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of files, 16 hex digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as stream:
-            while block := stream.read(2**22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    return _files_hash(tuple(map(_stat, paths)))
 
 
 def source_identity(source: str) -> str:
@@ -44,3 +61,37 @@ def source_identity(source: str) -> str:
     if path.is_file():
         return files_hash([path])
     return model_fingerprint(path) if path.is_dir() else source
+
+
+def _stat(path: Path) -> _Stat:
+    found = path.stat()
+    return str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+@lru_cache(maxsize=256)
+def _files_hash(files: tuple[_Stat, ...]) -> str:
+    digest = hashlib.sha256()
+    for name, size, *_ in files:
+        path = Path(name)
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _content_digest(files: tuple[_Stat, ...]) -> str:
+    total = hashlib.sha256()
+    for name, *_ in files:
+        with open(name, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _revision(name: str) -> str | None:
+    """The commit that a hub name resolves to, told from where its config.json lies in the local cache."""
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    return extract_commit_hash(cached_file(name, "config.json"), None)

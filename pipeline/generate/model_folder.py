@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -11,6 +10,7 @@ from typing import Any
 
 from otpo.data.template import Template, has_chat_template
 from otpo.errors import UserError
+from otpo.identity import TOKENIZER_FILES, content_digest
 
 # vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -19,11 +19,6 @@ _NOT_ARCHITECTURE = {
     "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
-_SETTINGS_FILES = (
-    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -125,14 +120,8 @@ def open_model(model: str | Path) -> ModelFolder:
         name=str(model),
         config=config,
         generation_config=json.loads(generation.read_text()) if generation.is_file() else {},
-        digest=_digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _content(path))),
+        digest=content_digest(path),
     )
-
-
-def _content(path: Path) -> list[Path]:
-    """The files of a model folder that decide its outputs."""
-    named = [path / name for name in (*_TOKENIZER_FILES, *_SETTINGS_FILES)]
-    return sorted([*filter(Path.is_file, named), *path.glob("*.safetensors")])
 
 
 def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool, max_model_len: int | None) -> None:
@@ -141,9 +130,9 @@ def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool,
     Raises:
         UserError: no tokenizer, no chat template where one is needed, a head size or a length that cannot be.
     """
-    if not any((model.path / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((model.path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
-            f"{model.name}: expected a tokenizer ({', '.join(_TOKENIZER_FILES)}) in the model's folder; found none. "
+            f"{model.name}: expected a tokenizer ({', '.join(TOKENIZER_FILES)}) in the model's folder; found none. "
             "Save it there: `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
         )
     if template == "chat" and not has_chat_template(model.path):
@@ -173,16 +162,6 @@ def _tokenizer(path: Path, digest: str) -> Any:
 def tokenizer_of(model: ModelFolder) -> Any:
     """The tokenizer in the model's folder."""
     return _tokenizer(model.path, model.digest)
-
-
-@lru_cache(maxsize=64)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 over the files' contents; size and time of change only decide whether a file is read again."""
-    total = hashlib.sha256()
-    for path, _, _ in files:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def _fetch(name: str) -> Path:
