@@ -73,8 +73,9 @@ def export(
 
 def _save_whole(lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
-    if lm.config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
+    for name in _copies(lm):
+        weights.pop(name, None)
+    _say_ties(lm)
     lm.save_pretrained(folder, state_dict=weights)
     lm.config.dtype = dtype  # transformers has written that of the master weights
     lm.config.save_pretrained(folder)
@@ -84,6 +85,32 @@ def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, ad
     partial = adapter.with_name(adapter.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     start = load_causal_lm(str(lm.name_or_path))
-    merge_adapters(start, lm.peft_config[ADAPTER], adapters, partial).save_pretrained(folder)
+    merged = merge_adapters(start, lm.peft_config[ADAPTER], adapters, partial)
+    _say_ties(merged)
+    merged.save_pretrained(folder)
     shutil.rmtree(adapter, ignore_errors=True)
     os.replace(partial, adapter)
+
+
+def _copies(lm: PreTrainedModel) -> list[str]:
+    """Names of weights that are another's, by their storage. transformers ties them again when it loads the others."""
+    owners = dict(lm.named_parameters(remove_duplicate=False))
+    return [
+        copy
+        for copy, source in lm.all_tied_weights_keys.items()
+        if copy in owners and owners[copy] is owners.get(source)
+    ]
+
+
+def _say_ties(lm: PreTrainedModel) -> None:
+    """Set `tie_word_embeddings` to what is so.
+
+    transformers loads a head that differs from the embeddings although the configuration says they are tied; vLLM goes
+    by the configuration alone and would serve another model.
+    """
+    head, embeddings = (getattr(end, "weight", None) for end in (lm.get_output_embeddings(), lm.get_input_embeddings()))
+    if head is None:
+        return
+    for config in (lm.config, lm.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", None) not in (None, head is embeddings):
+            config.tie_word_embeddings = head is embeddings

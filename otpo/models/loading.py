@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import logging
 
 from otpo.errors import UserError
+from otpo.models.checks.loaded import check_loaded, check_precision
 
 
 def load_causal_lm(
@@ -25,8 +26,10 @@ def load_causal_lm(
             https://arxiv.org/abs/2305.14314), by bitsandbytes on this process's GPU; None does not quantise.
 
     Raises:
-        UserError: there is no such model, or it needs code of its own.
+        UserError: there is no such model, it needs code of its own, it is quantised, or some of its weights are not in
+            its files.
     """
+    check_precision(path)
     options: dict[str, Any] = {"dtype": "auto"}
     if four_bit is not None:
         quantization = BitsAndBytesConfig(
@@ -39,9 +42,17 @@ def load_causal_lm(
         options = {"dtype": four_bit, "quantization_config": quantization, "device_map": {"": device}}
     try:
         with no_bars() if Path(path).is_dir() else nullcontext():  # the bar of a download is useful
-            lm = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn_implementation, **options)
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                attn_implementation=attn_implementation,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    lm, info = found
+    check_loaded(path, info)
     return without_dropout(lm)
 
 

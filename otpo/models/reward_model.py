@@ -26,6 +26,7 @@ from otpo.data.template import of_model
 from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError
 from otpo.models.backbone import Backbone
+from otpo.models.checks.loaded import check_loaded, check_precision
 from otpo.models.loading import without_dropout
 from otpo.records import SequenceBatch, TokenCompletion
 
@@ -61,18 +62,25 @@ def load_reward_lm(
     Raises:
         UserError: there is no such model, transformers has no classifier of its architecture, or it has no scalar head.
     """
+    if new_head:
+        check_precision(path)
     try:
         lm, info = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype="auto", attn_implementation=attn_implementation, output_loading_info=True
+            path,
+            num_labels=1,
+            dtype="auto",
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"No reward model could be loaded from '{path}': {str(error).splitlines()[0]}") from error
-    missing = set(info["missing_keys"])
-    if not isinstance(getattr(lm, "score", None), torch.nn.Linear) or missing - {"score.weight"}:
+    if not isinstance(getattr(lm, "score", None), torch.nn.Linear):
         raise UserError(
-            f"expected a decoder with a scalar head (`score.weight`) at '{path}', found {type(lm).__name__}"
-            f"{' without ' + ', '.join(sorted(missing)[:3]) if missing else ''}."
+            f"expected a decoder with a scalar head (`score.weight`) at '{path}', found {type(lm).__name__}."
         )
+    check_loaded(path, info, new=["score.weight"])
+    missing = set(info["missing_keys"])
     if missing and not new_head:
         raise UserError(
             f"'{path}' is no reward model: expected `score.weight` among its weights. Train one with"
