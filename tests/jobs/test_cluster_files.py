@@ -16,8 +16,7 @@ import pytest
 import ray
 import typer.main
 import yaml
-
-from tests.support.pools import ROOT, pools_on_aws, pools_on_kubernetes
+from support.pools import ROOT, pools_on_aws, pools_on_kubernetes
 
 SECRET = re.compile(r"sk-[A-Za-z0-9]{8}|AKIA[0-9A-Z]{8}|hf_[A-Za-z0-9]{8}|BEGIN [A-Z ]*PRIVATE KEY|Bearer ")
 FILES = ("cluster.yaml", "jobs/rayjob.yaml")

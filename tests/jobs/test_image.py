@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from tests.support.pools import ROOT
+from support.pools import ROOT
 
 CPU, GPU = ROOT / "constraints-cpu.txt", ROOT / "constraints-gpu.txt"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

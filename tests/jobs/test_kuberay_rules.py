@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from tests.support.pools import ROOT
+from support.pools import ROOT
 
 Tree = dict[str, Any]
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.jobs.test_submit import Head, head  # noqa: F401  (the cluster with token authentication)
-from tests.support.pools import ROOT
+from support.pools import ROOT
+from test_submit import Head, head  # noqa: F401  (the cluster with token authentication)
 
 
 def run_job(head: Head, name: str, *entrypoint: str) -> tuple[str, str]:  # noqa: F811

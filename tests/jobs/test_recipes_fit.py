@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
-from tests.support.pools import RECIPES, misfits, read_recipe, shipped
+from support.pools import RECIPES, misfits, read_recipe, shipped
 
 POOLS = shipped()
 LARGEST = next(path for path in RECIPES if path.stem == "llama3_8b_otpo")
