@@ -130,12 +130,11 @@ def _check_prompts(run: RunContext, task: Task) -> None:
     """Refuse prompts that do not fit the run's template, and show the first as the model will see it."""
     from otpo.data.encoder import encode_prompt
     from otpo.data.template import one_line
-    from otpo.data.tokens import load_tokenizer
     from pipeline.generate.pool import check_prompts
 
     template = run.sources.generation_template
     check_prompts(task.prompts, template)
-    tokenizer = load_tokenizer(run.sources.resolve(run.recipe.model.path))
+    tokenizer = run.sources.tokenizer
     first = task.prompts[0]
     ids = encode_prompt(tokenizer, first.messages or first.instruction, template)
     run.progress(f"first prompt of {task.name}", 0, 0, one_line(str(tokenizer.decode(ids)), SHOWN))

@@ -12,6 +12,8 @@ from pipeline.recipe import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from eval.tasks import Task
     from pipeline.train.tokens import Tokens
 
@@ -54,6 +56,17 @@ class Sources:
             for name, source in self.recipe.method(label).frozen_models.items()
         }
         return {"reference": self.start.path, **named} if named else {}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the recipe's model.
+
+        Raises:
+            UserError: the model has none that can be used.
+        """
+        from otpo.data.tokens import load_tokenizer
+
+        return load_tokenizer(self.resolve(self.recipe.model.path))
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
