@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import JudgeModel, JudgeUrl, Limit, MaxTokens, Out, Seed, Template, TopP, Workers
+from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeUrl, Limit, MaxTokens, Out, Seed, Template, TopP, Workers
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr, writable
+from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
 
 def generate(
@@ -30,11 +30,13 @@ def generate(
     limit: Limit = None,
 ) -> None:
     """Outputs of a model for a task's prompts, as AlpacaEval's model_outputs.json."""
+    from eval.layout import OUTPUTS
     from eval.tasks import load_task
     from otpo.data.template import of_model
     from pipeline.cluster.connect import connect
     from pipeline.generate.engine import EngineConfig, Sampling
     from pipeline.generate.pool import EnginePool, check_prompts, preflight
+    from pipeline.lock.lock import one_writer
 
     prompts = load_task(task, limit=limit).prompts
     config = EngineConfig(
@@ -46,11 +48,15 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     choice = of_model(setting, preflight(model, config, setting).path)
     check_prompts(prompts, choice.for_generation)
-    writable(out.parent if out.suffix == ".json" else out)
     say(f"template  {choice}")
-    connect()
-    with Bars(stderr) as bars, EnginePool(config, model, choice.for_generation) as pool:
-        result = pool.generate(model, name or Path(model).name, prompts, sampling, out, progress=bars.show)
+    outputs = out if out.suffix == ".json" else out / OUTPUTS
+    with (
+        Bars(stderr) as bars,
+        one_writer(outputs.parent, outputs.name, otherwise=ANOTHER_OUT, progress=bars.show),
+    ):
+        connect()
+        with EnginePool(config, model, choice.for_generation) as pool:
+            result = pool.generate(model, name or Path(model).name, prompts, sampling, out, progress=bars.show)
     show(f"{result.report['n']} outputs, {result.report['truncated']} truncated: {result.path.absolute()}")
 
 
@@ -83,6 +89,7 @@ def pairs(
     from pipeline.generate.pairs import sample_pairs
     from pipeline.generate.pool import EnginePool, check_prompts, preflight
     from pipeline.judge.reward_model import check_reward_model
+    from pipeline.lock.lock import one_writer
 
     reward_model = None if scorer == "judge" else scorer
     one_judge("--scorer", reward_model, judge_url, judge_model)
@@ -97,9 +104,10 @@ def pairs(
     if not reward_model:
         check(config)
     say(f"template  {choice}")
-    connect()
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, seed=seed)
-    with Bars(stderr) as bars, EnginePool(engine, model, choice.for_generation) as pool:
-        report = sample_pairs(model, task, sampling, pool, config, out, per_prompt=per_prompt, progress=bars.show)
+    with Bars(stderr) as bars, one_writer(out.parent, out.name, otherwise=ANOTHER_OUT, progress=bars.show):
+        connect()
+        with EnginePool(engine, model, choice.for_generation) as pool:
+            report = sample_pairs(model, task, sampling, pool, config, out, per_prompt=per_prompt, progress=bars.show)
     console.print_json(data=report)
     show(f"Pairs: {out.absolute()}")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import JudgeModel, JudgeUrl, Out, Template
+from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeUrl, Out, Template
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr, writable
+from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
 
 def judge(
@@ -45,6 +45,7 @@ def judge(
     """Verdicts, win rates and lengths of outputs against a reference."""
     from eval.judge.config import JudgeConfig
     from jobs.judging import judge_files
+    from pipeline.lock.lock import one_writer
 
     one_judge("--reward-model", reward_model, judge_url, judge_model)
     config = JudgeConfig(
@@ -70,8 +71,7 @@ def judge(
         choice = of_model(setting, reward_model)
         say(f"template  {choice}")
         setting = choice.template
-    writable(out)
-    with Bars(stderr) as bars:
+    with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=setting)
     from eval.board.terminal import terminal_table
     from pipeline.run.folder import RunFolder
@@ -85,6 +85,7 @@ def report(
 ) -> None:
     """One leaderboard and one page over any number of runs."""
     from eval.board.report import build
+    from pipeline.lock.lock import one_writer
 
-    writable(out)
-    show(f"Report: {build(folders, out).absolute()}")
+    with one_writer(out, otherwise=ANOTHER_OUT):
+        show(f"Report: {build(folders, out).absolute()}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 Out = Annotated[Path, typer.Option("--out", help="where to write")]
+ANOTHER_OUT = "choose another place with --out"
 JudgeUrl = Annotated[
     str | None,
     typer.Option("--judge-url", help="base URL of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1"),

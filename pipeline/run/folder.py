@@ -4,6 +4,7 @@ runs/
   scorers/                      log-probabilities of frozen models, shared by all runs
   <name>/                       RunFolder
     recipe.yaml  manifest.json  the resolved recipe; which stages are finished, from which inputs
+    writer-N.lock               who writes the folder now (pipeline.lock)
     world/                      the prepared world, where the recipe has one
     data/                       token ids as the workers read them
     pairs/pairs.jsonl           pairs that were sampled here

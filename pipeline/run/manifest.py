@@ -139,22 +139,14 @@ class Manifest:
 
 
 def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
-    """Make a run's folder or go on in it.
+    """Begin a run in its folder, or go on.
 
     Args:
         redo: a changed recipe is accepted; the stages that it changes are done again, the others are kept.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run of another recipe and `redo` is off.
+        UserError: the folder holds a run of another recipe and `redo` is off.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(
-            f"The run's folder {folder} cannot be written: {error.strerror}. Choose another with --runs DIR."
-        ) from error
     stored = RunFolder(folder).recipe
     manifest = Manifest(folder, redo=redo)
     if manifest.tree.get("begun") and stored.exists() and not redo:

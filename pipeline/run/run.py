@@ -8,10 +8,12 @@ only when a stage needs it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from otpo.errors import UserError
+from pipeline.lock.lock import one_writer
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
 from pipeline.run.checks import check_evaluation, check_training
@@ -69,25 +71,36 @@ def run(
         UserError: wrong input; nothing was started.
         WorkError: a stage failed; the same call goes on from there.
     """
-    this = open_context(recipe, folder, world=world, progress=progress, redo=redo)
-    if until == "report":
-        check_evaluation(this)
-    with tracking(recipe, this.folder, note=this.notes.append), this.engines:
-        base(this)
-        pairs(this)
-        train(this)
+    with writing_run(folder, progress):
+        this = open_context(recipe, folder, world=world, progress=progress, redo=redo)
         if until == "report":
-            generate(this)
-            judge(this)
-            measure(this)
-            report(this)
+            check_evaluation(this)
+        with tracking(recipe, this.folder, note=this.notes.append), this.engines:
+            base(this)
+            pairs(this)
+            train(this)
+            if until == "report":
+                generate(this)
+                judge(this)
+                measure(this)
+                report(this)
     return RunResult(this.recipe, this.folder, this.manifest.did, this.notes)
+
+
+def writing_run(folder: str | Path, progress: Progress) -> AbstractContextManager[None]:
+    """Be the one writer of a run's folder for the block.
+
+    Raises:
+        UserError: another process writes it, or it cannot be written.
+    """
+    otherwise = "give this run a name of its own (name=...) or another folder (--runs DIR)"
+    return one_writer(Path(folder).absolute(), otherwise=otherwise, progress=progress)
 
 
 def open_context(
     recipe: Recipe, folder: str | Path, *, world: World | None, progress: Progress, redo: bool
 ) -> RunContext:
-    """Open a run's folder, prepare its world, and check what training reads.
+    """Begin in a run's folder, prepare its world, and check what training reads. The folder is held by the caller.
 
     Raises:
         UserError: the folder holds another recipe's run, or something that training reads cannot be used.

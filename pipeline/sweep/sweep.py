@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from pipeline.run.checks import check_evaluation
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import reading_inputs, training_inputs
 from pipeline.run.judges import reference_of
-from pipeline.run.run import open_context
+from pipeline.run.run import open_context, writing_run
 from pipeline.run.stages.base import base
 from pipeline.run.stages.generate import generation_inputs
 from pipeline.run.stages.judge import judging_inputs
@@ -62,20 +63,27 @@ def sweep(
         UserError: wrong input or too small a cluster; nothing was started. WorkError: no trial came to its end.
     """
     search = plan(recipe)
-    run = open_context(recipe, folder, world=world, progress=progress, redo=redo)
-    if search.task:
-        check_evaluation(run)
+    with writing_run(folder, progress):
+        run = open_context(recipe, folder, world=world, progress=progress, redo=redo)
+        if search.task:
+            check_evaluation(run)
+        with _tracking(run, search, say), run.engines:
+            return _sweep(run, search, say)
+
+
+@contextmanager
+def _tracking(run: RunContext, search: Search, say: Say) -> Iterator[None]:
+    """Trackers of the run and of each trial."""
 
     def settings(trial: str) -> dict[str, Any]:
         tried = json.loads(run.folder.sweep.label(trial).trial.read_text())["params"]
-        return settings_of(recipe, search.label) | {"trial": tried}
+        return settings_of(run.recipe, search.label) | {"trial": tried}
 
     with (
-        tracking(recipe, run.folder, note=say),
-        tracking(recipe, run.folder.sweep, note=say, settings=settings),
-        run.engines,
+        tracking(run.recipe, run.folder, note=say),
+        tracking(run.recipe, run.folder.sweep, note=say, settings=settings),
     ):
-        return _sweep(run, search, say)
+        yield
 
 
 def _sweep(run: RunContext, search: Search, say: Say) -> Outcome:

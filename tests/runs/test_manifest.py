@@ -105,12 +105,6 @@ def test_a_recipe_that_never_began_does_not_hold_the_folder(tmp_path):
     open_run(recipe(data={"path": "mended.json"}), tmp_path, redo=False)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written.*--runs"):
-        open_run(recipe(), tmp_path / "file" / "run", redo=False)
-
-
 def test_differences_name_every_leaf():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
     assert differences(old, old) == []
