@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from otpo.data.formats import FORMATS, Format, recognise
+from otpo.data.formats.reading import Columns, Reading, reading_of
 from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, check_completions, content
 from otpo.data.template import of_rows, template_of
@@ -22,7 +22,12 @@ RECOGNISED = 10_000  # first rows that tell the format
 
 
 def convert(
-    rows: Iterable[Row], source: str | Path = "rows", *, pairs: bool | None = None, template: str = "auto"
+    rows: Iterable[Row],
+    source: str | Path = "rows",
+    *,
+    pairs: bool | None = None,
+    template: str = "auto",
+    columns: Columns | None = None,
 ) -> tuple[list[Example], DataReport]:
     """Turn rows into examples, and report what was left out.
 
@@ -37,16 +42,23 @@ def convert(
             rows are.
         template: a value of `data.template`. "chat" makes messages of the turns of transcripts (`Format.messages`);
             otherwise strings stay as they are.
+        columns: `data.columns`: what a column is -> its name in the rows; a name -> None leaves the column out.
 
     Raises:
-        UserError: unknown format, no pairs where they are wanted, messages for a literal template, or no usable row.
+        UserError: unknown format, columns that are not understood, no pairs where they are wanted, messages for a
+            literal template, or no usable row.
     """
-    examples, report = read_examples(rows, source, pairs=pairs, template=template)
+    examples, report = read_examples(rows, source, pairs=pairs, template=template, columns=columns)
     return list(examples), report
 
 
 def read_examples(
-    rows: Iterable[Row], source: str | Path = "rows", *, pairs: bool | None = None, template: str = "auto"
+    rows: Iterable[Row],
+    source: str | Path = "rows",
+    *,
+    pairs: bool | None = None,
+    template: str = "auto",
+    columns: Columns | None = None,
 ) -> tuple[Iterator[Example], DataReport]:
     """As `convert`, for rows that are read as they are asked for: the report is whole once the examples are.
 
@@ -55,30 +67,27 @@ def read_examples(
     Args:
         rows: can be iterated over again.
     """
-    name = recognise(list(islice(rows, RECOGNISED)))
-    known = FORMATS[name]
+    reading = reading_of(list(islice(rows, RECOGNISED)), columns, str(source))
+    name, known = reading.name, reading.format
     if pairs and not known.pairs:
         raise UserError(
             f"{source}: expected preference pairs (columns chosen and rejected), found the format '{name}' with the "
             f"columns {', '.join(known.columns)}"
         )
     single = pairs is False and known.pairs
-    why = "; ".join(
-        [f"columns {', '.join(known.columns)}"]
-        + [known.about] * bool(known.about)
-        + ["the chosen completions are taken"] * single
-    )
-    report = DataReport(str(source), name, why, n_rows=0, n_groups=0)
-    return _examples(rows, known, report, single=single, template=template), report
+    why = "; ".join([reading.why] + [known.about] * bool(known.about) + ["the chosen completions are taken"] * single)
+    report = DataReport(str(source), name, why, n_rows=0, n_groups=0, ignored=reading.ignored)
+    return _examples(rows, reading, report, single=single, template=template), report
 
 
 def _examples(
-    rows: Iterable[Row], known: Format, report: DataReport, *, single: bool, template: str
+    rows: Iterable[Row], reading: Reading, report: DataReport, *, single: bool, template: str
 ) -> Iterator[Example]:
-    numbered: Iterable[tuple[int, Row]] = enumerate(rows)
-    if known.group:
-        held = list(rows)
-        numbered, report.n_rows = known.group(held), len(held)
+    renamed = map(reading.renamed, rows)
+    numbered: Iterable[tuple[int, Row]] = enumerate(renamed)
+    if group := reading.format.group:
+        held = list(renamed)
+        numbered, report.n_rows = group(held), len(held)
     templates: set[str] = set()
     repeated = {"duplicate prompt": Repeated(), "duplicate row": Repeated()}
     lengths = array("q")
@@ -86,9 +95,7 @@ def _examples(
         report.n_groups += 1
         report.n_rows = max(report.n_rows, report.n_groups)
         try:
-            parts = known.read(row)
-            if template == "chat" and known.messages:
-                parts = known.messages(parts)
+            parts = reading.parts(row, template)
             completions = parts.completions[:1] if single else parts.completions
             check_completions(completions)
         except BadRow as reason:
@@ -101,13 +108,13 @@ def _examples(
         for note in parts.notes:
             report.notes.setdefault(note, []).append(number)
         repeated["duplicate prompt"].add(number, parts.prompt)
-        repeated["duplicate row"].add(number, [parts.prompt, completions, parts.label])
+        repeated["duplicate row"].add(number, [parts.prompt, completions, parts.label, parts.tools])
         if parts.label is not None:
             label = str(parts.label).lower()
             report.labels[label] = report.labels.get(label, 0) + 1
         lengths.extend(len(content(text)) for text in (parts.prompt, *completions))
         report.n_usable += 1
-        yield Example(parts.prompt, completions, parts.label, parts.notes, number)
+        yield Example.of(parts, number, completions=completions)
     report.notes |= {what: numbers for what, found in repeated.items() if (numbers := found.numbers())}
     check_usable(report)
     report.choose(of_rows(template, templates))

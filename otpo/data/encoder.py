@@ -14,7 +14,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from otpo.data.report import DataReport
-from otpo.data.rows import BadRow, Example, Messages, Text
+from otpo.data.rows import BadRow, Example, Messages, Parts, Text
 from otpo.data.template import Template, template_of
 from otpo.errors import UserError
 
@@ -117,15 +117,16 @@ class Encoder:
         if not example.prompt:
             raise BadRow("empty prompt")
         messages = _messages(example.prompt, "user")
-        prompt = _apply(self.tokenizer, messages, add_generation_prompt=True)
+        prompt = _apply(self.tokenizer, messages, example, add_generation_prompt=True)
         texts = [prompt]
         for completion in (_messages(text, "assistant") for text in example.completions):
-            full = _apply(self.tokenizer, messages + completion, add_generation_prompt=False)
+            full = _apply(self.tokenizer, messages + completion, example, add_generation_prompt=False)
             if full.startswith(prompt):
                 texts.append(full[len(prompt) :])
                 continue
             # Some templates render earlier turns differently once a completion follows. Generation sees `prompt`.
-            _, found, end = full.rpartition(completion[0]["content"].strip())
+            answer = (completion[0].get("content") or "").strip()
+            _, found, end = full.rpartition(answer) if answer else ("", "", "")
             if not found:
                 raise BadRow("the chat template changes the completion's text")
             self._note("chat template renders the prompt differently beside the completion", example)
@@ -183,9 +184,12 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _apply(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) -> str:
+def _apply(tokenizer: Any, messages: Messages, parts: Parts | None = None, *, add_generation_prompt: bool) -> str:
+    more = {} if parts is None else {"tools": parts.tools, **(parts.template_kwargs or {})}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **more)
+        )
     except (TemplateError, ValueError, TypeError) as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from None
 

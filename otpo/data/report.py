@@ -30,6 +30,7 @@ class DataReport:
         longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or which are of "equal" length.
         example: after tokenisation, the first usable row as training sees it: part -> its tokens, and its text with
             special tokens visible.
+        ignored: columns that hold something and are not read.
     """
 
     source: str
@@ -46,6 +47,7 @@ class DataReport:
     labels: dict[str, int] = field(default_factory=dict)
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
     example: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
 
     @property
     def counted(self) -> str:
@@ -107,6 +109,8 @@ class DataReport:
             f"rows      {self.n_rows:,}, {f'{self.n_groups:,} {self.counted}, ' * joined}usable {self.n_usable:,} "
             f"(numbered from 0{', a pair by its first row' * joined})",
         ]
+        if self.ignored:
+            lines.append(f"ignored   columns that are not read: {', '.join(self.ignored)}")
         if self.template:
             lines.append(f"template  {self.choice}")
         for head, found in (("left out", self.problems), ("noted", self.notes)):

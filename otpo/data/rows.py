@@ -16,13 +16,19 @@ Text = str | Messages
 class Parts:
     """A prompt and its completions, (chosen, rejected) or (completion,); each a string or a list of messages.
 
-    `notes` are remarks that the report counts; the row is used all the same.
+    Attributes:
+        label: whether the one completion is a good one, where the row says it.
+        notes: remarks that the report counts; the row is used all the same.
+        tools: JSON schemas of functions, which the chat template shows to the model.
+        template_kwargs: the row's own variables of the chat template, beside those of `data.chat_template_kwargs`.
     """
 
     prompt: Text
     completions: tuple[Text, ...]
     label: bool | None = None
     notes: tuple[str, ...] = ()
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class Example(Parts):
     """The parts of a usable row and its number."""
 
     row: int = -1
+
+    @classmethod
+    def of(cls, parts: Parts, row: int, **changed: Any) -> Example:
+        """The parts of row number `row`, with what is to be changed."""
+        return cls(**{**vars(parts), "row": row, **changed})
 
 
 class BadRow(ValueError):
@@ -51,34 +62,6 @@ def number_of(row: Row, column: str) -> float:
     if math.isnan(number):
         raise BadRow(f"{column} is not a number")
     return number
-
-
-def string_of(row: Row, column: str) -> str:
-    """The string in a column. Raises BadRow where there is none."""
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"no {column}")
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is not a string")
-    return value
-
-
-def text_of(row: Row, column: str) -> Text:
-    """The string or the messages in a column. Raises BadRow where there are none."""
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"no {column}")
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise BadRow(f"{column} is neither a string nor a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRow(f"{column} has a message without a role")
-        if not isinstance(message.get("content"), str):
-            raise BadRow(f"{column} has a message whose content is not text")
-    # Parquet fills absent keys with None, and templates test for the key's presence.
-    return [{key: item for key, item in message.items() if item is not None} for message in value]
 
 
 def shared_prefix(first: Text, second: Text) -> int:
@@ -104,12 +87,24 @@ def check_completions(completions: tuple[Text, ...]) -> None:
             raise BadRow(f"{side} is more than one message")
         if isinstance(completion, list) and completion and completion[0]["role"] != "assistant":
             raise BadRow(f"{side} is not the assistant's")
-        if not content(completion).strip():
+        if not content(completion).strip() and not _says_more(completion):
             raise BadRow(f"{side} is empty")
-    if len(completions) == 2 and content(completions[0]) == content(completions[1]):
+    if len(completions) == 2 and _said(completions[0]) == _said(completions[1]):
         raise BadRow("identical completions")
 
 
 def content(text: Text) -> str:
     """A string as it is; of messages, the contents one after the other."""
-    return text if isinstance(text, str) else "".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "".join(message.get("content") or "" for message in text)
+
+
+def _says_more(text: Text) -> bool:
+    """Whether a completion calls a tool, which is an answer without content."""
+    return isinstance(text, list) and any(message.get("tool_calls") for message in text)
+
+
+def _said(text: Text) -> list[Any]:
+    """What two completions are compared by."""
+    messages = [] if isinstance(text, str) else text
+    others = [{key: value for key, value in message.items() if key not in ("role", "content")} for message in messages]
+    return [content(text), [other for other in others if other]]

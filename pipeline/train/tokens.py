@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from otpo.data.formats import FORMATS, recognise
+from otpo.data.formats import FORMATS
+from otpo.data.formats.reading import recognise
 from otpo.data.load import load_rows
 from otpo.data.report import DataReport
 from otpo.data.rows import Row
@@ -156,7 +157,7 @@ def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
     names = {label: recipe.method(label).method for label in recipe.methods}
     unpaired = [label for label, method in names.items() if method.objective == "unpaired"]
     known = recognise(rows)
-    if known == "unpaired" and len(unpaired) < len(names):
+    if FORMATS[known].labelled and len(unpaired) < len(names):
         label = next(label for label in names if label not in unpaired)
         raise UserError(
             f"methods.{label}: {names[label].title} needs preference pairs (columns prompt, chosen, rejected), but"
@@ -165,7 +166,7 @@ def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
         )
     for label in unpaired:
         title = names[label].title
-        if known != "unpaired" and not FORMATS[known].pairs:
+        if not FORMATS[known].labelled and not FORMATS[known].pairs:
             raise UserError(
                 f"methods.{label}: {title} needs completions with a label (columns prompt, completion, label) or"
                 f" preference pairs, but {source} has the columns {', '.join(FORMATS[known].columns)}. Add `label`,"

@@ -1,24 +1,40 @@
-"""Formats told by their columns alone: preference pairs, instructions, labelled and single completions."""
+"""Formats told by their columns alone: preference pairs, instructions, conversations, single completions."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from otpo.data.rows import BadRow, Parts, Row, number_of, shared_prefix, string_of, text_of
+from otpo.data.formats.cells import conversation_of, is_blank, label_of, listed_of, string_of, text_of
+from otpo.data.rows import BadRow, Messages, Parts, Row, Text, content, number_of, shared_prefix
+
+# ---- pairs ----
 
 
 def preference(row: Row) -> Parts:
     """`{prompt, chosen, rejected}`, strings or messages (TRL's explicit prompt).
 
-    Where `prompt` is a string and the completions are conversations that repeat it, as in UltraFeedback binarized, the
-    conversations' shared beginning is the prompt, as in TRL's `maybe_extract_prompt`.
+    Where the completions are conversations that repeat the prompt, as in UltraFeedback binarized, the conversations'
+    shared beginning is the prompt, as in TRL's `maybe_extract_prompt`.
     """
     prompt, chosen, rejected = (text_of(row, column) for column in ("prompt", "chosen", "rejected"))
-    if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
+    if isinstance(chosen, list) and isinstance(rejected, list):
         if shared_prefix(chosen, rejected):
-            return preference_implicit(row)
-        prompt = [{"role": "user", "content": prompt}]
+            return _repeated(prompt, preference_implicit(row))
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        if len(prompt) > 20 and chosen.startswith(prompt) and rejected.startswith(prompt):
+            return Parts(prompt, (chosen, rejected), notes=("both completions begin with the text of the prompt",))
     return Parts(prompt, (chosen, rejected))
+
+
+def _repeated(prompt: Text, parts: Parts) -> Parts:
+    """Parts of conversations beside a prompt of its own, which they should begin with."""
+    begun = [message.get("content") for message in parts.prompt if isinstance(message, dict)]
+    own = [prompt] if isinstance(prompt, str) else [message.get("content") for message in prompt]
+    if "".join(map(str, own)).strip() and not all(text in begun for text in own) and content(parts.prompt) != prompt:
+        return replace(parts, notes=("prompt is not what both conversations begin with: the conversations are read",))
+    return parts
 
 
 def ultrafeedback(row: Row) -> Parts:
@@ -33,30 +49,7 @@ def ultrafeedback(row: Row) -> Parts:
     except BadRow:
         return parts
     notes = {"equal scores": chosen == rejected, "chosen completion scored below the rejected one": chosen < rejected}
-    return replace(parts, notes=tuple(note for note, true in notes.items() if true))
-
-
-def instruction(row: Row) -> Parts:
-    """`{instruction, input, chosen, rejected}`: the prompt is the instruction, a blank line and the input if any."""
-    return Parts(_instruction_of(row), (text_of(row, "chosen"), text_of(row, "rejected")))
-
-
-def instruction_ranked(row: Row) -> Parts:
-    """`{instruction, input, output}` whose output is a list of two completions, the better first (LLaMA-Factory's)."""
-    texts = row["output"]
-    if not isinstance(texts, list) or [type(text) for text in texts] != [str, str]:
-        raise BadRow("output is not a list of two strings")
-    return Parts(_instruction_of(row), tuple(texts))
-
-
-def instruction_output(row: Row) -> Parts:
-    """`{instruction, input, output}`: supervised training on rows such as Alpaca's."""
-    return Parts(_instruction_of(row), (string_of(row, "output"),))
-
-
-def _instruction_of(row: Row) -> str:
-    prompt = string_of(row, "instruction")
-    return f"{prompt}\n\n{string_of(row, 'input')}" if row.get("input") else prompt
+    return replace(parts, notes=parts.notes + tuple(note for note, true in notes.items() if true))
 
 
 def preference_implicit(row: Row) -> Parts:
@@ -78,16 +71,83 @@ def preference_implicit(row: Row) -> Parts:
     return Parts(chosen[:split], (chosen[split:], rejected[split:]))
 
 
+# ---- instructions ----
+
+
+def instruction(row: Row) -> Parts:
+    """`{instruction, input, chosen, rejected}`: the prompt is the instruction, a blank line and the input if any."""
+    return Parts(instruction_of(row), (text_of(row, "chosen"), text_of(row, "rejected")))
+
+
+def instruction_ranked(row: Row) -> Parts:
+    """`{instruction, input, output}` whose output is a list of two completions, the better first (LLaMA-Factory's)."""
+    texts = row["output"]
+    if not isinstance(texts, list) or [type(text) for text in texts] != [str, str]:
+        raise BadRow("output is not a list of two strings")
+    return Parts(instruction_of(row), tuple(texts))
+
+
+def instruction_output(row: Row) -> Parts:
+    """`{instruction, input, output}`: supervised training on rows such as Alpaca's."""
+    return Parts(instruction_of(row), (text_of(row, "output"),))
+
+
+def instruction_labelled(row: Row) -> Parts:
+    """`{instruction, input, output, label}`: one completion and whether it is a good one (KTO)."""
+    return replace(instruction_output(row), label=_label(row))
+
+
+def instruction_of(row: Row) -> str:
+    """The instruction, and after a blank line the input where there is one."""
+    prompt = string_of(row, "instruction")
+    return prompt if is_blank(row.get("input")) else f"{prompt}\n\n{string_of(row, 'input')}"
+
+
+# ---- single completions ----
+
+
 def unpaired(row: Row) -> Parts:
     """`{prompt, completion, label}`: one completion and whether it is a good one (KTO)."""
-    label = row["label"]
-    if isinstance(label, str):
-        label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower())
-    if label not in (True, False):
-        raise BadRow("label is neither true nor false")
-    return Parts(text_of(row, "prompt"), (text_of(row, "completion"),), bool(label))
+    return Parts(text_of(row, "prompt"), (text_of(row, "completion"),), _label(row))
 
 
 def prompt_completion(row: Row) -> Parts:
     """`{prompt, completion}`: supervised training."""
     return Parts(text_of(row, "prompt"), (text_of(row, "completion"),))
+
+
+def conversation(row: Row) -> Parts:
+    """`{messages}`: supervised training on the last message, which is the assistant's; those before are the prompt."""
+    messages = conversation_of(row, "messages")
+    if not messages or messages[-1]["role"] != "assistant":
+        raise BadRow("the conversation does not end in a message of the assistant")
+    earlier = any(message["role"] == "assistant" for message in messages[:-1])
+    notes = ("earlier messages of the assistant are read as context, and only the last one is trained",) * earlier
+    return Parts(_started(messages[:-1]), (messages[-1:],), notes=notes)
+
+
+def _started(messages: Messages) -> Messages:
+    if not messages:
+        raise BadRow("the conversation has no message before the assistant's")
+    return messages
+
+
+def conversation_labelled(row: Row) -> Parts:
+    """`{messages, label}`: the last message, and whether it is a good one (KTO)."""
+    return replace(conversation(row), label=_label(row))
+
+
+def tool_calls(row: Row) -> Parts:
+    """`{query, tools, answers}`: a request, and the tool calls that answer it, as in xLAM's function calls."""
+    calls = listed_of(row.get("answers"), "answers")
+    if not all(isinstance(call.get("name"), str) for call in calls):
+        raise BadRow("answers has a tool call without a name")
+    functions = [{"type": "function", "function": call} for call in calls]
+    return Parts(text_of(row, "query"), ([{"role": "assistant", "content": "", "tool_calls": functions}],))
+
+
+def _label(row: Row) -> bool:
+    label = label_of(row.get("label"))
+    if label is None:
+        raise BadRow("label is neither true nor false")
+    return label

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from otpo.data.rows import BadRow, Parts, Row, number_of, shared_prefix, string_of, text_of
+from otpo.data.formats.cells import string_of, text_of
+from otpo.data.rows import BadRow, Parts, Row, number_of, shared_prefix
 
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _HH_ASSISTANT = "\n\nAssistant:"
@@ -46,6 +47,12 @@ def hh_messages(parts: Parts) -> Parts:
         for who, text in zip(turns[:-2:2], turns[1:-2:2], strict=True)  # the last turn is the empty one to be completed
     ]
     return replace(parts, prompt=messages, completions=tuple(str(text).removeprefix(" ") for text in parts.completions))
+
+
+def turns_of_prompt(parts: Parts) -> Parts:
+    """As `hh_messages` where the prompt is such a transcript, as Nectar's; otherwise unchanged."""
+    text = parts.prompt if isinstance(parts.prompt, str) else ""
+    return hh_messages(parts) if text.lstrip().startswith("Human:") and _HH_ASSISTANT in text else parts
 
 
 def tldr(row: Row) -> Parts:

@@ -1,20 +1,33 @@
 """Formats of published data sets: what becomes of rows as their files hold them, as text and as messages."""
 
 import json
-from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import SENTENCES
-from hypothesis import given
-from hypothesis import strategies as st
+from support.published_rows import (
+    HH,
+    HH_PROMPT,
+    HH_TURNS,
+    KTO,
+    PREFERRED,
+    STEER,
+    TLDR,
+    TLDR_PROMPT,
+    ULTRA,
+    assistant,
+    parts,
+    same,
+    user,
+)
 from trl import maybe_extract_prompt
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from otpo.data.convert import convert
-from otpo.data.formats import FORMATS, recognise
+from otpo.data.formats import FORMATS
+from otpo.data.formats.reading import recognise
 from otpo.data.load import load_rows
 from otpo.data.tokens import tokenize_completions, tokenize_pairs
 from otpo.errors import UserError
@@ -25,88 +38,6 @@ from otpo.models.fresh import make_tokenizer
 def tokenizer():
     return make_tokenizer(SENTENCES, vocab_size=600)
 
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-HH_PROMPT = (
-    "\n\nHuman: Is a whale a fish?\n\nAssistant: No: it is a mammal.\n\nIt breathes air."
-    "\n\nHuman: How long can it dive?\n\nAssistant:"
-)
-HH = {"chosen": HH_PROMPT + " About an hour, or more.", "rejected": HH_PROMPT + " About a week."}
-HH_TURNS = [
-    user("Is a whale a fish?"),
-    assistant("No: it is a mammal.\n\nIt breathes air."),
-    user("How long can it dive?"),
-]
-
-ULTRA = {
-    "prompt": "When does the train leave?",
-    "prompt_id": "f0e37e",
-    "chosen": [user("When does the train leave?"), assistant("At a quarter past nine.")],
-    "rejected": [user("When does the train leave?"), assistant("I cannot say 🚂")],
-    "messages": [user("When does the train leave?"), assistant("At a quarter past nine.")],
-    "score_chosen": 8.5,
-    "score_rejected": 6.0,
-}
-
-STEER_PROMPT = "Summarize the letter.\n<extra_id_1>Assistant\nWhich letter?\n<extra_id_1>User\nThe one of both sisters."
-STEER_TURNS = [user("Summarize the letter."), assistant("Which letter?"), user("The one of both sisters.")]
-
-
-def rated(prompt, response, helpfulness):
-    ratings = {"correctness": 4 - (helpfulness or 0), "coherence": 4, "complexity": 1, "verbosity": 2}
-    return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **ratings}
-
-
-STEER = [
-    rated(STEER_PROMPT, "They sold a bicycle.", 2),
-    rated(STEER_PROMPT, "Anna and Eva sold the old bicycle.", 4),
-    rated("c#", "C# is a language.", 3),
-    rated("c#", "C# is a note.", 1),
-]
-PREFERRED = {
-    "split": "train",
-    "prompt": STEER_PROMPT,
-    "response_1": "They sold a bicycle.",
-    "response_2": "Anna and Eva sold the old bicycle.",
-    "preference_strength": 2,
-    "preference_statement": "Response 2 is better than Response 1.",
-}
-
-TLDR = {
-    "info": {
-        "id": "t3_1x",
-        "post": "She sold the bicycle.\n\nThen she rode to work.",
-        "title": "A bicycle",
-        "subreddit": "AskReddit",
-        "site": None,
-        "article": None,
-    },
-    "summaries": [
-        {"text": " Bicycle sold.", "policy": "ref", "note": None},
-        {"text": " She sold her bicycle and rode a new one.", "policy": "sup4", "note": None},
-    ],
-    "choice": 1,
-    "worker": "ikNmu",
-    "batch": "batch3",
-    "split": "train",
-    "extra": {"confidence": 7},
-}
-TLDR_PROMPT = (
-    "SUBREDDIT: r/AskReddit\n\nTITLE: A bicycle\n\nPOST: She sold the bicycle.\nThen she rode to work.\n\nTL;DR:"
-)
-
-KTO = [
-    {"prompt": [user("Is it raining?")], "completion": [assistant("Yes.")], "label": True},
-    {"prompt": [user("Is it raining?")], "completion": [assistant("Bananas.")], "label": False},
-    {"prompt": [user("Where?")], "completion": [assistant("Here.")], "label": True},
-]
 
 TRANSLATE = {"instruction": "Translate into English.", "input": "Es regnet."}
 EVERY = {
@@ -120,20 +51,6 @@ EVERY = {
     "tldr": ([TLDR], "prompt = SUBREDDIT, TITLE, POST"),
     "unpaired": (KTO, "good or bad (KTO)"),
 }
-
-
-def parts(row, **settings):
-    (example,), _ = convert([row], **settings)
-    return example.prompt, *example.completions
-
-
-def same(rows, messages, tokenizer):
-    """With template: chat, the rows give the ids of TRL's message rows."""
-    ours, report = tokenize_pairs(rows, tokenizer, template="chat")
-    theirs, _ = tokenize_pairs(messages, tokenizer)
-    assert report.template == "chat"
-    ids = [[(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs] for pairs in (ours, theirs)]
-    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -207,7 +124,7 @@ def test_hh_transcripts_that_share_no_prompt_are_left_out():
 
 
 def test_text_that_only_mentions_a_human_is_no_transcript():
-    row = {"chosen": "Human: a\n\nAssistant: b", "rejected": "A human: c\n\nAssistant: d"}
+    row = {"chosen": "A Human: a\n\nAssistant: b", "rejected": "A Human: a\n\nAssistant: d"}
     assert recognise([row]) == "preference-implicit"
     assert recognise([{"prompt": "", **HH}]) == "preference"
 
@@ -239,84 +156,6 @@ def test_ultrafeedback_scores_that_do_not_order_the_answers_are_noted_and_the_ro
     assert len(examples) == 5 and not report.problems
     assert report.notes["equal scores"] == [1, 4]
     assert report.notes["chosen completion scored below the rejected one"] == [2]
-
-
-# ---- HelpSteer2 ----
-
-
-def test_helpsteer_ratings_become_pairs_by_helpfulness():
-    examples, report = convert(STEER)
-    assert [(e.row, e.prompt, *e.completions) for e in examples] == [
-        (0, STEER_PROMPT, "Anna and Eva sold the old bicycle.", "They sold a bicycle."),
-        (2, "c#", "C# is a language.", "C# is a note."),
-    ]
-    assert (report.n_rows, report.n_groups, report.n_usable) == (4, 2, 2)
-    assert "rows      4, 2 pairs of rows, usable 2 (numbered from 0, a pair by its first row)" in report.lines()
-
-
-def test_helpsteer_rows_that_make_no_pair_are_counted_by_reason():
-    rows = [
-        rated("a", "one", 2), rated("b", "alone", 4), rated("a", "two", 2), rated("c", "x", None), rated("c", "y", 1),
-        rated("d", "same", 1), rated("d", "same", 2), *STEER[2:],
-    ]  # fmt: skip
-    examples, report = convert(rows)
-    assert [example.row for example in examples] == [7]
-    assert report.problems == {
-        "equal helpfulness": [0],
-        "no second response to the prompt": [1],
-        "no helpfulness": [3],
-        "identical completions": [5],
-    }
-    assert (report.n_rows, report.n_groups) == (9, 5)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4)), min_size=1, max_size=24))
-def test_each_helpsteer_row_is_in_one_pair_wherever_its_partner_stands(drawn):
-    rows = [rated(prompt, f"response {number}", score) for number, (prompt, score) in enumerate(drawn)]
-    expected = []
-    by_prompt = sorted(enumerate(drawn), key=lambda item: item[1][0])  # stable: keeps the order of the rows
-    for prompt, group in groupby(by_prompt, key=lambda item: item[1][0]):
-        numbers = [number for number, _ in group]
-        for first, second in zip(numbers[::2], numbers[1::2], strict=False):
-            best, worst = sorted((first, second), key=lambda number: -drawn[number][1])
-            if drawn[best][1] > drawn[worst][1]:
-                expected.append((first, prompt, f"response {best}", f"response {worst}"))
-    try:
-        examples, report = convert(rows)
-    except UserError:
-        assert not expected
-        return
-    assert [(e.row, e.prompt, *e.completions) for e in examples] == sorted(expected)
-    assert sum(map(len, report.problems.values())) + report.n_usable == report.n_groups
-
-
-@pytest.mark.parametrize("rows", [STEER[:2], [PREFERRED]])
-def test_helpsteer_turns_become_messages_with_the_chat_template(tokenizer, rows):
-    answers = ["Anna and Eva sold the old bicycle.", "They sold a bicycle."]
-    assert parts(PREFERRED) == (STEER_PROMPT, *answers)
-    messages = {"prompt": STEER_TURNS, "chosen": [assistant(answers[0])], "rejected": [assistant(answers[1])]}
-    same(rows, [messages], tokenizer)
-    (pair,), report = tokenize_pairs(rows, tokenizer)
-    assert report.template == "literal"
-    assert tokenizer.decode(pair.prompt_ids) == "<|bos|>" + STEER_PROMPT
-
-
-@pytest.mark.parametrize(
-    ("strength", "chosen"),
-    [(-3, "response_1"), (-1, "response_1"), (1, "response_2"), (3, "response_2"), ("2", "response_2")],
-)
-def test_helpsteer_preference_chooses_by_the_sign(strength, chosen):
-    assert parts({**PREFERRED, "preference_strength": strength})[1] == PREFERRED[chosen]
-
-
-def test_helpsteer_preferences_that_prefer_nothing_are_counted():
-    rows = [{**PREFERRED, "preference_strength": strength} for strength in (1, 0, None, "much", 0.0)]
-    _, report = convert(rows)
-    assert report.problems == {
-        "preference_strength is 0: neither response is preferred": [1, 4],
-        "no preference_strength": [2],
-        "preference_strength is not a number": [3],
-    }
 
 
 # ---- TL;DR ----

@@ -1,0 +1,44 @@
+"""What columns are called: the formats' names, other common ones, and what `data.columns` may map."""
+
+from __future__ import annotations
+
+TEXTS = ("prompt", "question", "query", "problem", "user_prompt", "user_input", "user", "input")
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "prompt": TEXTS,
+    "messages": CONVERSATIONS,
+    "input": ("input", "context"),
+    "chosen": (
+        "chosen", "chosen_response", "response_chosen", "chosen_answer", "answer_chosen", "chosen_completion",
+        "completion_chosen", "preferred", "preferred_response", "accepted", "accepted_response", "response_j",
+    ),
+    "rejected": (
+        "rejected", "rejected_response", "response_rejected", "rejected_answer", "answer_rejected",
+        "rejected_completion", "completion_rejected", "dispreferred", "dispreferred_response", "non_preferred",
+        "response_k",
+    ),
+    "completion": ("completion", "response", "output", "answer", "solution", "assistant", "target"),
+    "output": ("output", "completion", "response", "answer"),
+    "label": ("label", "kto_tag", "is_desirable", "desirable"),
+}  # fmt: skip
+"""A format's column -> the names that it may have in a file; the first that is there is taken."""
+
+CONTEXT: dict[str, tuple[str, ...]] = {
+    "system": ("system", "system_prompt", "system_message", "sys_prompt"),
+    "tools": ("tools", "functions", "available_tools"),
+    "history": ("history",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
+}
+"""Columns that belong to the prompt in every format, and the names that they may have in a file."""
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+"""Columns that no text stands for: rows that have one are refused."""
+
+HINTS: dict[str, tuple[str, ...]] = {
+    "rejected": ("reject", "dispref", "lose", "worse", "bad", "negative", "_neg", "wrong"),
+    "chosen": ("chosen", "prefer", "accept", "win", "better", "good", "positive", "_pos", "best", "right"),
+    "completion": ("answer", "response", "completion", "output", "reply", "target", "assistant"),
+    "prompt": ("prompt", "question", "query", "instruct", "input", "user", "ask", "problem", "text"),
+}
+"""Parts of names by which an error proposes a mapping."""

@@ -1,0 +1,305 @@
+"""How the rows of a file are read: its format, which column is what, and what the format itself does not know of.
+
+Decided once, from the columns and a sample of rows; then each row is read alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from otpo.data.formats import FORMATS, Format
+from otpo.data.formats.cells import is_blank, is_null, string_of
+from otpo.data.formats.context import check_repeats, context_of, joined, last_role, way
+from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, MEDIA, TEXTS
+from otpo.data.rows import BadRow, Parts, Row, content
+from otpo.errors import UserError
+
+SAMPLE = 1000  # rows, evenly spread, that tell a format
+_MEANT = {*MEDIA, *CONVERSATIONS, *(name for names in CONTEXT.values() for name in names)}
+Columns = Mapping[str, str | None]
+"""`data.columns`: what a column is -> its name in the file; a name in the file -> None leaves the column out."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a file are read.
+
+    Attributes:
+        name: of the format in FORMATS.
+        names: a column as the format calls it -> as the file does, where they differ.
+        left_out: columns that `data.columns` leaves out.
+        context: what belongs to the prompt in every format (system, tools, ...) -> its column in the file.
+        joined: a column that stands in the prompt after a blank line.
+        repeats: columns that say again what prompt and completion say; a row in which they do not is left out.
+        ignored: columns that hold something and are not read.
+        columns: all columns of the rows that told the format, renamed.
+    """
+
+    name: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    joined: str | None = None
+    repeats: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    columns: frozenset[str] = frozenset()
+
+    @property
+    def format(self) -> Format:
+        """The format."""
+        return FORMATS[self.name]
+
+    @property
+    def why(self) -> str:
+        """The columns that are read, each as the format calls it."""
+        own = [column for column in self.format.also if column in self.names]
+        columns = [_named(column, self.names.get(column, column)) for column in (*self.format.columns, *own)]
+        beside = [_named(column, name) for column, name in self.context.items()]
+        beside += [f"{self.joined} after a blank line of the prompt"] * bool(self.joined)
+        return f"columns {', '.join(columns)}" + f"; with {', '.join(beside)}" * bool(beside)
+
+    def renamed(self, row: Row) -> Row:
+        """A row with the format's names of its columns."""
+        if not self.names and not self.left_out:
+            return row
+        taken = {*self.names.values(), *self.left_out}
+        rest = {column: value for column, value in row.items() if column not in taken and column not in self.names}
+        return rest | {column: row.get(name) for column, name in self.names.items()}
+
+    def parts(self, row: Row, template: str = "auto") -> Parts:
+        """The prompt and completions of a renamed row (of joined rows in a format that joins them).
+
+        Args:
+            template: a value of `data.template`. "chat" makes messages of a transcript's turns.
+
+        Raises:
+            BadRow: the row cannot be used; the message says why.
+        """
+        parts = self.format.read(row)
+        first = row["rows"][0] if self.format.group else row
+        for column in first.keys() - self.columns if self.columns else ():
+            if column in _MEANT and not is_blank(first[column]):
+                raise BadRow(f"a column {column}, which none of the first rows has")
+        if self.names.get("prompt") in CONVERSATIONS and last_role(parts.prompt) == "assistant":
+            raise BadRow(f"{self.names['prompt']} ends in a message of the assistant, and the completions follow it")
+        if self.joined and not is_blank(first.get(self.joined)):
+            parts = joined(parts, string_of(first, self.joined))
+        for column in self.repeats:
+            check_repeats(parts, first, column)
+        beside = context_of(first, self.context)
+        if self.format.messages and (template == "chat" or beside):
+            parts = self.format.messages(parts)
+        if beside or (self.context and template != "literal"):
+            parts = beside.before(parts)
+        return parts
+
+
+def recognise(rows: Sequence[Row], columns: Columns | None = None) -> str:
+    """The name of the rows' format: the first of FORMATS that at least half of them fit. Raises as `reading_of`."""
+    return reading_of(rows, columns).name
+
+
+def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str = "rows") -> Reading:
+    """How rows are to be read, from the columns and a sample of them.
+
+    Args:
+        columns: `data.columns`. source: what errors call the rows.
+
+    Raises:
+        UserError: no format fits, a mapping that cannot be, or columns that would be dropped although they carry
+            meaning; the message lists the columns and says a mapping that would read them.
+    """
+    sample = [rows[index * len(rows) // min(len(rows), SAMPLE)] for index in range(min(len(rows), SAMPLE))]
+    found = {str(column): None for row in rows for column in row}
+    mapped, left_out = _mapping(columns or {}, found, source)
+    asked = Reading("", names=mapped, left_out=left_out)
+    sample = [{k: None if is_null(v) else v for k, v in asked.renamed(row).items()} for row in sample]
+    counts: dict[str, int] = {}
+    for row in sample:
+        for column, value in row.items():
+            counts[column] = counts.get(column, 0) + (not is_blank(value))
+    for name, known in FORMATS.items():
+        names = _names(known, counts, len(sample))
+        if names is None:
+            continue
+        renamed = [Reading("", names=names).renamed(row) for row in sample]
+        if 2 * sum(map(known.fits, renamed)) >= max(len(sample), 1):
+            reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
+            return replace(reading, columns=frozenset(reading.renamed(found)))
+    raise _unknown(list(found), sample, source)
+
+
+def _mapping(columns: Columns, found: Mapping[str, None], source: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """`data.columns` as (what a column is -> its name in the file, the columns to leave out)."""
+    known = {*ALIASES, *CONTEXT, "margin", *(column for each in FORMATS.values() for column in each.columns)}
+    for what, name in columns.items():
+        column = what if name is None else name
+        if found and column not in found:
+            raise UserError(f"data.columns: {source} has no column {column}; it has {', '.join(found)}")
+        if name is not None and what not in known:
+            raise UserError(
+                f"data.columns: '{what}' is nothing that a column can be: expected {', '.join(sorted(known))}"
+            )
+    mapped = {what: name for what, name in columns.items() if name is not None}
+    return mapped, tuple(what for what, name in columns.items() if name is None)
+
+
+def _names(known: Format, counts: Mapping[str, int], rows: int) -> dict[str, str] | None:
+    """The names that a format's columns have here, where they have others; None where one is not there."""
+    names: dict[str, str] = {}
+    for column in known.columns:
+        if counts.get(column):
+            continue
+        aliases = ALIASES.get(column, ()) if known.renamed else ()
+        if known.pairs and column == "prompt":
+            aliases = (*aliases, *CONVERSATIONS)
+        other = next((name for name in aliases if 2 * counts.get(name, 0) >= max(rows, 1)), None)
+        if other is not None:
+            names[column] = other
+        elif column not in counts:
+            return None
+    for column in known.also if known.renamed else ():
+        aliases = (*ALIASES[column], "instruction") if column == "prompt" else ALIASES[column]
+        other = next((name for name in aliases if counts.get(name) and name not in names.values()), None)
+        if other not in (None, column):
+            names[column] = str(other)
+    return names
+
+
+# ---- what a format itself does not know of ----
+
+
+def _complete(
+    reading: Reading, sample: Sequence[Row], counts: Mapping[str, int], asked: Reading, source: str
+) -> Reading:
+    """Find the columns beside those of the format, and refuse those that would be dropped although they say something.
+
+    Args:
+        sample: renamed rows. counts: column as `data.columns` names it -> rows in which it says something.
+        asked: `data.columns` as a reading.
+    """
+    known = reading.format
+    taken = {*known.columns, *known.also, *reading.names.values(), "margin"}
+    filled = [column for column, count in counts.items() if count]
+    context = {
+        what: next(name for name in names if name in filled)
+        for what, names in CONTEXT.items()
+        if any(name in filled and (name not in known.columns or what == "tools") for name in names)
+    }
+    rest = [column for column in filled if column not in taken and column not in context.values()]
+    after = (
+        ("input", "context") if reading.names.get("prompt") == "instruction" else ("input",) * ("input" in asked.names)
+    )
+    beside = next((column for column in after if column in rest), None)
+    rest = [column for column in rest if column != beside]
+    reading = replace(reading, context=context, joined=beside)
+    if media := [column for column in rest if column in MEDIA]:
+        raise UserError(
+            f"{source}: the column {media[0]} holds something, and only text can be trained on. Take rows without it,"
+            f" or leave it out: {way(media[0], None)}."
+        )
+    parts = list(_readable(reading, sample))
+    if reading.name == "preference-implicit" and all(isinstance(each.prompt, str) for _, each in parts):
+        _check_implicit(rest, sample, [content(each.prompt) for _, each in parts], source)
+    _check_beside(reading, rest, parts, source)
+    repeats = tuple(column for column in rest if column in CONVERSATIONS)
+    repeats += tuple(column for column in rest if column == "prompt" and "messages" in known.columns)
+    return replace(
+        reading,
+        names={**asked.names, **{column: asked.names.get(name, name) for column, name in reading.names.items()}},
+        left_out=asked.left_out,
+        repeats=repeats,
+        ignored=tuple(column for column in rest if column not in repeats),
+    )
+
+
+def _readable(reading: Reading, sample: Sequence[Row]) -> Iterable[tuple[Row, Parts]]:
+    numbered = reading.format.group(sample) if reading.format.group else enumerate(sample)
+    for _, row in numbered:
+        try:
+            yield row["rows"][0] if reading.format.group else row, reading.parts(row)
+        except (BadRow, KeyError):
+            continue
+
+
+def _check_implicit(rest: Sequence[str], sample: Sequence[Row], prompts: Sequence[str], source: str) -> None:
+    """Refuse to take what two strings happen to begin with for the prompt where a column may be it, or nothing is."""
+    texts = [column for column in rest if _is_prose([row.get(column) for row in sample])]
+    empty = sum(not prompt.strip() for prompt in prompts)
+    if texts:
+        ways = " or ".join(way("prompt", column) for column in texts[:3])
+        raise UserError(
+            f"{source}: expected to know which column is the prompt, found the columns chosen, rejected,"
+            f" {', '.join(rest)}. Say it: {ways}. {way(texts[0], None)} leaves a column out; without any, the prompt is"
+            " what chosen and rejected begin with."
+        )
+    if prompts and 2 * empty > len(prompts):
+        raise UserError(
+            f"{source}: expected a column prompt, or chosen and rejected that both begin with the prompt; found the"
+            f" columns chosen, rejected{', '.join(['', *rest])}, which begin alike in {len(prompts) - empty} of"
+            f" {len(prompts)} rows. Add a column prompt (an empty one trains without a prompt), or say which it is:"
+            f" {way('prompt', rest[0] if rest else 'COLUMN')}."
+        )
+
+
+def _check_beside(reading: Reading, rest: Sequence[str], parts: Sequence[tuple[Row, Parts]], source: str) -> None:
+    """Refuse columns that usually belong to the prompt, or may be it, and would be dropped."""
+    if not {"prompt", "instruction"} & {*reading.format.columns, *reading.format.also}:
+        return
+    for column in [column for column in rest if column in ("input", "context", "reference_text", "document")]:
+        beside = [(str(row[column]), each) for row, each in parts if isinstance(row.get(column), str)]
+        missing = sum(text.strip() not in content(each.prompt) for text, each in beside if not is_blank(text))
+        if missing:
+            raise UserError(
+                f"{source}: the column {column} says something that the prompt does not, in {missing} of {len(parts)}"
+                f" rows. {way('input', column)} puts it after the prompt and a blank line; {way(column, None)} leaves"
+                " it out."
+            )
+    named = {"prompt": "instruction"} if "instruction" in reading.format.columns else {}
+    for column, taken in {**named, **reading.names}.items():
+        aliases = (*TEXTS, "instruction") if column == "prompt" else ALIASES.get(column, ())
+        if others := [other for other in rest if other in aliases]:
+            raise UserError(
+                f"{source}: expected one column that is the {column}, found {', '.join([taken, *others])}. Say which it"
+                f" is: {way(column, taken)} or {way(column, others[0])}."
+            )
+
+
+def _is_prose(cells: Sequence[Any]) -> bool:
+    """Whether cells are texts of several words, most of them different: no names and no numbers."""
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and not is_blank(cell)]
+    words = sum(len(text.split()) > 1 for text in texts)
+    return 2 * words > len(texts) and 2 * len(set(texts)) > len(texts)
+
+
+# ---- errors ----
+
+
+def _named(column: str, name: str) -> str:
+    return column if column == name else f"{column} ({name})"
+
+
+def _unknown(found: Sequence[str], sample: Sequence[Row], source: str) -> UserError:
+    formats = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in FORMATS.items())
+    proposed = _proposed([column for column in found if any(isinstance(row.get(column), str | list) for row in sample)])
+    way = f" Say which column is what, for example data.columns: {{{proposed}}}." if proposed else ""
+    return UserError(
+        f"{source}: no known format has the columns {', '.join(found) or '(none)'}.{way} Known formats: {formats}"
+    )
+
+
+def _proposed(columns: Sequence[str]) -> str:
+    """A mapping that would read these columns, by their names; else in the order in which they stand."""
+    roles: dict[str, str] = {}
+    for role, hints in HINTS.items():
+        for column in columns:
+            if column not in roles.values() and any(hint in column.lower() for hint in hints):
+                roles.setdefault(role, column)
+    free = [column for column in columns if column not in roles.values()]
+    wanted = ("prompt", "chosen", "rejected") if {"chosen", "rejected"} & roles.keys() else ("prompt", "completion")
+    for role in wanted:
+        if role not in roles and free:
+            roles[role] = free.pop(0)
+    return ", ".join(f"{role}: {roles[role]}" for role in wanted) if set(wanted) <= roles.keys() else ""
