@@ -205,6 +205,24 @@ def _text(text: str) -> str:
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts)
 
 
+# ---- other trainers ----
+
+
+def other_trainers() -> str:
+    """For each trainer a table: its keys, and what does the same here."""
+    from pipeline.recipe.hints.lookup import TABLES
+
+    parts = []
+    for trainer, table in TABLES.items():
+        answers: dict[str, list[str]] = {}
+        for key, hint in table.items():
+            answers.setdefault(hint.about or f"`{key}`", []).append(key)
+        rows = ["| key | here |", "| --- | --- |"]
+        rows += [f"| {', '.join(f'`{key}`' for key in keys)} | {_text(about)} |" for about, keys in answers.items()]
+        parts += [f"## {trainer}", "\n".join(rows)]
+    return "\n\n".join(parts)
+
+
 # ---- data, judging, commands ----
 
 
@@ -263,6 +281,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "needs": needs,
     "shared-hyperparameters": shared_hyperparameters,
     "recipe": recipe_reference,
+    "other-trainers": other_trainers,
     "formats": formats_table,
     "protocols": protocols,
     "commands": commands,

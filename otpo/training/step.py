@@ -48,6 +48,7 @@ def optimisation_step(
         batches: this rank's micro-batches.
         denominator: what the summed loss of the *global* batch is divided by (pairs, or tokens for supervised
             training), so that worker count and gradient accumulation do not change the update.
+        max_grad_norm: larger gradients are clipped to it; 0 clips none.
 
     Returns:
         Figures of the global batch: "loss", "grad_norm", "learning_rate", "tokens", and the mean of every metric.
@@ -75,7 +76,7 @@ def optimisation_step(
             f"The loss is {figures['loss']} and the gradient norm {norm}: not finite. Data rows with such a loss on"
             f" this worker: {totals.bad_rows or 'none'}. Lower the learning rate, or look at them with `otpo data`."
         )
-    if norm > max_grad_norm:
+    if max_grad_norm and norm > max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, total_norm)
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -8,14 +8,17 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec, resolve
+from pipeline.recipe.hints.lookup import answer_for, flat, looks_foreign, translate
 from pipeline.recipe.sections import (
     ClusterConfig,
     DataConfig,
@@ -30,6 +33,13 @@ from pipeline.recipe.sections import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LIKE = re.compile(r"[^A-Za-z0-9._-]+")
+
+_UNSET = {
+    "max_steps": "; leave it out to train for train.epochs",
+    **dict.fromkeys(("eval_every", "save_every", "early_stopping_patience"), "; leave it out for none"),
+}
+"""What 0 and -1 mean in other trainers."""
 
 REMOVED = {"report.bootstrap_samples": "every interval is made of 2,000 resamples"}
 """Keys of earlier versions that change nothing any more: dotted key -> what holds instead. Old recipes still load."""
@@ -142,7 +152,15 @@ class Recipe(Section):
 
     def method(self, label: str) -> MethodSpec:
         """The method behind a label, with its hyperparameters."""
-        return resolve(label, {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields})
+        settings = {k: v for k, v in self.methods[label].items() if k not in TrainConfig.model_fields}
+        try:
+            return resolve(label, settings)
+        except UserError as error:
+            for key, value in settings.items():
+                unknown = str(error).startswith(f"methods.{label}.{key}: ") and "no such hyperparameter" in str(error)
+                if unknown and (answer := answer_for(key, value, settings)):
+                    raise UserError(f"methods.{label}.{key}: {answer}") from error
+            raise
 
     def trains_rewards(self, label: str) -> bool:
         """Whether a label of `methods` is a reward model, which scores outputs and generates none."""
@@ -220,10 +238,13 @@ def _with_short_dtype(settings: Any) -> Any:
 
 def make_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """Check a tree; every problem in one `UserError`. Keys in REMOVED are dropped with a note."""
+    if looks_foreign(tree, Recipe.model_fields):
+        raise UserError(_as_recipe(tree, where))
     try:
         return Recipe.model_validate(_without_removed(tree, where))
     except ValidationError as error:
-        raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in _explain(error))])) from error
+        lines = _explain(error, config=dict(flat(tree)))
+        raise UserError("\n".join([f"{where} is not a recipe:", *(f"  {line}" for line in lines)])) from error
 
 
 def _without_removed(tree: dict[str, Any], where: str) -> dict[str, Any]:
@@ -237,21 +258,25 @@ def _without_removed(tree: dict[str, Any], where: str) -> dict[str, Any]:
     return tree
 
 
-def _explain(error: ValidationError, model: type[BaseModel] = Recipe) -> list[str]:
+def _explain(
+    error: ValidationError, model: type[BaseModel] = Recipe, config: Mapping[str, Any] | None = None
+) -> list[str]:
+    """A line for each problem. `config` is what was checked, flat: key -> value."""
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1], model)
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
-            hint = f" Did you mean '{near[0]}'?" if near else f" Known keys: {', '.join(known)}."
-            lines.append(f"unknown key '{path}'.{hint}")
+            key, known = str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model)
+            hint = _hint(key, problem["input"], known, config or {})
+            lines.append(f"unknown key '{path}'. {hint}")
         elif problem["type"] == "missing":
             lines.append(f"'{path}' is needed and missing.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-            lines.append(f"{path + ': ' if path else ''}{message}{found}")
+            unset = _UNSET.get(str(problem["loc"][-1]) if problem["loc"] else "", "")
+            unset = unset if problem["input"] in (0, -1) else ""
+            lines.append(f"{path + ': ' if path else ''}{message}{found}{unset}")
     return lines
 
 
@@ -263,3 +288,44 @@ def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
         options = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return list(model.model_fields) if model else []
+
+
+def _hint(key: str, value: Any, known: list[str], config: Mapping[str, Any]) -> str:
+    """What to write in place of an unknown key."""
+    if answer := answer_for(key, value, config):
+        return answer
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return f"Did you mean '{near[0]}'?"
+    sections = [name for name in Recipe.model_fields if key in _known_keys((name,), Recipe)]
+    if sections:
+        return f"Did you mean {' or '.join(f'{name}.{key}' for name in sections)}?"
+    return f"Known keys: {', '.join(known)}."
+
+
+def _as_recipe(tree: Mapping[str, Any], where: str) -> str:
+    """Another trainer's configuration as a recipe, and what of it is not needed."""
+    found = translate(tree, Recipe.model_fields)
+    recipe: dict[str, Any] = {}
+    needed = {
+        "name": _NAME_LIKE.sub("-", Path(where).stem).strip("-._") or "mine",
+        "model.path": "...",
+        "data.path": "...",
+    }
+    for key, value in sorted((needed | found.settings).items(), key=lambda item: item[0].count(".")):
+        section = recipe
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    order = [name for name in Recipe.model_fields if name in recipe]
+    lines = [
+        f"{where} is a configuration of {found.trainer}. As a recipe it reads:",
+        "",
+        yaml.safe_dump({name: recipe[name] for name in order}, sort_keys=False, allow_unicode=True),
+        "train.global_batch_size counts all GPUs. What the recipe does not hold:"
+        if found.notes or found.unknown
+        else "",
+        *(f"  {', '.join(keys)}: {answer}" for answer, keys in found.notes.items()),
+        *([f"  {', '.join(found.unknown)}: not known here."] if found.unknown else []),
+    ]
+    return "\n".join(lines).rstrip()

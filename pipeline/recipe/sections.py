@@ -123,7 +123,7 @@ class TrainConfig(Section):
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Fraction of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; biases and norms have none.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which larger gradients are clipped.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Norm to which larger gradients are clipped; 0 clips none.")
     global_batch_size: int = Field(
         128, ge=1, description="Pairs (or completions) of one optimizer step, over all workers and micro-batches."
     )

@@ -205,6 +205,15 @@ def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was():
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
+def test_a_norm_of_0_clips_nothing():
+    """As with transformers' Trainer."""
+    _, free = step("dpo", [[0, 1, 2]], steps=1, max_grad_norm=1e9)
+    _, off = step("dpo", [[0, 1, 2]], steps=1, max_grad_norm=0)
+    assert all(torch.equal(a, b) for a, b in zip(free, off, strict=True))
+    _, clipped = step("dpo", [[0, 1, 2]], steps=1, max_grad_norm=1e-9)
+    assert not all(torch.equal(a, b) for a, b in zip(free, clipped, strict=True))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_rows_and_leaves_the_model_alone(bad):
     model = PolicyModel(small_lm())
