@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class _FusedLogProbs(torch.autograd.Function):
         log_sum_squares = torch.empty_like(logps) if squares else None
         kl = torch.empty_like(logps) if reference is not None else None
         kept: deque[Tensor] = deque(maxlen=KEPT_CHUNKS if any(ctx.needs_input_grad) else 1)
-        for chunk in _slices(len(targets), CHUNK_LOGITS // len(weight)):
+        for chunk in slices(len(targets), CHUNK_LOGITS // len(weight)):
             products = lazy.products(chunk)
             kept.append(products)
             for rows, tile in _tiles(chunk, products):
@@ -61,7 +62,7 @@ class _FusedLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = _Sum() if need_weight else None
         grad_bias = _Sum() if need_bias and bias is not None else None
-        for chunk in reversed(list(_slices(len(targets), CHUNK_LOGITS // len(weight)))):
+        for chunk in reversed(list(slices(len(targets), CHUNK_LOGITS // len(weight)))):
             products = ctx.kept.pop() if ctx.kept else lazy.products(chunk)
             count = chunk.stop - chunk.start
             for rows, tile in _tiles(chunk, products):
@@ -99,7 +100,8 @@ class _Sum:
         return torch.zeros_like(like) if self.value is None else self.value.to(like.dtype)
 
 
-def _slices(n: int, rows: int) -> Iterator[slice]:
+def slices(n: int, rows: int) -> Iterator[slice]:
+    """0 to n in slices of so many rows, at least one."""
     rows = max(1, rows)
     return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
@@ -113,7 +115,7 @@ def _tiles(chunk: slice, products: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows of the batch, and their rows in the chunk. A GPU takes the chunk whole."""
     count = chunk.stop - chunk.start
     rows = TILE_LOGITS // products.shape[1] if uses_cpu_kernels(products) else count
-    for tile in _slices(count, rows):
+    for tile in slices(count, rows):
         yield slice(chunk.start + tile.start, chunk.start + tile.stop), tile
 
 
@@ -203,6 +205,13 @@ class VocabularyKernels:
     gradient_: Callable[..., None] = tile_gradient_
 
 
+class Distributions(Protocol):
+    """Another model's distributions over the vocabulary at the positions of a batch."""
+
+    def log_softmax(self, rows: slice) -> Tensor:
+        """(n, V) float32 log-probabilities of some positions."""
+
+
 @dataclass(frozen=True)
 class LazyLogits:
     """The logits of N positions, as hidden states and a head that are multiplied only a chunk at a time.
@@ -231,7 +240,7 @@ class LazyLogits:
         return _logits(self.products(rows)[: rows.stop - rows.start], self.scale, self.softcap).log_softmax(-1)
 
     def logprobs(
-        self, targets: Tensor, *, squares: bool = False, reference: LazyLogits | None = None
+        self, targets: Tensor, *, squares: bool = False, reference: Distributions | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities of targets and, from the same pass, other figures of the distribution.
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from otpo.errors import UserError
-from otpo.kernels.logprobs import LazyLogits
+from otpo.kernels.held_logits import Logits
 from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch
 
@@ -130,7 +130,7 @@ class UnadaptedReference:
     def __init__(self, policy: PolicyModel):
         self.policy = policy
 
-    def lazy_logits(self, batch: SequenceBatch) -> LazyLogits:
+    def lazy_logits(self, batch: SequenceBatch) -> Logits:
         """The reference's logits for the completions' tokens; see `PolicyModel.lazy_logits`."""
         with adapters_off(self.policy):
             return self.policy.lazy_logits(batch)

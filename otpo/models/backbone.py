@@ -7,6 +7,8 @@ D hidden size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,13 +29,33 @@ class Backbone:
     `otpo.kernels.mixed_precision` hold the weights ready.
 
     Attributes:
+        attn_implementation: transformers' name of the attention that the model was loaded with.
         shares_prompts: whether the model takes flat batches, in which a prompt is computed once for all its
             completions. Otherwise sequences are padded.
     """
 
     def __init__(self, lm: PreTrainedModel):
         self.lm = lm
+        self.attn_implementation: str = lm.config._attn_implementation
         self.shares_prompts = share_prompts(lm)
+
+    def pad(self) -> None:
+        """Take padded batches from now on, with the attention that the model was loaded with."""
+        if self.shares_prompts:
+            self.shares_prompts = False
+            self.lm.set_attn_implementation(self.attn_implementation)
+
+    @contextmanager
+    def padding(self) -> Iterator[None]:
+        """Take padded batches while the body runs; see `pad`."""
+        flat, now = self.shares_prompts, self.lm.config._attn_implementation
+        self.pad()
+        try:
+            yield
+        finally:
+            if flat:
+                self.shares_prompts = True
+                self.lm.set_attn_implementation(now)
 
     def decode(self, batch: SequenceBatch) -> Tensor:
         """States after the final norm in the decoder's layout: (1, N, D) flat, or (S, L, D) padded.
@@ -73,3 +95,17 @@ class Backbone:
             return states[0][[ends[completion] - 1 for _, completion in batch.sequences]]
         sequences = torch.arange(len(states), device=states.device)
         return states[sequences, torch.tensor(batch.lengths, device=states.device) - 1]
+
+
+def set_mode(lm: PreTrainedModel, training: bool) -> None:
+    """Put a language model into eval mode, and the adapters' own dropout, which a recipe asks for, into `training`.
+
+    A model in train mode drops activations out and jitters its router (`nn.functional.dropout` with a probability of
+    the layer's own, `router_jitter_noise`): the policy would not begin at the reference, and would not train on what it
+    computes when it is used.
+    """
+    lm.eval()
+    for module in lm.modules():
+        dropouts = getattr(module, "lora_dropout", None)
+        if isinstance(dropouts, nn.ModuleDict):
+            dropouts.train(training)

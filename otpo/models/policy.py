@@ -5,14 +5,18 @@ Shape legend: S sequences, T padded completion length, D hidden size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from otpo.data.collate import padded
+from otpo.kernels.held_logits import HeldLogits, Logits
 from otpo.kernels.logprobs import LazyLogits, VocabularyKernels
-from otpo.models.backbone import Backbone
+from otpo.models.backbone import Backbone, set_mode
 from otpo.models.loading import layer_number
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
 
@@ -21,9 +25,14 @@ class PolicyModel(nn.Module):
     """A causal LM whose forward gives per-token log-probabilities; only completion positions meet the vocabulary.
 
     The head is applied inside this module's forward because that is where FSDP2 holds its weight whole.
+
+    Attributes:
+        own_head: whether the logits are those of the model's own forward. Otherwise the head's weight is multiplied
+            here, a chunk at a time, which takes less memory and is right for heads that are one matrix, a factor and a
+            soft cap (`otpo.training.start_check` finds out).
     """
 
-    forward_methods: ClassVar = ("lazy_logits",)  # beside `forward`
+    forward_methods: ClassVar = ("lazy_logits", "own_logprobs")  # beside `forward`
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
@@ -35,9 +44,21 @@ class PolicyModel(nn.Module):
             getattr(config, "logits_scaling", 1.0) or 1.0
         )
         self.kernels = VocabularyKernels()
+        self.own_head = False
+
+    def train(self, mode: bool = True) -> PolicyModel:
+        """Train mode is only for the adapters' dropout; see `set_mode`."""
+        super().train(mode)
+        set_mode(self.lm, mode)
+        return self
+
+    def use_own_head(self) -> None:
+        """Take the logits of the model's own forward from now on, of padded batches."""
+        self.backbone.pad()
+        self.own_head = True
 
     def forward(
-        self, batch: SequenceBatch, wanted: Collection[str] = (), reference: LazyLogits | None = None, layer: int = -1
+        self, batch: SequenceBatch, wanted: Collection[str] = (), reference: Logits | None = None, layer: int = -1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log-probabilities of the completions and, for each token, the extras that are wanted; 0 where padded.
 
@@ -51,8 +72,8 @@ class PolicyModel(nn.Module):
         Returns:
             logps (S, T) float32; the extras by name: "hidden" (S, T, D) float32, the others (S, T).
         """
-        hidden, lazy = self._states_and_logits(batch, layer if "hidden" in wanted else -1)
-        values = lazy.logprobs(
+        hidden, logits = self._states_and_logits(batch, layer if "hidden" in wanted else None)
+        values = logits.logprobs(
             batch.targets[batch.mask],
             squares="log_sum_squares" in wanted,
             reference=reference if "reference_kl" in wanted else None,
@@ -63,18 +84,39 @@ class PolicyModel(nn.Module):
         )
         assert logps is not None
         extras = {"log_sum_squares": log_sum_squares, "reference_kl": kl}
-        if "hidden" in wanted:
+        if hidden is not None:
             extras["hidden"] = hidden.detach().float() * batch.mask[..., None]
         return logps, {name: value for name, value in extras.items() if value is not None}
 
-    def lazy_logits(self, batch: SequenceBatch) -> LazyLogits:
+    def lazy_logits(self, batch: SequenceBatch) -> Logits:
         """This model's logits for the completions' tokens, for another model's KL to it."""
         return self._states_and_logits(batch)[1]
 
-    def _states_and_logits(self, batch: SequenceBatch, layer: int = -1) -> tuple[Tensor, LazyLogits]:
-        """A layer's states (S, T, D) at the predicting positions, and the logits that the last layer's give."""
-        layers, kept = self.lm.config.num_hidden_layers, []
-        number = layer_number(layer, layers)
+    def own_logprobs(self, batch: SequenceBatch) -> Tensor:
+        """Log-probabilities (S, T) as transformers computes them: the truth that `forward` is compared with.
+
+        Each sequence goes through the model's own forward by itself, without padding, with the attention that the model
+        was loaded with; 0 where padded.
+        """
+        logps = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        pieces = batch.input_ids.split(batch.segments)
+        with self.backbone.padding():
+            for index, (prompt, completion) in enumerate(batch.sequences):
+                ids = torch.cat([pieces[prompt], pieces[completion]])[None]
+                logits = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+                count = len(pieces[completion])
+                predicted = logits[-count - 1 : -1].float().log_softmax(-1)
+                logps[index, :count] = predicted.gather(-1, pieces[completion][:, None])[:, 0]
+        return logps
+
+    def _states_and_logits(self, batch: SequenceBatch, layer: int | None = None) -> tuple[Tensor | None, Logits]:
+        """The logits of the completions' tokens and, if a layer is given, its states (S, T, D) that predict them."""
+        if self.own_head:
+            return self._own_states_and_logits(batch, layer)
+        kept: list[Any] = []
+        number = layers = self.lm.config.num_hidden_layers if layer is not None else 0
+        if layer is not None:
+            number = layer_number(layer, layers)
         inner = number < layers  # transformers' last states are those after the norm
         if inner:
             hook = self.lm.get_decoder().layers[number - 1].register_forward_hook(lambda _, __, out: kept.append(out))
@@ -82,10 +124,25 @@ class PolicyModel(nn.Module):
         head = self.lm.get_output_embeddings()
         lazy = LazyLogits(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap, self.kernels)
         if not inner:
-            return predicting, lazy
+            return predicting if layer is not None else None, lazy
         hook.remove()
         states = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
         return self.backbone.predicting(states.detach(), batch), lazy
+
+    def _own_states_and_logits(self, batch: SequenceBatch, layer: int | None) -> tuple[Tensor | None, Logits]:
+        ids, attention_mask, positions = padded(batch)
+        first = int(positions[batch.mask].min()) if batch.mask.any() else 0
+        options: dict[str, Any] = {"output_hidden_states": True} if layer is not None else {}
+        if "logits_to_keep" in inspect.signature(self.lm.forward).parameters:
+            options["logits_to_keep"] = ids.shape[1] - first  # those of what all prompts share are not needed
+        else:
+            first = 0
+        output = self.lm(input_ids=ids, attention_mask=attention_mask, use_cache=False, **options)
+        of_token = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)[batch.mask]
+        held = HeldLogits(output.logits[of_token, positions[batch.mask] - first])
+        if layer is None:
+            return None, held
+        return self.backbone.predicting(output.hidden_states[layer].detach(), batch), held
 
 
 def pair_logprobs(

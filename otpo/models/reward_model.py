@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from otpo.data.collate import collate_completions
+from otpo.data.collate import collate_completions, padded
 from otpo.data.micro_batches import micro_batches
 from otpo.data.rows import Text
 from otpo.data.template import of_model
 from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError
-from otpo.models.backbone import Backbone
+from otpo.models.backbone import Backbone, set_mode
 from otpo.models.checks.loaded import check_loaded, check_precision
 from otpo.models.loading import without_dropout
 from otpo.records import SequenceBatch, TokenCompletion
@@ -34,17 +34,54 @@ from otpo.records import SequenceBatch, TokenCompletion
 class RewardModel(nn.Module):
     """A decoder with a scalar head."""
 
-    forward_methods: ClassVar = ("scores",)
+    forward_methods: ClassVar = ("scores", "own_scores")
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
         self.lm = lm
         self.backbone = Backbone(lm)
 
-    def scores(self, batch: SequenceBatch) -> Tensor:
-        """(S,) float32 score of each sequence. The head's product is float32: bfloat16 would tie close scores."""
-        head = self.lm.get_parameter("score.weight")
-        return self.backbone.last(self.backbone.decode(batch), batch).float() @ head[0].float()
+    def train(self, mode: bool = True) -> RewardModel:
+        """Train mode is only for the adapters' dropout; see `set_mode`."""
+        super().train(mode)
+        set_mode(self.lm, mode)
+        return self
+
+    def scores(self, batch: SequenceBatch, head: Tensor | None = None) -> Tensor:
+        """(S,) float32 score of each sequence. The head's product is float32: bfloat16 would tie close scores.
+
+        Args:
+            head: (D,) in place of the model's own.
+        """
+        head = self.lm.get_parameter("score.weight")[0] if head is None else head
+        return self.backbone.last(self.backbone.decode(batch), batch).float() @ head.float()
+
+    def own_scores(self, batch: SequenceBatch, head: Tensor) -> Tensor:
+        """(S,) float32 scores as transformers' classifier gives them: the truth that `scores` is compared with.
+
+        The sequences are padded on the right with the configuration's padding token, as those who serve the model do;
+        without one they are scored one by one, as transformers then demands.
+
+        Args:
+            head: (D,) in place of the model's own, which is zero in a new reward model.
+        """
+        ids, attention_mask, _ = padded(batch)
+        pad = self.lm.config.get_text_config().pad_token_id
+        parts = [slice(index, index + 1) for index in range(len(ids))] if pad is None else [slice(None)]
+        hook = self.lm.get_submodule("score").register_forward_hook(
+            lambda _, states, __: (states[0].float() @ head.float())[..., None]
+        )
+        scores = []
+        try:
+            with self.backbone.padding():
+                for part in parts:
+                    width = int(attention_mask[part].sum(-1).max())
+                    mask = attention_mask[part, :width]
+                    of_part = ids[part, :width] if pad is None else ids[part, :width].where(mask.bool(), pad)
+                    scores.append(self.lm(input_ids=of_part, attention_mask=mask, use_cache=False).logits[:, 0])
+        finally:
+            hook.remove()
+        return torch.cat(scores)
 
 
 def load_reward_lm(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from otpo.errors import UserError
 from otpo.kernels.mixed_precision import compute_in
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
@@ -81,11 +85,42 @@ def _prepare(model: PolicyModel | RewardModel, device: str, activation_checkpoin
     if all(p.is_floating_point() for p in model.parameters()):
         model.to(device)  # loading has put quantised weights there already
     if activation_checkpointing:
-        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_layers(model)
+
+
+def _checkpoint_layers(model: PolicyModel | RewardModel) -> None:
+    """Let each decoder layer keep only its inputs for backward and compute the rest again.
+
+    transformers does so only in train mode, which would wake dropout and router jitter. A layer's hooks (FSDP2's, those
+    of `otpo.kernels.mixed_precision`) run again too, so that backward finds the weights ready.
+
+    Raises:
+        UserError: no layers were found.
+    """
+    layers = decoder_layers(model)
+    if not layers:
+        raise UserError(
+            f"train.activation_checkpointing: {type(model.lm).__name__} does not name its layers, so nothing could be"
+            " computed again. Leave the key out."
+        )
+    kinds: dict[type, type] = {kind: _checkpointed(kind) for kind in {type(layer) for layer in layers}}
+    for layer in layers:
+        layer.__class__ = kinds[type(layer)]
+
+
+def _checkpointed(kind: Any) -> type:
+    """A class of layers that are computed again in backward."""
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = functools.partial(kind.__call__, self, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
 
 
 def decoder_layers(model: PolicyModel | RewardModel) -> list[nn.Module]:
     """The layers of a model's decoder, first to last."""
     names = set(model.lm._no_split_modules or ())  # how transformers marks layers that stay in one piece
     # FSDP2 gives a sharded layer a class of its own, derived from the layer's
-    return [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
+    named = [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
+    return named or [m for m in model.lm.modules() if isinstance(m, GradientCheckpointingLayer)]

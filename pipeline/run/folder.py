@@ -10,6 +10,7 @@ runs/
     pairs/pairs.jsonl           pairs that were sampled here
     models/<label>/             LabelFolder
       metrics.jsonl             a line a step
+      start_check.json          what was checked before the first step
       tracking.json             the trackers' runs that hold it
       checkpoints/  model/  adapter/
       <task>/model_outputs.json
@@ -41,6 +42,11 @@ class LabelFolder:
     def metrics(self) -> Path:
         """A line a training step or evaluation."""
         return self.path / layout.METRICS
+
+    @property
+    def start_check(self) -> Path:
+        """What training checked before its first step."""
+        return self.path / "start_check.json"
 
     @property
     def tracking(self) -> Path:

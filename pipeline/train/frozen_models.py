@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,34 @@ class JobFrozenModels:
     Args:
         policy: the trained model, before its first step: until then it is the reference.
         micro_batch_tokens: of training.
+        prepare: called with each model that is loaded beside the policy, which is then used.
+
+    Attributes:
+        caches: name of a frozen model -> what `cached` has given.
+        prompts: what it was asked for.
     """
 
-    def __init__(self, job: TrainJob, policy: PolicyModel, mesh: DeviceMesh, *, micro_batch_tokens: int):
+    def __init__(
+        self,
+        job: TrainJob,
+        policy: PolicyModel,
+        mesh: DeviceMesh,
+        *,
+        micro_batch_tokens: int,
+        prepare: Callable[[PolicyModel], object] = lambda model: None,
+    ):
         self.job, self.policy, self.mesh, self.micro_batch_tokens = job, policy, mesh, micro_batch_tokens
+        self.prepare = prepare
+        self.caches: dict[str, FrozenLogProbs] = {}
+        self.prompts: list[PromptCompletions] = []
 
     def cached(self, items: Iterable[PromptCompletions]) -> dict[str, CachedLogProbs]:
         """Log-probabilities of the items by each frozen model; see `FrozenModels`."""
         if not self.job.frozen_models:
             return {}
-        wanted = list(items)
-        return {name: self._cached(path, wanted) for name, path in self.job.frozen_models.items()}
+        self.prompts = list(items)
+        self.caches = {name: self._cached(path, self.prompts) for name, path in self.job.frozen_models.items()}
+        return dict(self.caches)
 
     def live_reference(self) -> Reference:
         """The reference itself; see `FrozenModels`."""
@@ -85,4 +102,6 @@ class JobFrozenModels:
             )
         dtype = torch_dtype(self.job.train["dtype"])
         model = distribute(PolicyModel(lm), self.mesh, dtype=dtype, keep_head=keep_head)
-        return model.requires_grad_(False).eval()
+        model.requires_grad_(False).eval()
+        self.prepare(model)
+        return model

@@ -26,6 +26,7 @@ from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
 from pipeline.train.faults import FAILURE_FILE, explained, failure_config
 from pipeline.train.job import TrainJob
+from pipeline.train.job_start import start_line
 from pipeline.train.tokens import Tokens
 from pipeline.train.worker import train_worker
 
@@ -127,10 +128,14 @@ def fit(
 def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
     """Show the newest line of each job's metrics while the body runs."""
     stop = threading.Event()
+    shown = {job.label for job in jobs if job.folder.model.exists()}  # trained already
+    for job in jobs:
+        if job.label not in shown:
+            job.folder.start_check.unlink(missing_ok=True)  # of an earlier attempt
 
     def follow() -> None:
         while not stop.wait(0.5):
-            _show_newest(jobs, progress)
+            _show_newest(jobs, progress, shown)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -139,11 +144,14 @@ def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        _show_newest(jobs, progress)
+        _show_newest(jobs, progress, shown)
 
 
-def _show_newest(jobs: list[TrainJob], progress: Progress) -> None:
+def _show_newest(jobs: list[TrainJob], progress: Progress, shown: set[str]) -> None:
     for job in jobs:
+        if job.label not in shown and (checked := start_line(job.folder)):
+            shown.add(job.label)
+            progress(f"start check of {job.label}", 0, 0, checked)
         line = newest_step(job.folder.metrics)
         if line:
             text = f"loss {line['loss']:.4f}"

@@ -49,6 +49,7 @@ from pipeline.recipe import TrainConfig
 from pipeline.train.faults import writing_failures
 from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
+from pipeline.train.job_start import JobStart
 from pipeline.train.metrics_log import MetricsLog
 
 
@@ -111,15 +112,18 @@ class _Trainer:
         self.model = distribute(
             model, self.mesh, dtype=dtype, activation_checkpointing=self.train.activation_checkpointing
         )
+        start = JobStart(self.job, self.model, self.objective, self.items, self.device, dtype)
+        start.check_forward()
         if self.train.torch_compile:
             compile_layers(self.model)
-        # Without dropout, in eval mode, the policy at step 0 is exactly the reference. Activation checkpointing and the
-        # adapters' dropout need train mode; at step 0 adapters add nothing.
-        dropout = (self.job.lora or {}).get("lora_dropout", 0)
-        self.model.train(self.train.activation_checkpointing or dropout > 0)
+        # only the adapters' dropout knows train mode (`otpo.models.backbone.set_mode`); at step 0 adapters add nothing
+        self.model.train((self.job.lora or {}).get("lora_dropout", 0) > 0)
         self.optimizer = adamw(self.model, lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
-        frozen = JobFrozenModels(self.job, self.model, self.mesh, micro_batch_tokens=self.budget)
+        frozen = JobFrozenModels(
+            self.job, self.model, self.mesh, micro_batch_tokens=self.budget, prepare=start.check_frozen
+        )
         losses = self.objective.losses(self.model, itertools.chain(self.items, self.validation), frozen)
+        start.check_losses(losses, frozen, writes=self.rank == 0)
         step = self._resume()
         while step < self.job.total_steps and not self._stalled():
             step = self._step(step, losses)

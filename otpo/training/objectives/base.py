@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from otpo.kernels.logprobs import LazyLogits
+from otpo.kernels.held_logits import Logits
 from otpo.models.adapters import add_adapters
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
@@ -62,7 +62,7 @@ class CachedLogProbs(Protocol):
 class Reference(Protocol):
     """The frozen start: a model of its own, or the policy without its adapters."""
 
-    def lazy_logits(self, batch: SequenceBatch) -> LazyLogits:
+    def lazy_logits(self, batch: SequenceBatch) -> Logits:
         """See `PolicyModel.lazy_logits`."""
 
 

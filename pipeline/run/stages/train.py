@@ -80,6 +80,7 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     supervised = labels == ["base"]
     tokens = run.sources.tokens(supervised=supervised)
     from pipeline.cluster.connect import connect
+    from pipeline.train.job_start import fallback_notes
     from pipeline.train.launcher import fit, make_job, padded_batches
 
     connect(run.recipe.cluster.address)
@@ -89,4 +90,5 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
         run.notes.extend(padded_batches(model))
     group = run.recipe.train_of("base") if supervised else run.recipe.train
     fit(jobs, folder, name="base" if supervised else "methods", train=group, progress=run.progress)
+    run.notes.extend(fallback_notes([job.folder for job in jobs]))
     return {job.label: job.tokens for job in jobs}

@@ -1,0 +1,105 @@
+"""The checks before a job's first step (`otpo.training.start_check`), and what they leave in the job's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from otpo.data.token_file import Item
+from otpo.errors import UserError
+from otpo.files import write_atomically
+from otpo.models.policy import PolicyModel
+from otpo.training.forward_check import ForwardCheck, check_forward, check_repeats
+from otpo.training.objectives import Objective, TrainedModel
+from otpo.training.start_check import StartCheck, check_cached, check_loss, choose_rows
+from otpo.training.step import CoupledLosses, LossFunction
+from pipeline.run.folder import LabelFolder
+from pipeline.train.frozen_models import JobFrozenModels
+from pipeline.train.job import TrainJob
+
+
+class JobStart:
+    """Checks one job on this rank; every rank checks the same rows.
+
+    Args:
+        items: all that will be trained on.
+        dtype: that the model computes in.
+    """
+
+    def __init__(
+        self,
+        job: TrainJob,
+        model: TrainedModel,
+        objective: Objective,
+        items: Sequence[Item],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.job, self.model, self.objective, self.device, self.dtype = job, model, objective, device, dtype
+        self.rows = choose_rows(items, device.type)
+        self.batch = objective.collate(self.rows).to(device)
+        self.seconds = 0.0
+        self.forward: ForwardCheck | None = None
+
+    def check_forward(self) -> None:
+        """Compare the model with its own forward, and let it compute in a way that agrees; see `check_forward`.
+
+        Raises:
+            UserError: no way agrees.
+        """
+        started = time.perf_counter()
+        self.forward = check_forward(self.model, self.batch, self.dtype, name=self.job.model)
+        self.seconds += time.perf_counter() - started
+
+    def check_frozen(self, model: PolicyModel) -> None:
+        """`check_forward` of a model beside the policy."""
+        check_forward(model, self.batch, self.dtype)
+
+    def check_losses(self, losses: LossFunction | CoupledLosses, frozen: JobFrozenModels, *, writes: bool) -> None:
+        """Check what depends on the frozen models, before any weight has moved.
+
+        Args:
+            writes: whether this rank leaves the outcome in the job's folder.
+
+        Raises:
+            UserError: the model draws random numbers, or the reference is not the model.
+        """
+        assert self.forward is not None
+        started = time.perf_counter()
+        label, model, dtype = self.job.label, self.model, self.dtype
+        try:
+            repeated = check_repeats(model, self.batch, dtype, self.forward.values, name=self.job.model)
+            cached = loss = expected = None
+            if "reference" in frozen.caches and isinstance(model, PolicyModel):
+                cache = frozen.caches["reference"]
+                prompts = choose_rows(frozen.prompts, self.device.type)
+                cached = check_cached(model, cache, prompts, dtype, where=str(cache.folder))
+                loss, expected = check_loss(
+                    model, self.objective, self.rows, self.batch, losses, frozen.caches, dtype
+                )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from error
+        self.seconds += time.perf_counter() - started
+        found = StartCheck(self.forward, len(self.batch.sequences), repeated, cached, loss, expected, self.seconds)
+        if writes:
+            write_atomically(self.job.folder.start_check, json.dumps(found.to_dict(), indent=1))
+
+
+def start_line(folder: LabelFolder) -> str:
+    """What a training's checks found, in one line; empty before they are done."""
+    return str(_read(folder).get("line", ""))
+
+
+def fallback_notes(folders: Sequence[LabelFolder]) -> list[str]:
+    """A sentence for each label whose log-probabilities could not be computed in the fastest way."""
+    found = ((folder.path.name, _read(folder).get("fallback")) for folder in folders)
+    return [f"{label}: {fallback}." for label, fallback in found if fallback]
+
+
+def _read(folder: LabelFolder) -> dict[str, Any]:
+    path = folder.start_check
+    return json.loads(path.read_text()) if path.exists() else {}
