@@ -1,13 +1,15 @@
 """Where CPUs and GPUs are placed: what training workers, engines and the trials of a sweep ask of the cluster.
 
-Importing this module starts nothing; its functions need a connection (`pipeline.cluster.connect`), except those that
-are told what the cluster has.
+Nodes may be set apart by a custom resource, one unit a GPU: `train` for training, `generate` for engines, as
+cluster.yaml has it. Only nodes that are there count: Ray tells nobody how far an autoscaler may go. Importing this
+module starts nothing. `live_nodes` and what reads it need a connection (`pipeline.cluster.connect`).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,79 +17,177 @@ import ray
 
 from otpo.errors import UserError
 
+Node = dict[str, float]
+"""What a node offers: Ray's resource -> amount."""
+
+NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler started, or may start
+
+
+def live_nodes() -> list[Node]:
+    """The nodes that are there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def grows() -> bool:
+    """Whether an autoscaler may add nodes."""
+    return any(node["Labels"].get(NODE_GROUP) for node in ray.nodes() if node["Alive"])
+
 
 def has_gpu() -> bool:
     """Whether any node has a GPU."""
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def node_pool(name: str) -> dict[str, float]:
-    """What a worker asks of the nodes set apart for its kind, "train" or "generate" (cluster.yaml).
+def set_apart(pool: str, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that are set apart for a kind of work, "train" or "generate"; often none."""
+    return [node for node in nodes if node.get(pool)]
 
-    Nothing where no node is set apart.
-    """
-    return {name: 1.0} if ray.cluster_resources().get(name) else {}
+
+def _count(node: Node, kind: str) -> int:
+    return int(node.get(kind, 0))
 
 
 # ---- training workers ----
 
 
-def training_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that training workers may be placed on."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [node for node in nodes if node.get("train")] if node_pool("train") else nodes
+@dataclass(frozen=True)
+class TrainingRoom:
+    """What training workers find on the nodes that they may be placed on.
 
-
-def check_workers(workers: int, *, use_gpu: bool | str) -> bool:
-    """Whether training workers take GPUs; they must fit into the cluster as it is now.
-
-    Args:
-        use_gpu: True, False, or "auto" (GPUs if there are enough of them).
-
-    Raises:
-        UserError: more workers than the cluster has CPUs or GPUs for training.
+    Attributes:
+        nodes: those set apart for training, else all.
+        pool: whether they are set apart.
     """
-    nodes = training_nodes()
-    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    on_gpu = gpus >= workers if use_gpu == "auto" else bool(use_gpu)
-    kind, available = ("GPU", gpus) if on_gpu else ("CPU", cpus)
-    if workers > available:
-        raise UserError(
-            f"train.workers is {workers}, but the cluster has {available} {kind}{'s' if available != 1 else ''}"
-            f"{' for training' if node_pool('train') else ''}. Set train.workers={max(1, available)}, or add nodes."
+
+    nodes: tuple[Node, ...]
+    pool: bool
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> TrainingRoom:
+        """The room that a cluster's nodes make."""
+        apart = set_apart("train", nodes)
+        return cls(tuple(apart or nodes), bool(apart))
+
+    def slots(self, node: Node, *, gpu: bool, cpus: int = 1) -> int:
+        """Workers that a node holds, with one GPU or none and with `cpus` CPUs each."""
+        counts = [_count(node, "CPU") // cpus]
+        counts += [_count(node, "GPU")] if gpu else []
+        counts += [_count(node, "train")] if self.pool else []
+        return min(counts)
+
+    def workers(self, *, gpu: bool) -> int:
+        """Workers that all nodes hold."""
+        return sum(self.slots(node, gpu=gpu) for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that training may take."""
+        return sum(_count(node, "GPU") for node in self.nodes)
+
+    def cpus_per_worker(self, workers: int, *, gpu: bool) -> int:
+        """CPUs that each of `workers` can have. All CPUs of one worker are on one node.
+
+        With GPUs, at most a node's CPUs for each of its GPUs: more would leave a GPU without CPUs, and the next worker
+        of a larger group without a place.
+        """
+        shares = [
+            _count(node, "CPU") // max(_count(node, "GPU"), 1) if gpu else _count(node, "CPU") for node in self.nodes
+        ]
+        sizes = range(max(shares, default=1), 0, -1)
+        fits = (size for size in sizes if sum(self.slots(n, gpu=gpu, cpus=size) for n in self.nodes) >= workers)
+        return next(fits, 1)
+
+    def check(self, workers: int, *, use_gpu: bool | str) -> bool:
+        """Whether training workers take GPUs; they must fit into the nodes.
+
+        Args:
+            use_gpu: True, False, or "auto" (GPUs if there are enough of them).
+
+        Raises:
+            UserError: more workers than the nodes have CPUs or GPUs for training.
+        """
+        on_gpu = self.workers(gpu=True) >= workers if use_gpu == "auto" else bool(use_gpu)
+        room = self.workers(gpu=on_gpu)
+        if workers > room:
+            kind = "GPU" if on_gpu else "CPU"
+            raise UserError(
+                f"train.workers is {workers}, but the cluster has {room} {kind}{'s' if room != 1 else ''}"
+                f"{' for training' if self.pool else ''}. Set train.workers={max(1, room)}, or add nodes: training"
+                " starts only with its nodes at hand, so raise the least number of nodes of an autoscaled pool."
+            )
+        return on_gpu
+
+    def why_on_cpu(self, workers: int, *, use_gpu: bool | str) -> str | None:
+        """A sentence where `auto` leaves GPUs idle, because they are fewer than the workers."""
+        gpus = self.workers(gpu=True)
+        if use_gpu != "auto" or not 0 < gpus < workers:
+            return None
+        return (
+            f"on the CPU, because train.workers is {workers} and there {'is' if gpus == 1 else 'are'} {gpus}"
+            f" GPU{'s' if gpus > 1 else ''} for training: set train.workers={gpus} to train on the GPU"
         )
-    return on_gpu
 
 
-def cpus_per_worker(workers: int, cpus: list[int]) -> int:
-    """CPUs that each of `workers` can have. All CPUs of one worker are on one node.
-
-    Args:
-        cpus: of each node.
-    """
-    sizes = range(max(cpus, default=1), 0, -1)
-    return next((size for size in sizes if sum(n // size for n in cpus) >= workers), 1)
+def training_room() -> TrainingRoom:
+    """The room for training in the cluster as it is now."""
+    return TrainingRoom.of(live_nodes())
 
 
 # ---- engines ----
 
 
-def engine_resources(workers: int, gpus: int) -> dict[str, Any]:
-    """Options of the Ray actors that hold engines.
+def engine_demands(workers: int, gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool = True) -> list[Node]:
+    """What each engine that fits the nodes asks for beside its GPUs, the pool's own nodes first.
+
+    Engines need all their GPUs on one node.
 
     Args:
         workers: engines. gpus: GPUs of each.
+        on_training_nodes: whether they may also take nodes that are set apart for training, which idle meanwhile.
+
+    Returns:
+        One dictionary of custom resources for each engine, at most `workers` of them.
+    """
+    own = set_apart("generate", nodes)
+    if not own:
+        free = sum(_count(node, "GPU") // gpus for node in nodes) if gpus else workers
+        return [{}] * min(workers, free)
+    found: list[Node] = []
+    for pool in ("generate", "train") if on_training_nodes else ("generate",):
+        for node in set_apart(pool, nodes):
+            units = _count(node, pool) // max(gpus, 1)
+            found += [{pool: float(max(gpus, 1))}] * (min(units, _count(node, "GPU") // gpus) if gpus else units)
+    return found[:workers]
+
+
+def check_engines(workers: int, gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool = True) -> list[Node]:
+    """`engine_demands` of engines, of which at least one must fit the nodes.
 
     Raises:
-        UserError: the cluster has too few GPUs.
+        UserError: none does.
     """
-    available = ray.cluster_resources().get("GPU", 0)
-    if gpus * workers > available:
+    found = engine_demands(workers, gpus, nodes, on_training_nodes=on_training_nodes)
+    if not found:
+        most = max((_count(node, "GPU") for node in nodes), default=0)
         raise UserError(
-            f"generation wants {workers} workers with {gpus} GPUs each, and the cluster has {available:g}: "
-            "lower generate.workers or generate.tensor_parallel_size."
+            f"generation wants engines of {gpus} GPU{'s' if gpus > 1 else ''} (generate.tensor_parallel_size), and no"
+            f" node has room for one: an engine stays within a node, and the largest node has {most}. Lower"
+            " generate.tensor_parallel_size, or add nodes; of an autoscaled pool at least one node must be there."
         )
-    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "resources": node_pool("generate")}
+    return found
+
+
+def fewer_engines(wanted: int, found: int, *, waiting: bool) -> str | None:
+    """A sentence where fewer engines than wanted fit the nodes."""
+    if found >= wanted:
+        return None
+    rest = "the others wait for nodes to come" if waiting else "the others are not started"
+    return f"{found} of {wanted} engines (generate.workers) fit the nodes that are there; {rest}"
+
+
+def actor_options(gpus: int, demand: Node) -> dict[str, Any]:
+    """Options of a Ray actor that holds a model: an engine, or a reward model."""
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "resources": demand}
     return options if gpus else options | {"scheduling_strategy": "SPREAD"}
 
 
@@ -108,7 +208,7 @@ class Allocation:
     Attributes:
         concurrent: trials at a time.
         cpus: of each training worker.
-        keep_engine: whether the engine stays loaded while trials train.
+        keep_engine: whether the engines stay loaded while trials train.
     """
 
     concurrent: int
@@ -117,20 +217,23 @@ class Allocation:
 
 
 def allocate_trials(
-    *, trials: int, workers: int, engine_gpus: int, gpus: int, cpus: list[int], on_gpu: bool
+    nodes: Sequence[Node], *, trials: int, workers: int, engines: int, engine_gpus: int, on_gpu: bool
 ) -> Allocation:
     """As many trials at a time as have room: Ray Tune reserves nothing for a trial, so more would block each other.
 
     Args:
+        nodes: of the cluster.
         trials: most trials at a time.
         workers: training workers of a trial.
-        engine_gpus: that generation takes beside the trials.
-        gpus: of the cluster.
-        cpus: of each of its nodes.
+        engines: that generate beside the trials; 0 where nothing is generated.
+        engine_gpus: of each engine.
         on_gpu: whether training takes GPUs, one a worker.
     """
-    # where training and the engine do not fit side by side, they take turns
-    keep_engine = not on_gpu or gpus - engine_gpus >= workers
-    room = sum(cpus) // workers if not on_gpu else (gpus - engine_gpus) // workers if keep_engine else 1
-    concurrent = max(1, min(trials, room))
-    return Allocation(concurrent, cpus_per_worker(concurrent * workers, cpus), keep_engine)
+    room = TrainingRoom.of(nodes)
+    beside = engine_demands(engines, engine_gpus, nodes, on_training_nodes=False)
+    # engines on nodes of their own take nothing from training; where both share nodes they may have to take turns
+    shared = 0 if set_apart("generate", nodes) else engine_gpus * len(beside)
+    slots = room.workers(gpu=on_gpu) - (shared if on_gpu else 0)
+    keep_engine = not on_gpu or not engines or (bool(beside) and slots >= workers)
+    concurrent = max(1, min(trials, slots // workers)) if keep_engine else 1
+    return Allocation(concurrent, room.cpus_per_worker(concurrent * workers, gpu=on_gpu), keep_engine)

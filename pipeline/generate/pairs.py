@@ -2,7 +2,7 @@
 
 `sample_pairs(..., out="pairs.jsonl")` writes the pairs and, beside them, `pairs.report.json` (what became of every
 prompt), `pairs.samples/` (the outputs) and `pairs.ratings.sqlite` (the judge's replies): the same call after a kill
-asks nothing twice. A reward model scores in this process, again in each call.
+asks nothing twice. A reward model scores again in each call.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def sample_pairs(
     if judge.reward_model:
         trained = trained_with(judge.reward_model)
         rewards = RewardJudge(judge.reward_model, template=trained or template, progress=progress)
+        if pool.config.device == "gpu":
+            pool.close()  # scoring wants their memory
         ratings = rewards(list(asked), list(asked.values()))
+        rewards.unload()
     else:
         ratings = rate(
             [{"instruction": instruction, "output": output} for instruction, output in asked],

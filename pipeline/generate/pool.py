@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otpo.data.template import Setting, Template, of_model, template_of
 from otpo.errors import UserError, WorkError
 from otpo.files import write_json
-from pipeline.generate.backends import backend_of, device_of, environment, resolve, start
-from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs
+from pipeline.generate.backends import backend_of, device_of, resolve
+from pipeline.generate.engine import EngineConfig, Output, Request, Sampling
 from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
 from pipeline.generate.outputs import GenerationResult, OutputFiles, PartialOutputs, finished, output_row
 from pipeline.progress import Progress, silent
@@ -32,6 +32,7 @@ from pipeline.run.manifest import versions
 
 if TYPE_CHECKING:
     from eval.tasks import Prompt
+    from pipeline.generate.actors import Call, StartedEngines
 
 
 def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto") -> ModelFolder:
@@ -45,6 +46,7 @@ def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto
     """
     folder = open_model(model)
     backend = backend_of(config)
+    _check_parallel(folder, backend, config.tensor_parallel_size)
     check_servable(
         folder,
         template=of_model(template, folder.path).for_generation,
@@ -54,24 +56,51 @@ def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto
     return folder
 
 
+def _check_parallel(folder: ModelFolder, backend: str, size: int) -> None:
+    """Refuse a number of GPUs for an engine that it could not divide the model among."""
+    heads = folder.config.get("num_attention_heads")
+    if size > 1 and backend == "transformers":
+        raise UserError(
+            f"generate.tensor_parallel_size is {size}, and the transformers engine takes one GPU: set it to 1, or"
+            " generate.backend=vllm."
+        )
+    if heads and heads % size:
+        raise UserError(
+            f"generate.tensor_parallel_size is {size}, and vLLM divides the {heads} attention heads of {folder.name}"
+            f" evenly: set a divisor of {heads}."
+        )
+
+
 class EnginePool:
     """Engines as Ray actors: created once, used for every model of a run, gone with the pool or with its driver."""
 
-    def __init__(self, config: EngineConfig, first_model: str | Path, template: Setting = "auto") -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        first_model: str | Path,
+        template: Setting = "auto",
+        *,
+        on_training_nodes: bool = True,
+    ) -> None:
         """Start loading the engines; returns at once, so that loading overlaps what the caller does next.
+
+        Fewer engines than `config.workers` are started where no more fit the nodes, which is logged. Where an
+        autoscaler may add nodes, the others wait for them and join when they are ready.
 
         Args:
             config: what the engines are.
             first_model: whose weights are loaded first.
             template: how `generate` renders prompts unless told otherwise; "auto" asks `first_model`.
+            on_training_nodes: whether engines may also take nodes set apart for training, which idle meanwhile.
 
         Raises:
-            UserError: the model cannot be served, or the cluster has too few GPUs.
+            UserError: the model cannot be served, or no node has room for an engine.
         """
         folder = preflight(first_model, config, template)
+        self.on_training_nodes = on_training_nodes
         self.config = resolve(config)
         self.template = of_model(template, folder.path).for_generation
-        self._actors: list[Any] = []
+        self._engines: StartedEngines | None = None
         self._start(folder)
 
     def __enter__(self) -> EnginePool:
@@ -82,15 +111,9 @@ class EnginePool:
 
     def close(self) -> None:
         """End the engines and wait until their processes have let go of memory and GPUs."""
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-        for actor in self._actors:
-            ray.wait(
-                [actor.ready.options(max_task_retries=0).remote()], timeout=30
-            )  # resolves, with an error, once the actor is dead
-        self._actors = []
+        if self._engines is not None:
+            self._engines.close()
+            self._engines = None
 
     def generate(
         self,
@@ -149,12 +172,14 @@ class EnginePool:
         todo = [r for r in requests if (r.id, r.sample) not in done]
         if todo:
             self._make_room_for(folder)
-        for batch in self._stream(folder, todo, sampling, template, limit):
+        for batch in self._stream((folder, sampling, template, limit), todo):
             partial.append(batch)
             done |= {(c.id, c.sample): c for c in batch}
             tokens += sum(c.n_tokens for c in batch)
-            seconds += sum(c.seconds for c in batch) / self.config.workers
-            progress(what, len(done), len(requests), f"{tokens / seconds:,.0f} tokens/s")
+            up, started = self._up()
+            seconds += sum(c.seconds for c in batch) / up
+            remark = f", {up} of {started} engines" if up < started else ""
+            progress(what, len(done), len(requests), f"{tokens / seconds:,.0f} tokens/s{remark}")
         outputs = [output_row(p, done[p.id, s], label, sampling.n) for p in prompts for s in range(sampling.n)]
         report = {
             "key": key,
@@ -181,69 +206,47 @@ class EnginePool:
         return GenerationResult(files.outputs, outputs, report)
 
     def _start(self, folder: ModelFolder) -> None:
-        import ray
+        from pipeline.generate.actors import start_engines
 
-        from pipeline.cluster.placement import engine_resources
-
-        gpus = self.config.tensor_parallel_size if self.config.device == "gpu" else 0
-        actor = ray.remote(_EngineActor)
-        # An engine that dies (out of memory, a lost node) is loaded once more and its batch is asked again.
-        # `runtime_env` gives a fresh process, so that the environment is set before torch is imported.
-        options: dict[str, Any] = engine_resources(self.config.workers, gpus) | {
-            "max_restarts": 1,
-            "max_task_retries": 1,
-            "runtime_env": {"env_vars": environment(self.config, self._threads())},
-        }
         self._folder = folder
-        self._actors = [actor.options(**options).remote(self.config, folder) for _ in range(self.config.workers)]
-        self._ready = [actor.ready.remote() for actor in self._actors]
+        self._engines = start_engines(self.config, folder, on_training_nodes=self.on_training_nodes)
 
-    def _threads(self) -> int | None:
-        """CPU threads of an engine: its share of a node's cores. On a GPU torch chooses."""
-        from pipeline.cluster.placement import engine_threads
-
-        return None if self.config.device == "gpu" else engine_threads(self.config.workers)
+    def _up(self) -> tuple[int, int]:
+        """Engines that are ready, and those that were started."""
+        return (1, 1) if self._engines is None else (self._engines.up(), len(self._engines.actors))
 
     def _make_room_for(self, folder: ModelFolder) -> None:
         """Start new engines for a model of another architecture: a process that ends gives all its memory back."""
-        if not self._actors or not folder.shares_engine_with(self._folder):
+        if self._engines is None or not folder.shares_engine_with(self._folder):
             self.close()
             self._start(folder)
 
-    def _stream(
-        self, folder: ModelFolder, requests: list[Request], sampling: Sampling, template: Template, limit: int
-    ) -> Iterator[list[Output]]:
+    def _stream(self, call: Call, requests: list[Request]) -> Iterator[list[Output]]:
         """Batches of outputs as they come, in any order."""
-        if not requests:
+        engines = self._engines
+        if not requests or engines is None:
             return
-        import ray
         import ray.data
+
+        from pipeline.generate.actors import ask
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        workers = len(self._actors)
+        workers = len(engines.actors)
         size = self.config.batch_size or (512 if self.config.device == "gpu" else 128)
         # batches of equal size, equally many for every engine
         count = workers * math.ceil(len(requests) / size / workers)
         size = math.ceil(len(requests) / count)
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-        rows = [
-            {"number": number, "batch": json.dumps([asdict(request) for request in batch], ensure_ascii=False)}
-            for number, batch in enumerate(batches)
-        ]
-        call = (folder, sampling, template, limit)
-        # Two calls for each engine: the next batch waits at the engine while it works.
+        rows = [{"batch": json.dumps([asdict(request) for request in batch], ensure_ascii=False)} for batch in batches]
         generated = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _ask,  # type: ignore[arg-type]
+            ask,  # type: ignore[arg-type]
             batch_size=None,
             num_cpus=0,
-            fn_kwargs={
-                "engines": list(zip(self._actors, self._ready, strict=True)),
-                "call": call,
-                "timeout": self.config.start_timeout,
-            },
-            compute=ray.data.TaskPoolStrategy(size=min(2 * workers, len(rows))),
+            fn_kwargs={"engines": engines, "call": call, "timeout": self.config.start_timeout},
+            # one call for each engine, and two for a lone one: its next batch waits at the engine while it works
+            compute=ray.data.TaskPoolStrategy(size=min(max(workers, 2), len(rows))),
         )
         for block in generated.iter_batches(batch_size=None, prefetch_batches=0):
             for text in block["outputs"]:
@@ -263,48 +266,6 @@ class EnginePool:
         return WorkError(
             f"Generation failed: {message}. The outputs that had arrived are kept; the same command makes the others."
         )
-
-
-class _EngineActor:
-    """One engine in one process."""
-
-    def __init__(self, config: EngineConfig, folder: ModelFolder) -> None:
-        self.engine = start(config, _here(folder))
-
-    def ready(self) -> None:
-        """Returns once the engine is loaded."""
-
-    def generate(self, batch: str, folder: ModelFolder, sampling: Sampling, template: Template, limit: int) -> str:
-        """Outputs for a batch of requests, both as JSON."""
-        requests = [Request(**values) for values in json.loads(batch)]
-        outputs = generate_outputs(self.engine, _here(folder), requests, sampling, template, limit)
-        return json.dumps([asdict(output) for output in outputs], ensure_ascii=False)
-
-
-def _here(folder: ModelFolder) -> ModelFolder:
-    """The folder on this node: a hub model is in each node's own cache."""
-    return folder if folder.path.is_dir() else open_model(folder.name)
-
-
-def _ask(
-    block: dict[str, Any], engines: list[tuple[Any, Any]], call: tuple[Any, ...], timeout: float
-) -> dict[str, list[str]]:
-    """Ray Data's task: hand each batch to its engine and wait for the outputs, or for the failure, as JSON."""
-    import ray
-
-    outputs = []
-    for number, batch in zip(block["number"], block["batch"], strict=True):
-        actor, ready = engines[int(number) % len(engines)]
-        try:
-            ray.get(ready, timeout=timeout)
-            outputs.append(ray.get(actor.generate.remote(str(batch), *call)))
-        except ray.exceptions.GetTimeoutError:
-            outputs.append(json.dumps({"kind": "timeout", "message": ""}))
-        except Exception as error:  # the driver reports whatever an engine raises, once
-            cause = getattr(error, "cause", error)
-            kind = "input" if isinstance(cause, UserError) else "engine"
-            outputs.append(json.dumps({"kind": kind, "message": str(cause) or type(cause).__name__}))
-    return {"outputs": outputs}
 
 
 def check_prompts(prompts: Sequence[Prompt], template: Template) -> None:

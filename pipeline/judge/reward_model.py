@@ -1,21 +1,29 @@
-"""A reward model in the judge's place: it scores outputs in this process, each once."""
+"""A reward model in the judge's place: it scores outputs, each once, on a GPU of the cluster where there is one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from otpo.errors import UserError
+from otpo.errors import UserError, WorkError
 from pipeline.progress import Progress, silent
+
+Score = Callable[[list[Any], list[str], Callable[[int, int], None]], list[float]]
+"""(prompts, outputs, called with done and total) -> scores."""
 
 Key = tuple[str, str]
 """(instruction, output)."""
 
+CHUNK = 512  # outputs that are scored between two steps of the progress
+
 
 class RewardJudge:
     """Scores of outputs by a reward model. The model is loaded for the first output, and scores each only once.
+
+    In a process that is connected to a Ray cluster with GPUs the model is loaded on one of them, elsewhere in this
+    process. Engines that hold the GPUs must be closed before.
 
     Args:
         folder: of the reward model, or its hub name.
@@ -26,7 +34,8 @@ class RewardJudge:
     def __init__(self, folder: str | Path, *, template: str = "auto", progress: Progress = silent):
         self.folder, self.template, self.progress = folder, template, progress
         self.known: dict[Key, float] = {}
-        self._model: Any = None
+        self._score: Score | None = None
+        self._end: Callable[[], None] = lambda: None
 
     def __call__(self, asked: Sequence[Key], prompts: Sequence[Any] | None = None) -> list[float]:
         """The score of each (instruction, output), higher is better.
@@ -41,25 +50,91 @@ class RewardJudge:
         given = zip(asked, prompts or [instruction for instruction, _ in asked], strict=True)
         new = {key: prompt for key, prompt in given if key not in self.known}
         if new:
-            if self._model is None:
-                from otpo.models.reward_model import RewardScorer
-
-                self._model = RewardScorer(self.folder, template=self.template)
-            scores = self._model(list(new.values()), [output for _, output in new], self._count)
+            if self._score is None:
+                self._score, self._end = _load(self.folder, self.template)
+            scores = self._score(list(new.values()), [output for _, output in new], self._count)
             self.known |= dict(zip(new, scores, strict=True))
         return [self.known[key] for key in asked]
 
     def unload(self) -> None:
         """Give the model's memory back; the scores are kept, and a new output loads the model again."""
-        if self._model is not None:
-            import torch
-
-            self._model = None
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if self._score is not None:
+            self._end()
+            self._score = None
 
     def _count(self, done: int, total: int) -> None:
         self.progress("score outputs", done, total, "")
+
+
+def _load(folder: str | Path, template: str) -> tuple[Score, Callable[[], None]]:
+    """A loaded reward model, and what gives its memory back."""
+    import ray
+
+    if ray.is_initialized():
+        from pipeline.cluster.placement import has_gpu
+
+        if has_gpu():
+            return _load_on_cluster(str(folder), template)
+    from otpo.models.reward_model import RewardScorer
+
+    scorer: Any = RewardScorer(folder, template=template)
+
+    def score(prompts: list[Any], outputs: list[str], count: Callable[[int, int], None]) -> list[float]:
+        return scorer(prompts, outputs, count)
+
+    def end() -> None:
+        nonlocal scorer
+        import torch
+
+        scorer = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    return score, end
+
+
+def _load_on_cluster(folder: str, template: str) -> tuple[Score, Callable[[], None]]:
+    """As `_load`, in a Ray actor with a GPU of its own: the driver's machine may have none."""
+    import ray
+
+    from pipeline.cluster.placement import actor_options, check_engines, live_nodes
+
+    options = actor_options(1, check_engines(1, 1, live_nodes())[0])
+    actor: Any = ray.remote(_ScoringActor).options(**options).remote(folder, template)
+
+    def score(prompts: list[Any], outputs: list[str], count: Callable[[int, int], None]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(outputs), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            try:
+                found += ray.get(actor.score.remote(prompts[chunk], outputs[chunk]))
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, UserError | WorkError):
+                    raise cause from None
+                raise WorkError(
+                    f"The reward model {folder} failed on its GPU: {cause or error}. The same command tries again."
+                ) from error
+            count(len(found), len(outputs))
+        return found
+
+    return score, lambda: ray.kill(actor)
+
+
+class _ScoringActor:
+    """A reward model in a process of its own. It is loaded by the first call, whose error then says what is wrong."""
+
+    def __init__(self, folder: str, template: str) -> None:
+        self.folder, self.template = folder, template
+        self._scorer: Any = None
+
+    def score(self, prompts: list[Any], outputs: list[str]) -> list[float]:
+        """The score of each output of its prompt."""
+        if self._scorer is None:
+            from otpo.models.reward_model import RewardScorer
+
+            self._scorer = RewardScorer(self.folder, template=self.template)
+        return self._scorer(prompts, outputs)
 
 
 def check_reward_model(key: str, path: str) -> None:

@@ -176,8 +176,8 @@ class GenerateConfig(Section):
     )
     limit: int | None = Field(None, ge=1, description="Uses only the first prompts of a task: how many. Unset: all.")
     backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto is vLLM where it is installed.")
-    workers: int = Field(1, ge=1, description="Engines that work side by side.")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine.")
+    workers: int = Field(1, ge=1, description="Engines that work side by side; fewer where fewer fit the cluster.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine, all of one node.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory that vLLM may fill.")
     dtype: AutoDtype = Field("auto", description="Precision; auto is bf16 on a GPU, fp32 on a CPU.")
     max_model_len: int | None = Field(

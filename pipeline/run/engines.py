@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from pipeline.recipe import Recipe
@@ -26,6 +27,7 @@ class Engines:
     def __init__(self, recipe: Recipe, sources: Sources):
         self.recipe, self.sources = recipe, sources
         self._pool: EnginePool | None = None
+        self._on_training_nodes = True
 
     def __enter__(self) -> Engines:
         return self
@@ -46,8 +48,26 @@ class Engines:
 
             connect(self.recipe.cluster.address)
             start = self.sources.start.path
-            self._pool = EnginePool(engine_config(self.recipe), start, self.sources.generation_template)
+            self._pool = EnginePool(
+                engine_config(self.recipe),
+                start,
+                self.sources.generation_template,
+                on_training_nodes=self._on_training_nodes,
+            )
         return self._pool
+
+    def join_cluster(self) -> None:
+        """Connect to the Ray cluster that the recipe or RAY_ADDRESS names, if one does: its GPUs can then be used."""
+        if self.recipe.cluster.address or os.environ.get("RAY_ADDRESS"):
+            from pipeline.cluster.connect import connect
+
+            connect(self.recipe.cluster.address)
+
+    def leave_training_nodes(self) -> None:
+        """From now on, leave the nodes that are set apart for training: models are trained beside the engines."""
+        self._on_training_nodes = False
+        if self.on_gpu:
+            self.close()
 
     def close(self) -> None:
         """End the engines and give their memory back; a later `pool()` starts them again."""

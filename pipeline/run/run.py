@@ -21,6 +21,7 @@ from pipeline.run.context import RunContext
 from pipeline.run.engines import Engines
 from pipeline.run.folder import RunFolder
 from pipeline.run.manifest import open_run
+from pipeline.run.room import check_room
 from pipeline.run.sources import Sources
 from pipeline.run.stages.base import base
 from pipeline.run.stages.generate import generate
@@ -76,6 +77,7 @@ def run(
         if until == "report":
             check_evaluation(this)
         with tracking(recipe, this.folder, note=this.notes.append), this.engines:
+            check_room(this, generates=until == "report" and bool(this.sources.tasks))
             base(this)
             pairs(this)
             train(this)

@@ -59,6 +59,8 @@ def judging_trials(run: RunContext, task: Task | None, queue: Any, *, keep_engin
     if task is None:
         yield
         return
+    if keep_engine:
+        run.engines.leave_training_nodes()
     with ready_judge(run, judge_config(run.recipe, task)) as config:
         if reference_of(run, task).label:
             generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))

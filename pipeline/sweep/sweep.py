@@ -22,6 +22,7 @@ from pipeline.run.checks import check_evaluation
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import reading_inputs, training_inputs
 from pipeline.run.judges import reference_of
+from pipeline.run.room import check_room
 from pipeline.run.run import open_context, writing_run
 from pipeline.run.stages.base import base
 from pipeline.run.stages.generate import generation_inputs
@@ -95,7 +96,10 @@ def _sweep(run: RunContext, search: Search, say: Say) -> Outcome:
             " a file."
         )
     # a first call is refused before the base is trained, and a finished one needs no Ray
-    allocation = None if manifest.finished("sweep") else allocate(recipe, search)
+    allocation = None
+    if not manifest.finished("sweep"):
+        allocation = allocate(recipe, search)
+        check_room(run, generates=task is not None)
     base(run)
     pairs(run)
     train(run, labels_before_trials(recipe, search))

@@ -25,19 +25,21 @@ def allocate(recipe: Recipe, search: Search) -> Allocation:
         UserError: it has no room for one.
     """
     from pipeline.cluster.connect import connect
-    from pipeline.cluster.placement import allocate_trials, check_workers, training_nodes
+    from pipeline.cluster.placement import TrainingRoom, allocate_trials, check_engines, has_gpu, live_nodes
 
     connect(recipe.cluster.address)
     train, generate = recipe.train_of(search.label), recipe.generate
-    on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
-    nodes = training_nodes()
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    nodes = live_nodes()
+    on_gpu = TrainingRoom.of(nodes).check(train.workers, use_gpu=train.use_gpu)
+    engines, engine_gpus = generate.workers if search.task else 0, generate.tensor_parallel_size if has_gpu() else 0
+    if engines:
+        check_engines(engines, engine_gpus, nodes)
     return allocate_trials(
+        nodes,
         trials=min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials),
         workers=train.workers,
-        engine_gpus=generate.workers * generate.tensor_parallel_size if search.task and gpus else 0,
-        gpus=gpus,
-        cpus=[int(node.get("CPU", 0)) for node in nodes],
+        engines=engines,
+        engine_gpus=engine_gpus,
         on_gpu=on_gpu,
     )
 

@@ -18,7 +18,7 @@ from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
 from otpo.training.schedule import total_steps
-from pipeline.cluster.placement import check_workers, cpus_per_worker, node_pool, training_nodes
+from pipeline.cluster.placement import training_room
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
 from pipeline.run.folder import RunFolder
@@ -96,12 +96,13 @@ def fit(
         UserError: the cluster is too small, or a worker found wrong input.
         WorkError: training failed; checkpoints are kept.
     """
-    on_gpu = check_workers(train.workers, use_gpu=train.use_gpu)
+    room = training_room()
+    on_gpu = room.check(train.workers, use_gpu=train.use_gpu)
     for job in jobs:
         check_quantization(job.quantization, gpu=on_gpu)
         if job.train["torch_compile"] and not on_gpu:
             check_compiler("train.torch_compile")
-    cpus = cpus or cpus_per_worker(train.workers, [int(node.get("CPU", 0)) for node in training_nodes()])
+    cpus = cpus or room.cpus_per_worker(train.workers, gpu=on_gpu)
     place = RunFolder(folder)
     failure = place.ray / name / FAILURE_FILE
     trainer = TorchTrainer(
@@ -111,7 +112,7 @@ def fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
             use_gpu=on_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if on_gpu else {}) | node_pool("train"),
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if on_gpu else {}) | ({"train": 1} if room.pool else {}),
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # ray.air's has no worker_runtime_env
             name=name,

@@ -262,8 +262,15 @@ def test_outputs_made_another_way_are_not_taken_over(tmp_path: Path):
 
 
 def test_more_gpus_than_there_are_is_refused(ray_cluster, tiny_llama: Path):
-    with pytest.raises(UserError, match=r"2 workers with 4 GPUs each, and the cluster has 0"):
-        EnginePool(EngineConfig(device="gpu", workers=2, tensor_parallel_size=4), tiny_llama)
+    with pytest.raises(UserError, match=r"engines of 2 GPUs .* the largest node has 0"):
+        EnginePool(EngineConfig(backend="vllm", device="gpu", tensor_parallel_size=2), tiny_llama)
+
+
+def test_gpus_that_an_engine_could_not_use_are_refused(tiny_llama: Path):
+    with pytest.raises(UserError, match=r"vLLM divides the 2 attention heads .* set a divisor of 2"):
+        preflight(tiny_llama, EngineConfig(backend="vllm", tensor_parallel_size=4))
+    with pytest.raises(UserError, match="the transformers engine takes one GPU"):
+        preflight(tiny_llama, EngineConfig(backend="transformers", tensor_parallel_size=2))
 
 
 def test_an_engine_that_is_not_ready_in_time_is_an_error_not_a_hang(ray_cluster, tiny_llama: Path, tmp_path: Path):

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.pools import RECIPES, misfits, read_recipe, shipped
+from support.pools import RECIPES, Pool, nodes_at_start, read_recipe, shipped
+
+from otpo.errors import UserError
+from pipeline.cluster.placement import TrainingRoom, engine_demands
+from pipeline.recipe.recipe import Recipe
+from pipeline.run.room import find_room
 
 POOLS = shipped()
 LARGEST = next(path for path in RECIPES if path.stem == "llama3_8b_otpo")
 
 
+def said(recipe: Recipe, pools: list[Pool]) -> list[tuple[str, str]]:
+    """What a run of the recipe says of the cluster as it starts, with every node that it may still get in mind."""
+    groups = [recipe.train] + ([recipe.train_of("base")] if recipe.base else [])
+    return find_room(recipe, nodes_at_start(pools), groups, generates=True, grows=True)
+
+
+def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
 @pytest.mark.parametrize("file", POOLS)
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_fits(path: Path, file: str) -> None:
+    """All its workers have a GPU each, and all its engines start at once: some of them on idle training GPUs."""
     recipe, gpu_gb = read_recipe(path)
-    assert not misfits(recipe, POOLS[file], gpu_gb)
+    assert said(recipe, POOLS[file]) == []
+    room = TrainingRoom.of(nodes_at_start(POOLS[file]))
+    assert room.pool and room.check(recipe.train.workers, use_gpu=True)
+    (train,) = (pool for pool in POOLS[file] if pool.name == "train")
+    assert train.gpu_gb is None or gpu_gb <= train.gpu_gb
 
 
 def test_recipes_that_name_their_gpus_are_read() -> None:
@@ -28,31 +49,30 @@ def test_recipes_that_name_their_gpus_are_read() -> None:
 
 @pytest.mark.parametrize("file", POOLS)
 @pytest.mark.parametrize(
-    ("section", "values", "found"),
+    ("section", "values", "refusal"),
     [
-        ("train", {"workers": 16}, "train.workers 16"),
-        ("generate", {"workers": 5}, "generate.workers 5 of 4"),
-        ("generate", {"workers": 1, "tensor_parallel_size": 2}, "generate.workers 1 of 0, 2 GPUs each"),
+        ("train", {"workers": 16}, r"train\.workers is 16, but the cluster has [48] GPUs for training"),
+        ("generate", {"tensor_parallel_size": 16}, r"engines of 16 GPUs .* largest node has [48]"),
     ],
 )
-def test_a_planted_misfit_is_found(file: str, section: str, values: dict[str, int], found: str) -> None:
-    recipe, gpu_gb = read_recipe(LARGEST)
-    changed = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
-    (misfit,) = misfits(changed, POOLS[file], gpu_gb)
-    assert misfit.startswith(found)
-
-
-def test_a_gpu_with_too_little_memory_is_found() -> None:
-    recipe, gpu_gb = read_recipe(LARGEST)
-    assert misfits(recipe, POOLS["cluster.yaml"], gpu_gb + 1) == ["GPUs of 81 GB, there are 80 GB"]
-
-
-def test_engines_may_ask_for_no_more_gpus_than_the_cluster_starts_with() -> None:
+def test_a_planted_misfit_is_refused(file: str, section: str, values: dict[str, int], refusal: str) -> None:
     recipe, _ = read_recipe(LARGEST)
-    small = [
-        dataclasses.replace(pool, nodes=(0, 4)) if pool.name == "generate" else pool
-        for pool in POOLS["jobs/rayjob.yaml"]
-    ]
-    assert not misfits(recipe, small)
-    five = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"workers": 5})})
-    assert "generation asks for 5 GPUs, the cluster starts with 4" in misfits(five, small)
+    with pytest.raises(UserError, match=refusal):
+        said(changed(recipe, section, **values), POOLS[file])
+
+
+def test_engines_that_wait_for_nodes_are_told() -> None:
+    recipe, _ = read_recipe(LARGEST)
+    ((what, sentence),) = said(changed(recipe, "generate", workers=6), POOLS["jobs/rayjob.yaml"])
+    assert what == "engines" and sentence.startswith("5 of 6 engines") and sentence.endswith("wait for nodes to come")
+
+
+@pytest.mark.parametrize("file", POOLS)
+def test_engines_have_the_nodes_set_apart_for_them_beside_training(file: str) -> None:
+    """As a sweep wants it: with as many nodes as the file allows, every shipped recipe's engines fit beside trials."""
+    most = [dataclasses.replace(pool, nodes=(pool.nodes[1], pool.nodes[1])) for pool in POOLS[file]]
+    for path in RECIPES:
+        generate = read_recipe(path)[0].generate
+        size = generate.tensor_parallel_size
+        found = engine_demands(generate.workers, size, nodes_at_start(most), on_training_nodes=False)
+        assert found == [{"generate": size}] * generate.workers

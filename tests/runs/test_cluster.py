@@ -1,37 +1,36 @@
-"""What workers ask of a cluster: a share of its CPUs, and their own pool of nodes where there is one."""
+"""What workers and engines ask of a cluster: a share of its CPUs, its GPUs, and nodes set apart for their kind."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from pipeline.cluster.placement import cpus_per_worker
-
-POOLS = """
-import json, ray
-from ray.cluster_utils import Cluster
 from otpo.errors import UserError
-from pipeline.cluster.placement import check_workers, node_pool, training_nodes
+from otpo.models.fresh import make_model
+from otpo.models.reward_model import RewardScorer
+from pipeline.cluster.placement import (
+    Node,
+    TrainingRoom,
+    allocate_trials,
+    check_engines,
+    engine_demands,
+    fewer_engines,
+)
+from support.reward import export_reward_model
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
-for pools in ({"train": 4}, {"generate": 1}):
-    cluster.add_node(num_cpus=8, num_gpus=next(iter(pools.values())), resources=pools)
-ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
-try:
-    check_workers(5, use_gpu=True)
-except UserError as error:
-    refused = str(error)
-found = {
-    "pools": [node_pool("train"), node_pool("generate"), node_pool("other")],
-    "cpus": [node["CPU"] for node in training_nodes()],
-    "on_gpu": check_workers(4, use_gpu="auto"),
-    "refused": refused,
-}
-print("FOUND" + json.dumps(found))
-"""
+TRAIN = {"CPU": 192, "GPU": 8, "train": 8}
+GENERATE = {"CPU": 8, "GPU": 1, "generate": 1}
+
+
+def machines(*shapes: tuple[int, int]) -> list[Node]:
+    """Nodes of (CPUs, GPUs), none of them set apart."""
+    return [{"CPU": cpus, "GPU": gpus} for cpus, gpus in shapes]
 
 
 @pytest.mark.parametrize(
@@ -47,15 +46,170 @@ print("FOUND" + json.dumps(found))
         (1, [], 1),
     ],
 )
-def test_a_workers_cpus_stand_on_one_node(workers, cpus, share):
-    assert cpus_per_worker(workers, cpus) == share
+def test_a_workers_cpus_stand_on_one_node(workers: int, cpus: list[int], share: int) -> None:
+    room = TrainingRoom.of([{"CPU": count} for count in cpus])
+    assert room.cpus_per_worker(workers, gpu=False) == share
 
 
-def test_pools_of_nodes_are_asked_for_where_there_are_any():
-    """The generating node's GPU and CPUs are not counted as room for training."""
-    done = subprocess.run([sys.executable, "-c", POOLS], capture_output=True, text=True, timeout=180)
+@pytest.mark.parametrize(
+    ("workers", "nodes", "share"),
+    [
+        (2, machines((192, 8)), 24),  # half a node each would leave six GPUs without a CPU
+        (8, machines((192, 8)), 24),
+        (1, machines((192, 8)), 24),
+        (2, machines((8, 1), (192, 8)), 24),  # both on the large node
+        (9, machines((8, 1), (192, 8)), 8),  # the small node's worker has but 8
+        (4, machines((6, 4)), 1),
+        (8, [TRAIN, GENERATE], 24),
+    ],
+)
+def test_a_gpus_worker_has_at_most_its_gpus_share_of_the_cpus(workers: int, nodes: list[Node], share: int) -> None:
+    assert TrainingRoom.of(nodes).cpus_per_worker(workers, gpu=True) == share
+
+
+def test_workers_that_no_node_has_room_for_are_refused() -> None:
+    room = TrainingRoom.of([TRAIN, GENERATE])
+    assert room.check(8, use_gpu=True) and room.gpus == 8
+    with pytest.raises(UserError, match=r"has 8 GPUs for training\. Set train\.workers=8"):
+        room.check(9, use_gpu=True)
+    with pytest.raises(UserError, match=r"has 4 GPUs for training"):  # units are what workers ask for
+        TrainingRoom.of([TRAIN | {"train": 4}]).check(8, use_gpu=True)
+    with pytest.raises(UserError, match=r"has 2 GPUs\. "):  # a worker without a CPU is never placed
+        TrainingRoom.of(machines((2, 8))).check(8, use_gpu=True)
+
+
+def test_gpus_that_auto_leaves_idle_are_told() -> None:
+    one = TrainingRoom.of(machines((8, 1)))
+    assert one.check(2, use_gpu="auto") is False and one.check(1, use_gpu="auto") is True
+    assert "set train.workers=1 to train on the GPU" in str(one.why_on_cpu(2, use_gpu="auto"))
+    assert one.why_on_cpu(1, use_gpu="auto") is None and one.why_on_cpu(2, use_gpu=False) is None
+    assert TrainingRoom.of(machines((8, 0))).why_on_cpu(2, use_gpu="auto") is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "nodes", "found"),
+    [
+        (4, 1, [TRAIN, GENERATE], [{"generate": 1}, *3 * [{"train": 1}]]),  # the training GPUs idle meanwhile
+        (4, 1, [TRAIN, *4 * [GENERATE]], 4 * [{"generate": 1}]),
+        (2, 4, [TRAIN, GENERATE], 2 * [{"train": 4}]),  # as many units as GPUs, all on one node
+        (3, 4, [TRAIN, GENERATE], 2 * [{"train": 4}]),
+        (1, 16, [TRAIN, TRAIN], []),  # no engine spans nodes
+        (1, 2, [GENERATE, GENERATE], []),
+        (2, 2, [{"CPU": 8, "GPU": 4, "generate": 2}], [{"generate": 2}]),  # units that are missing
+        (3, 2, machines((8, 3), (8, 2)), 2 * [{}]),  # nothing is set apart; a GPU is left over
+        (3, 0, machines((8, 0)), 3 * [{}]),
+        (3, 0, [{"CPU": 8, "generate": 2}], 2 * [{"generate": 1}]),
+    ],
+)
+def test_engines_ask_for_units_of_the_pool_that_has_them(
+    workers: int, gpus: int, nodes: list[Node], found: list[Node]
+) -> None:
+    assert engine_demands(workers, gpus, nodes) == found
+
+
+def test_engines_that_fit_nowhere_are_refused_and_missing_ones_told() -> None:
+    with pytest.raises(UserError, match=r"engines of 16 GPUs .* the largest node has 8"):
+        check_engines(1, 16, [TRAIN, TRAIN])
+    with pytest.raises(UserError, match=r"engines of 4 GPUs"):
+        check_engines(1, 4, [TRAIN, GENERATE], on_training_nodes=False)
+    assert fewer_engines(4, 4, waiting=True) is None
+    assert "1 of 4 engines" in str(fewer_engines(4, 1, waiting=False))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "engines", "engine_gpus", "expected"),
+    [
+        ([TRAIN, GENERATE], 1, 1, (4, 24, True)),  # the engine has a node of its own: all eight GPUs train
+        ([TRAIN, GENERATE], 4, 1, (4, 24, True)),
+        ([TRAIN, GENERATE], 1, 4, (1, 24, False)),  # it fits only where training is: they take turns
+        (machines((64, 8)), 1, 1, (3, 8, True)),  # one of the eight GPUs stays the engine's
+        (machines((64, 8)), 0, 1, (4, 8, True)),
+    ],
+)
+def test_engines_take_from_training_only_what_they_share(
+    nodes: list[Node], engines: int, engine_gpus: int, expected: tuple[int, int, bool]
+) -> None:
+    found = allocate_trials(nodes, trials=8, workers=2, engines=engines, engine_gpus=engine_gpus, on_gpu=True)
+    assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
+POOLS = """
+import json, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from otpo.errors import UserError
+from pipeline.cluster.placement import grows, training_room
+from pipeline.generate.engine import EngineConfig, Sampling
+from pipeline.generate.pool import EnginePool
+from pipeline.judge.reward_model import RewardJudge
+from pipeline.recipe import make_recipe
+from pipeline.run.run import run
+from eval.tasks import Prompt
+
+work, model, rewards = map(Path, sys.argv[1:])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+cluster.add_node(num_cpus=8, num_gpus=4, resources={"train": 4})
+cluster.add_node(num_cpus=2, num_gpus=1, resources={"generate": 1})
+ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+found = {"on_gpu": training_room().check(4, use_gpu="auto"), "grows": grows()}
+
+# a misfit that only generation would meet, and one of training: refused before anything is trained
+tree = {"model": {"path": str(model)}, "data": {"path": str(work / "pairs.jsonl")}, "methods": {"dpo": {}},
+        "judge": {"reward_model": str(rewards)}, "train": {"max_steps": 1, "workers": 1},
+        "generate": {"tasks": [str(work / "prompts.jsonl")]}}
+for section, change in {"generate": {"tensor_parallel_size": 8}, "train": {"workers": 5, "use_gpu": True}}.items():
+    try:
+        run(make_recipe({**tree, "name": section, section: tree[section] | change}), work / "runs" / section)
+    except UserError as error:
+        found[section] = str(error)
+    found["trained " + section] = (work / "runs" / section / "models").exists()
+
+# three engines where one has a node of its own: the others borrow idle training GPUs, by the pool's units
+config = EngineConfig(backend="transformers", device="cpu", workers=3, max_model_len=64, batch_size=2)
+prompts = [Prompt(str(i), f"Say {i}.", "test") for i in range(12)]
+with EnginePool(config, model) as pool:
+    outputs = pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "three").outputs
+    left = ray.available_resources()
+    found["taken"] = {name: int(total - left.get(name, 0)) for name, total in
+                      (("generate", 1), ("train", 4))}
+with EnginePool(EngineConfig(backend="transformers", device="cpu", max_model_len=64), model) as pool:
+    found["same"] = outputs == pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "one").outputs
+
+# a reward model scores on a GPU, in a process of its own, and gives it back
+judge = RewardJudge(rewards)
+found["scores"] = judge([("Say 1.", "one"), ("Say 1.", "two")])
+found["gpus_of_scorer"] = 5 - ray.available_resources().get("GPU", 0)
+judge.unload()
+print("FOUND" + json.dumps(found))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_llama: Path) -> None:
+    """A real cluster with declared GPUs: what does not fit is refused, and what fits is placed where it belongs."""
+    pair = {"prompt": "Say one.", "chosen": "one", "rejected": "two"}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair | {"prompt": f"Say {i}."}) + "\n" for i in range(40)))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": "Say one."}) + "\n")
+    rewards = export_reward_model(tiny_llama, tmp_path / "rewards")
+    model, tokenizer = tmp_path / "model", AutoTokenizer.from_pretrained(tiny_llama)
+    make_model(tokenizer, hidden=256, layers=1, heads=8).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    done = subprocess.run(
+        [sys.executable, "-c", POOLS, str(tmp_path), str(model), str(rewards)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        # on a busy machine a node that is slow to answer is not a dead one
+        env=os.environ | {"RAY_health_check_failure_threshold": "50"},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.split("FOUND")[1])
-    assert found["pools"] == [{"train": 1.0}, {"generate": 1.0}, {}]
-    assert found["cpus"] == [8.0] and found["on_gpu"] is True
-    assert "the cluster has 4 GPUs for training. Set train.workers=4" in found["refused"]
+    assert found["on_gpu"] is True and found["grows"] is False
+    assert "engines of 8 GPUs" in found["generate"] and "has 4 GPUs for training" in found["train"]
+    assert not found["trained generate"] and not found["trained train"]
+    assert found["taken"] == {"generate": 1, "train": 2} and found["same"]
+    assert found["gpus_of_scorer"] == 1
+    here = RewardScorer(rewards)(["Say 1."] * 2, ["one", "two"])
+    assert found["scores"] == pytest.approx(here, abs=1e-5) and here[0] != here[1]

@@ -148,7 +148,7 @@ def test_trial_and_best_recipes_carry_the_values(tree: dict[str, Any]) -> None:
         (4, 0, [5, 5, 5], False, (3, 1, True)),
         (6, 0, [4, 4], False, (1, 1, True)),  # 8 // 6 would be 1; two workers a node of 4 would not make six
         (2, 8, [64], False, (4, 8, True)),
-        (2, 8, [64], True, (3, 10, True)),  # one GPU stays the engine's
+        (2, 8, [64], True, (3, 8, True)),  # one GPU stays the engine's
         (1, 1, [8], True, (1, 8, False)),  # training and the engine take turns
         (4, 4, [32], True, (1, 8, False)),
     ],
@@ -158,8 +158,10 @@ def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
 ) -> None:
     from pipeline.cluster.placement import allocate_trials
 
+    nodes = [{"CPU": count, "GPU": gpus} for count in cpus]
+    engines, engine_gpus = int(judged), min(gpus, 1)
     found = allocate_trials(
-        trials=4, workers=workers, engine_gpus=1 if judged and gpus else 0, gpus=gpus, cpus=cpus, on_gpu=gpus > 0
+        nodes, trials=4, workers=workers, engines=engines, engine_gpus=engine_gpus, on_gpu=gpus > 0
     )
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
 

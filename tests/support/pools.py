@@ -78,31 +78,11 @@ def shipped() -> dict[str, list[Pool]]:
     }
 
 
-def misfits(recipe: Recipe, pools: list[Pool], gpu_gb: int = 0) -> list[str]:
-    """What of a recipe finds no room.
-
-    As pipeline/cluster/placement.py has it: training asks for one GPU and one unit a worker, on nodes that are there
-    when it starts. An engine asks for its GPUs on one node and for one unit, on nodes that may still come; all engines
-    together may ask for no more GPUs than the cluster has at the time.
-
-    Args:
-        gpu_gb: the memory of a GPU that training needs.
-    """
-    train, generate = (next(pool for pool in pools if pool.name == name) for name in ("train", "generate"))
-    size = recipe.generate.tensor_parallel_size
-    workers = train.nodes[0] * min(train.gpus, train.units)
-    engines = generate.nodes[1] * min(generate.gpus // size, generate.units)
-    at_start = sum(pool.nodes[0] * pool.gpus for pool in pools)
-    found = []
-    if recipe.train.workers > workers:
-        found.append(f"train.workers {recipe.train.workers} of {workers}")
-    if recipe.generate.workers > engines:
-        found.append(f"generate.workers {recipe.generate.workers} of {engines}, {size} GPUs each")
-    if recipe.generate.workers * size > at_start:
-        found.append(f"generation asks for {recipe.generate.workers * size} GPUs, the cluster starts with {at_start}")
-    if train.gpu_gb is not None and gpu_gb > train.gpu_gb:
-        found.append(f"GPUs of {gpu_gb} GB, there are {train.gpu_gb} GB")
-    return found
+def nodes_at_start(pools: list[Pool]) -> list[dict[str, float]]:
+    """What the nodes offer that a cluster starts with, as Ray tells it; 8 CPUs for each GPU."""
+    return [
+        {"CPU": 8 * pool.gpus, "GPU": pool.gpus, pool.name: pool.units} for pool in pools for _ in range(pool.nodes[0])
+    ]
 
 
 def read_recipe(path: Path) -> tuple[Recipe, int]:

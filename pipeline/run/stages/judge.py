@@ -65,12 +65,15 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
     ):
         if config.reward_model:
             run.engines.close()  # scoring wants their memory
+            run.engines.join_cluster()
         asked = Judge(
             config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress, spent_usd
         )
         reference = reference_rows(run, task)
         subset = run.recipe.generate.limit is not None
         verdicts = judge_task(asked, _matches(run, task, reference), task.name, subset=subset)
+        if asked.rewards is not None:
+            asked.rewards.unload()
         write_verdicts(verdicts, out)
         write_atomically(run.folder.reference(task.name), json.dumps(reference, ensure_ascii=False, indent=1))
         figures |= ledger(verdicts)

@@ -1,0 +1,72 @@
+"""Whether the cluster has room for what a run asks of it, found out before hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.recipe import Recipe, TrainConfig
+from pipeline.run.context import RunContext
+from pipeline.run.engines import engine_config
+
+if TYPE_CHECKING:
+    from pipeline.cluster.placement import Node
+
+
+def check_room(run: RunContext, *, generates: bool) -> None:
+    """Refuse training workers and engines that the cluster cannot hold; say what will be otherwise than asked for.
+
+    Does nothing where no model is to be trained: what is left then finds out by itself at once.
+
+    Args:
+        generates: whether engines are started after training. Sampled pairs want them too.
+
+    Raises:
+        UserError: there is too little room; nothing was started.
+    """
+    recipe, manifest = run.recipe, run.manifest
+    groups = [recipe.train_of("base")] if recipe.base and not manifest.finished("base") else []
+    if any(not manifest.finished(f"train/{label}") for label in recipe.methods):
+        groups.append(recipe.train)
+    if not groups:
+        return
+    from pipeline.cluster.connect import connect
+    from pipeline.cluster.placement import grows, live_nodes
+
+    connect(recipe.cluster.address)
+    generates = generates or (recipe.pairs is not None and not manifest.finished("pairs"))
+    for what, sentence in find_room(recipe, live_nodes(), groups, generates=generates, grows=grows()):
+        run.progress(what, 0, 0, sentence)
+        if what == "training":
+            run.notes.append(f"Training ran {sentence}.")
+
+
+def find_room(
+    recipe: Recipe, nodes: Sequence[Node], groups: Sequence[TrainConfig], *, generates: bool, grows: bool
+) -> list[tuple[str, str]]:
+    """What will be otherwise than a recipe asks for: ("training" or "engines", a sentence).
+
+    Args:
+        nodes: what the cluster has.
+        groups: the groups of training workers.
+        generates: whether engines are started.
+        grows: whether an autoscaler may add nodes for engines.
+
+    Raises:
+        UserError: there is too little room.
+    """
+    from pipeline.cluster.placement import TrainingRoom, check_engines, fewer_engines
+
+    room, said = TrainingRoom.of(nodes), []
+    for train in groups:
+        room.check(train.workers, use_gpu=train.use_gpu)
+        why = room.why_on_cpu(train.workers, use_gpu=train.use_gpu)
+        if why and ("training", why) not in said:
+            said.append(("training", why))
+    if generates:
+        config = engine_config(recipe)
+        gpus = config.tensor_parallel_size if any(node.get("GPU") for node in nodes) else 0
+        found = check_engines(config.workers, gpus, nodes)
+        fewer = fewer_engines(config.workers, len(found), waiting=grows)
+        said += [("engines", fewer)] if fewer else []
+    return said
