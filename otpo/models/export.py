@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from otpo.data.template import write_template
 from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
+from otpo.models.disk.reward_tokenizer import for_scoring
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
@@ -30,6 +32,7 @@ def export(
     tokenizer: str,
     card: str,
     dtype: torch.dtype,
+    others: Mapping[str, torch.dtype] | None = None,
     pad_id: int | None = None,
     template: str = "",
 ) -> None:
@@ -43,7 +46,8 @@ def export(
         tokenizer: folder or hub name of the tokenizer to save with the model.
         card: the text of the model card.
         dtype: to save in; merged weights keep the precision of the model that training started from.
-        pad_id: of the folder's tokenizer, where that is not the tokenizer's own.
+        others: weights that are saved in another precision (`other_precisions`).
+        pad_id: for a reward model, what pads the texts that it scores (`otpo.models.disk.reward_tokenizer`).
         template: how training rendered prompts, for whoever uses the model (`otpo.data.template`).
     """
     adapted = has_adapters(model.lm)
@@ -58,10 +62,10 @@ def export(
         if adapted:
             _save_merged(model.lm, state, partial, out.with_name("adapter"))
         else:
-            _save_whole(model.lm, state, partial, dtype)
+            _save_whole(model.lm, state, partial, dtype, others or {})
         saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
-            saved_tokenizer.pad_token = saved_tokenizer.convert_ids_to_tokens(pad_id)
+            for_scoring(saved_tokenizer, pad_id, template)
         saved_tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card)
         write_template(partial, template)
@@ -71,8 +75,16 @@ def export(
         dist.barrier()
 
 
-def _save_whole(lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in state.items()}
+def other_precisions(lm: PreTrainedModel) -> dict[str, torch.dtype]:
+    """Weights and buffers of a model, as it was loaded, in another precision than most: float32 biases of routers."""
+    return {name: tensor.dtype for name, tensor in lm.state_dict().items() if tensor.dtype != lm.dtype}
+
+
+def _save_whole(
+    lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype]
+) -> None:
+    weights = {name.removeprefix("lm."): tensor for name, tensor in state.items()}
+    weights = {name: tensor.to(others.get(name, dtype)) for name, tensor in weights.items()}
     for name in _copies(lm):
         weights.pop(name, None)
     _say_ties(lm)

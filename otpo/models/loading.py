@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import logging
 
 from otpo.errors import UserError
-from otpo.models.checks.loaded import check_loaded, check_precision
+from otpo.models.disk.loaded import check_loaded, check_precision
 
 
 def load_causal_lm(

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from otpo.data.collate import collate_completions, padded
 from otpo.data.micro_batches import micro_batches
@@ -26,7 +26,7 @@ from otpo.data.template import of_model
 from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError
 from otpo.models.backbone import Backbone, set_mode
-from otpo.models.checks.loaded import check_loaded, check_precision
+from otpo.models.disk.loaded import check_loaded, check_precision
 from otpo.models.loading import without_dropout
 from otpo.records import SequenceBatch, TokenCompletion
 
@@ -94,7 +94,8 @@ def load_reward_lm(
         new_head: give a model without a head one of zeros, to be trained: it scores every completion 0, so that the
             loss begins at log 2 whatever the seed.
         pad_id: replaces the padding token of the configuration. transformers reads the score at the last token that is
-            not this one, so no completion may end in it (see `pad_token`).
+            not this one, so no completion may end in it (`otpo.models.disk.reward_tokenizer.pad_token`). One beyond the
+            vocabulary is added to the embeddings.
 
     Raises:
         UserError: there is no such model, transformers has no classifier of its architecture, or it has no scalar head.
@@ -126,17 +127,10 @@ def load_reward_lm(
     if missing:
         torch.nn.init.zeros_(lm.score.weight)
     if pad_id is not None:
-        lm.config.pad_token_id = pad_id
+        if pad_id >= lm.get_input_embeddings().weight.shape[0]:
+            lm.resize_token_embeddings(pad_id + 1, mean_resizing=False)
+        lm.config.pad_token_id = lm.config.get_text_config().pad_token_id = pad_id
     return without_dropout(lm)
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """A special token to pad scored completions with: the tokenizer's own unless completions end in it, else another.
-
-    None where every special token is EOS: transformers can score only one completion at a time with such a model.
-    """
-    tokens = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
-    return next((token for token in tokens if token is not None and token != tokenizer.eos_token_id), None)
 
 
 class RewardScorer:
@@ -177,7 +171,7 @@ class RewardScorer:
             UserError: a prompt that cannot be rendered.
             WorkError: a score that is not finite.
         """
-        pad = self.model.lm.config.pad_token_id
+        pad = self.model.lm.config.get_text_config().pad_token_id
         items = tokenize_outputs(prompts, completions, self.tokenizer, template=self.template)
         items = [_without_padding(item, pad) for item in items]
         scores = [math.nan] * len(items)

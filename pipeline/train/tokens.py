@@ -20,7 +20,7 @@ from otpo.data.unpaired import mismatched, split_pairs
 from otpo.errors import UserError
 from otpo.files import write_json
 from otpo.methods.spec import MethodSpec
-from otpo.models.reward_model import pad_token
+from otpo.models.disk.reward_tokenizer import pad_token
 from otpo.records import TokenCompletion
 from otpo.training.objectives.reward import margins_of, save_margins
 from pipeline.recipe import Recipe
@@ -92,7 +92,10 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     )  # fmt: skip
     train, held = (items, []) if supervised else _hold_out(items, recipe)
     name = f"{recipe.train.seed}-{recipe.data.validation}"
-    save = partial(_save, RunFolder(folder).tokens, name=name, score_pad=pad_token(tokenizer), report=report)
+    rewards = paired and any(recipe.trains_rewards(label) for label in recipe.methods)
+    ends = {ids[-1] for pair in items for ids in (pair.chosen_ids, pair.rejected_ids)} if rewards else ()
+    pad = pad_token(tokenizer, ends) if rewards else None
+    save = partial(_save, RunFolder(folder).tokens, name=name, score_pad=pad, report=report)
     labelled = None
     if unpaired:
         sides = [_labelled(side, paired, recipe) for side in (train, held)]
@@ -100,7 +103,7 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
         if not paired:
             return labelled
     saved = replace(save(train, held, key=tokens_hash(items)[:16]), unpaired=labelled)
-    if not (paired and any(recipe.trains_rewards(label) for label in recipe.methods)):
+    if not rewards:
         return saved
     margins = margins_of(rows, [*train, *held], source)
     if margins is None:

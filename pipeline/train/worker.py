@@ -37,7 +37,7 @@ from otpo.models.checkpoint import (
     save_checkpoint,
 )
 from otpo.models.compiled import compile_layers
-from otpo.models.export import export
+from otpo.models.export import export, other_precisions
 from otpo.models.sharding import distribute
 from otpo.records import SequenceBatch
 from otpo.training.objectives import Start, objective_of
@@ -109,6 +109,7 @@ class _Trainer:
             )
         )
         self.saved_dtype = model.lm.dtype
+        self.others = {} if self.job.lora else other_precisions(model.lm)
         self.model = distribute(
             model, self.mesh, dtype=dtype, activation_checkpointing=self.train.activation_checkpointing
         )
@@ -253,7 +254,7 @@ class _Trainer:
             load_checkpoint(self.job.folder.checkpoints / f"step-{best:06d}", self.model, self.optimizer)
         export(
             self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
-            dtype=self.saved_dtype, pad_id=self.job.score_pad, template=self.job.template,
+            dtype=self.saved_dtype, others=self.others, pad_id=self.job.score_pad, template=self.job.template,
         )  # fmt: skip
 
     @contextmanager

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoTokenizer
 
+from otpo.models.disk.reward_tokenizer import pad_token
 from otpo.models.export import export
-from otpo.models.reward_model import RewardModel, load_reward_lm, pad_token
+from otpo.models.reward_model import RewardModel, load_reward_lm
 from otpo.models.sharding import shard
 
 

@@ -18,7 +18,8 @@ from eval.judge.verdicts import COLUMNS, ledger
 from eval.stats.win_rate import by_prompt
 from eval.tasks import Prompt, Task
 from otpo.errors import UserError
-from otpo.models.reward_model import RewardScorer, pad_token
+from otpo.models.disk.reward_tokenizer import pad_token
+from otpo.models.reward_model import RewardScorer
 from pipeline.generate.engine import EngineConfig, Sampling
 from pipeline.generate.pairs import sample_pairs
 from pipeline.generate.pool import EnginePool

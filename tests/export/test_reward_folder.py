@@ -1,0 +1,162 @@
+"""An exported reward model, read by plain transformers through its own tokenizer, gives the trained scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from otpo.data.collate import collate_pairs
+from otpo.data.tokens import tokenize_pairs
+from otpo.models.disk.reward_tokenizer import NEW_PAD, pad_token
+from otpo.models.export import export
+from otpo.models.fresh import make_tokenizer
+from otpo.models.reward_model import RewardModel, RewardScorer, load_reward_lm
+
+CHATML = (
+    "\n{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN = (
+    "{% for message in messages %}{{ message['role'].upper() }}: {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+ROWS = [
+    {"prompt": f"Question {i}: {SENTENCES[i][:30]}", "chosen": SENTENCES[-i][: 20 + 9 * i], "rejected": "No idea. " * i}
+    for i in range(1, 6)
+]
+
+
+def tokenizer_with(**tokens) -> PreTrainedTokenizerFast:
+    """A tokenizer that has these special tokens alone, and puts none before a text."""
+    inner = make_tokenizer(SENTENCES, 400).backend_tokenizer
+    inner.post_processor = processors.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
+
+
+KINDS = {
+    "all specials are EOS, as GPT-2's": dict.fromkeys(("eos_token", "pad_token", "bos_token"), "<|im_end|>"),
+    "no padding token at all": {"eos_token": "<|im_end|>"},
+    "turns end otherwise than texts, as in Qwen's base models": {
+        "eos_token": "<|pad|>", "pad_token": "<|pad|>", "additional_special_tokens": ["<|im_end|>", "<|im_start|>"],
+    },
+    "padding is unknown": {"eos_token": "<|im_end|>", "pad_token": "<|bos|>", "unk_token": "<|bos|>"},
+    "padding of its own": {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "bos_token": "<|bos|>"},
+}  # fmt: skip
+
+
+def causal_lm(kind: str, tokenizer: PreTrainedTokenizerFast):
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=256, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def trained(folder: Path, tokenizer, template: str, model: str) -> tuple[list[float], Path]:
+    """The scores of all completions as a reward model is trained on them, chosen first, and its exported folder."""
+    causal_lm(model, tokenizer).save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    pairs, report = tokenize_pairs(ROWS, tokenizer, template=template)
+    pad = pad_token(tokenizer, {ids[-1] for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)})
+    reward = RewardModel(load_reward_lm(folder / "start", new_head=True, pad_id=pad)).eval()
+    torch.nn.init.normal_(reward.lm.score.weight, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        scores = reward.scores(collate_pairs(pairs)).tolist()
+    out = folder / "model"
+    export(
+        reward, out, tokenizer=str(folder / "start"), card="", dtype=torch.float32, pad_id=pad, template=report.template
+    )
+    return scores, out
+
+
+def read(folder: Path, template: str, side: str | None) -> list[float]:
+    """What someone with transformers alone gets, all texts in one batch; `side` None is the tokenizer's own."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lm = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = [(row["prompt"], row[name]) for name in ("chosen", "rejected") for row in ROWS]
+    if template == "chat":
+        turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": text}] for prompt, text in rows]
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in turns]
+    else:
+        texts = [prompt + text + tokenizer.eos_token for prompt, text in rows]
+    inputs = tokenizer(
+        texts, padding=True, return_tensors="pt", add_special_tokens=template == "literal",
+        **({"padding_side": side} if side else {}),
+    )  # fmt: skip
+    with torch.no_grad():
+        return lm(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0].tolist()
+
+
+@pytest.mark.parametrize("template", ["literal", "chat"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_transformers_reads_the_trained_scores(tmp_path, kind, template):
+    tokenizer = tokenizer_with(**KINDS[kind], chat_template=CHATML)
+    scores, folder = trained(tmp_path, tokenizer, template, "llama")
+    assert max(scores) - min(scores) > 0.5
+    for side in (None, "right", "left"):
+        assert read(folder, template, side) == pytest.approx(scores, abs=1e-4), side
+    rows = [(row["prompt"], row[name]) for name in ("chosen", "rejected") for row in ROWS]
+    assert RewardScorer(folder, batch_size=3)(*zip(*rows, strict=True)) == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_template_whose_turns_end_in_no_special_token(tmp_path):
+    tokenizer = tokenizer_with(**KINDS["no padding token at all"], chat_template=PLAIN)
+    scores, folder = trained(tmp_path, tokenizer, "chat", "llama")
+    for side in ("right", "left"):
+        assert read(folder, "chat", side) == pytest.approx(scores, abs=1e-4)
+
+
+def test_learned_positions_are_padded_on_the_right(tmp_path):
+    tokenizer = tokenizer_with(**KINDS["all specials are EOS, as GPT-2's"], padding_side="left")
+    scores, folder = trained(tmp_path, tokenizer, "literal", "gpt2")
+    assert read(folder, "literal", None) == pytest.approx(scores, abs=1e-4)
+
+
+def test_the_chat_template_of_the_folder_only_ends_otherwise(tmp_path):
+    tokenizer = tokenizer_with(**KINDS["padding of its own"], chat_template=CHATML)
+    _, folder = trained(tmp_path, tokenizer, "chat", "llama")
+    saved = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": role, "content": f"{role}\n "} for role in ("system", "user", "assistant", "user", "assistant")]
+    for count in range(1, 6):
+        for prompt in (True, False):
+            before, after = (
+                each.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=prompt)
+                for each in (tokenizer, saved)
+            )
+            assert after == (before if prompt else before.rstrip())
+
+
+def test_a_padding_token_is_added_only_where_completions_end_in_every_other(tmp_path):
+    only_eos = tokenizer_with(**KINDS["no padding token at all"])
+    assert pad_token(only_eos) == len(only_eos)
+    _, folder = trained(tmp_path, only_eos, "literal", "llama")
+    saved = AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert (saved.pad_token, saved.pad_token_id) == (NEW_PAD, len(only_eos)) and len(saved) == len(only_eos) + 1
+    assert (config["vocab_size"], config["pad_token_id"]) == (len(saved), len(only_eos))
+    own = tokenizer_with(**KINDS["padding of its own"])
+    assert pad_token(own) == own.pad_token_id
+    assert pad_token(own, {own.pad_token_id}) == own.bos_token_id
+    assert pad_token(own, {own.pad_token_id, own.bos_token_id}) == len(own)
