@@ -31,6 +31,7 @@ def check_training(run: RunContext) -> None:
     _check_adapters(run)
     _check_layers(run)
     _check_data(run)
+    _check_saving(run)
     pairs = run.recipe.pairs
     sampling = pairs is not None and not run.manifest.finished("pairs")
     if sampling or _untrained(run) or (run.recipe.base and not run.manifest.finished("base")):
@@ -107,6 +108,22 @@ def _check_adapters(run: RunContext) -> None:
     elsewhere = run.recipe.cluster.address or os.environ.get("RAY_ADDRESS")  # whose GPUs are counted later
     check_quantization(model.quantization, gpu=bool(elsewhere) or torch.cuda.is_available())
     check_adapters(run.sources.resolve(model.path), model.lora.model_dump())
+
+
+def _check_saving(run: RunContext) -> None:
+    recipe, labels = run.recipe, _untrained(run)
+    if recipe.base and not run.manifest.finished("base"):
+        labels = ["base", *labels]
+    if not labels:
+        return
+    from otpo.models.disk.trial_save import check_saving, check_space
+
+    model = run.sources.resolve(recipe.model.path)
+    check_saving(model, generates=not all(recipe.trains_rewards(label) for label in labels))
+    train = recipe.train
+    kept = (train.keep_checkpoints + 1 if train.save_every else 0) + (1 if train.best_metric else 0)
+    adapters = recipe.model.lora is not None
+    check_space(run.folder.models, model, models=len(labels), checkpoints=kept, adapters=adapters)
 
 
 def _check_layers(run: RunContext) -> None:
