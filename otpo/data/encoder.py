@@ -6,29 +6,42 @@ torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from otpo.data.chat import DATED, SHOWN, Chat, Rendered, as_messages
 from otpo.data.report import DataReport
-from otpo.data.rows import BadRow, Example, Messages, Parts, Text
+from otpo.data.rows import BadRow, Example, Parts, Text, content, sides
 from otpo.data.template import Template, template_of
 from otpo.errors import UserError
 
 Encoded = tuple[Example, list[int], list[list[int]]]
 """An example, the ids of its prompt, the ids of each of its completions."""
 
+_Split = tuple[Example, bool, list[str], list[int], list[int], list[list[int]]]
+# an example, whether it is chat, its texts, the ids of its prompt, those of the prompt's end, those of each completion
+
 MERGED_BOUNDARY = "tokens merge across the end of the prompt: completion tokenised alone"
+REWRITTEN = "completion rewritten by the chat template"
+RETOKENIZED = "completion changed by the tokenizer: its ids stand for another text"
+SPECIAL_INSIDE = "text of a special token inside a message, read as that token"
+
+REWRITES = ("refuse", "drop", "template", "text")
+"""Values of `data.rewritten`."""
 
 
-def encode_prompt(tokenizer: Any, prompt: Text, template: Template) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: Text, template: Template, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
     """Token ids of a prompt to be answered, exactly as training makes them: never two BOS, never an EOS.
 
     Args:
-        tokenizer: of transformers. prompt: a string, or messages for the chat template.
+        tokenizer: of transformers. prompt: a string, or messages for the chat template; where the last of them is the
+            assistant's, it is to be continued.
+        chat_template_kwargs: variables of the chat template.
 
     Raises:
         UserError: messages with a literal template, no chat template where one is needed, or one that refuses the
@@ -37,9 +50,10 @@ def encode_prompt(tokenizer: Any, prompt: Text, template: Template) -> list[int]
     template_of(template, (prompt,), "the prompt")
     if template == "literal":
         return _begin(tokenizer, _ids(tokenizer, [str(prompt)])[0], _added_bos(tokenizer))
-    _require_chat_template(tokenizer, "the prompt")
+    chat = Chat(tokenizer, chat_template_kwargs or {})
+    chat.require("the prompt")
     try:
-        return _ids(tokenizer, [_apply(tokenizer, _messages(prompt, "user"), add_generation_prompt=True)])[0]
+        return _ids(tokenizer, [chat.prompt(as_messages(prompt, "user"), Parts(prompt, ()))])[0]
     except BadRow as reason:
         raise UserError(
             f"expected a prompt that the chat template takes, found {str(prompt)!r:.200}: {reason}"
@@ -52,17 +66,23 @@ class Encoder:
 
     Attributes:
         template: a value of `data.template`. applied: the templates that examples went through.
+        chat_template_kwargs: variables of the chat template.
+        rewritten: what becomes of completions that the chat template rewrites. "refuse": `check` raises; "drop" leaves
+            the rows out; "template" trains what it makes of them; "text" trains them as written.
     """
 
     tokenizer: Any
     template: str
     report: DataReport
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rewritten: str = "refuse"
     applied: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.eos = _eos_id(self.tokenizer)
         self.bos: int | None = self.tokenizer.bos_token_id
         self.added_bos = _added_bos(self.tokenizer)
+        self.chat = Chat(self.tokenizer, self.chat_template_kwargs)
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -87,6 +107,8 @@ class Encoder:
                 self.report.problems.setdefault(str(reason), []).append(example.row)
                 continue
             self.applied.add("chat" if chat else "literal")
+            if any(self._specials.search(content(text)) for text in texts):
+                self._note(SPECIAL_INSIDE, example)
         prompts = _ids(self.tokenizer, [texts[0] for _, _, texts in rendered])
         tails = [self._tail(texts[0], ids) for (_, _, texts), ids in zip(rendered, prompts, strict=True)]
         joined = _ids(
@@ -94,10 +116,29 @@ class Encoder:
             [tail + text for (_, _, texts), (tail, _) in zip(rendered, tails, strict=True) for text in texts[1:]],
         )
         each = iter(joined)
-        return [
-            self._join(example, chat, texts, ids, tail_ids, [next(each) for _ in texts[1:]])
-            for (example, chat, texts), ids, (_, tail_ids) in zip(rendered, prompts, tails, strict=True)
-        ]
+        found = []
+        for (example, chat, texts), ids, (_, tail_ids) in zip(rendered, prompts, tails, strict=True):
+            completions = [self._cut(next(each), tail_ids, text, example) for text in texts[1:]]
+            found.append((example, chat, texts, ids, tail_ids, completions))
+        self._check_tokens(found)
+        return [self._ended(*parts) for parts in found]
+
+    def check(self) -> None:
+        """Raise a UserError if the template rewrote completions and that is to be refused."""
+        rows = self.report.notes.get(REWRITTEN)
+        if not rows or self.rewritten != "refuse":
+            return
+        thinking = (
+            " The template knows enable_thinking: data.chat_template_kwargs={enable_thinking: false} renders answers"
+            " without thoughts."
+        )
+        raise UserError(
+            f"{self.report.source}: the chat template rewrites the completions of {len(rows):,} of"
+            f" {self.report.n_groups:,} rows, so that something else would be trained than is written:"
+            f" {self.report.shown[REWRITTEN]}. Set data.rewritten to template (trains what the template makes of them),"
+            " to text (trains them as written, behind the rendered prompt) or to drop (leaves these rows out)."
+            f"{thinking * ('enable_thinking' in str(self.tokenizer.chat_template))}"
+        )
 
     def _tail(self, prompt: str, ids: list[int]) -> tuple[str, list[int]]:
         """The end of the prompt that the completion's tokenisation can depend on: from its last special token.
@@ -113,44 +154,74 @@ class Encoder:
 
     def _render(self, example: Example, where: str) -> list[str]:
         """The prompt as the chat template renders it, then each completion as it follows the prompt."""
-        _require_chat_template(self.tokenizer, where)
+        self.chat.require(where)
         if not example.prompt:
             raise BadRow("empty prompt")
-        messages = _messages(example.prompt, "user")
-        prompt = _apply(self.tokenizer, messages, example, add_generation_prompt=True)
+        messages = as_messages(example.prompt, "user")
+        prompt = self.chat.prompt(messages, example)
+        if self.chat.dated(prompt):
+            self._note(DATED, example)
         texts = [prompt]
-        for completion in (_messages(text, "assistant") for text in example.completions):
-            full = _apply(self.tokenizer, messages + completion, example, add_generation_prompt=False)
-            if full.startswith(prompt):
-                texts.append(full[len(prompt) :])
-                continue
-            # Some templates render earlier turns differently once a completion follows. Generation sees `prompt`.
-            answer = (completion[0].get("content") or "").strip()
-            _, found, end = full.rpartition(answer) if answer else ("", "", "")
-            if not found:
-                raise BadRow("the chat template changes the completion's text")
-            self._note("chat template renders the prompt differently beside the completion", example)
-            texts.append(found + end)
+        for side, completion in zip(sides(example.completions), example.completions, strict=True):
+            (message,) = as_messages(completion, "assistant") or [{"role": "assistant", "content": ""}]
+            rendered = self.chat.completion(messages, prompt, message, example)
+            for note in rendered.notes:
+                self._note(note, example)
+            texts.append(self._text_of(rendered, side, example))
         return texts
 
-    def _join(
-        self,
-        example: Example,
-        chat: bool,
-        texts: list[str],
-        prompt: list[int],
-        tail: list[int],
-        joined: list[list[int]],
+    def _text_of(self, rendered: Rendered, side: str, example: Example) -> str:
+        if rendered.rewritten is None:
+            return rendered.text
+        if self.rewritten == "drop":
+            raise BadRow("the chat template rewrites a completion")
+        self._note(REWRITTEN, example, f"row {example.row}, {side}: {rendered.rewritten}")
+        return rendered.written if self.rewritten == "text" else rendered.text
+
+    def _cut(self, ids: list[int], tail: list[int], text: str, example: Example) -> list[int]:
+        """The ids of a completion out of those of the prompt's end and the completion."""
+        if ids[: len(tail)] == tail:
+            return ids[len(tail) :]
+        self._note(MERGED_BOUNDARY, example)
+        return _ids(self.tokenizer, [text])[0]
+
+    def _check_tokens(self, found: Sequence[_Split]) -> None:
+        """Note completions whose ids stand for another text, because the tokenizer normalises or does not know it."""
+        flat = [
+            (example, text, tail, ids)
+            for example, _, texts, _, tail, completions in found
+            for text, ids in zip(texts[1:], completions, strict=True)
+        ]
+        if not flat:
+            return
+        decoded = self.tokenizer.batch_decode([ids for *_, ids in flat], clean_up_tokenization_spaces=False)
+        for (example, text, tail, ids), alone in zip(flat, decoded, strict=True):
+            if alone == text:
+                continue
+            # Some decoders drop the space of a first piece, or put one beside special tokens.
+            before, both = self.tokenizer.batch_decode([tail, tail + ids], clean_up_tokenization_spaces=False)
+            after = both[len(before) :] if both.startswith(before) else alone
+            if self._bare(text) not in (self._bare(after), self._bare(alone)):
+                self._note(RETOKENIZED, example, f"row {example.row}: {text!r:.{SHOWN}} is {alone!r:.{SHOWN}}")
+
+    def _bare(self, text: str) -> str:
+        """A text without white space at its beginning and beside special tokens."""
+        return self._beside_specials.sub(r"\1", text).strip()
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        return re.compile("|".join(re.escape(text) for text in self.special.values() if len(text) > 1) or r"(?!)")
+
+    @cached_property
+    def _beside_specials(self) -> re.Pattern[str]:
+        return re.compile(rf"\s*({self._specials.pattern})\s*")
+
+    def _ended(
+        self, example: Example, chat: bool, texts: list[str], prompt: list[int], _: list[int], found: list[list[int]]
     ) -> Encoded:
-        completions = []
-        for text, ids in zip(texts[1:], joined, strict=True):
-            if ids[: len(tail)] == tail:
-                completion = ids[len(tail) :]
-            else:
-                completion = _ids(self.tokenizer, [text])[0]
-                self._note(MERGED_BOUNDARY, example)
-            completions.append(self._end_turn(completion, example) if chat else self._end_text(completion))
-        if not texts[0]:
+        """The ids with their beginning and end."""
+        completions = [self._end_turn(ids, example) if chat else self._end_text(ids) for ids in found]
+        if not texts[0].strip():
             self._note("empty prompt", example)
         return example, prompt if chat else _begin(self.tokenizer, prompt, self.added_bos), completions
 
@@ -169,10 +240,12 @@ class Encoder:
     def _is_space(self, token: int) -> bool:
         return str(self.tokenizer.decode([token])).isspace()
 
-    def _note(self, remark: str, example: Example) -> None:
+    def _note(self, remark: str, example: Example, shown: str | None = None) -> None:
         rows = self.report.notes.setdefault(remark, [])
         if rows[-1:] != [example.row]:
             rows.append(example.row)
+        if shown is not None:
+            self.report.shown.setdefault(remark, shown)
 
 
 # ---- what prompts of training and of generation share ----
@@ -182,20 +255,6 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def _apply(tokenizer: Any, messages: Messages, parts: Parts | None = None, *, add_generation_prompt: bool) -> str:
-    more = {} if parts is None else {"tools": parts.tools, **(parts.template_kwargs or {})}
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **more)
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise BadRow(f"the chat template refuses the messages: {error}") from None
-
-
-def _messages(text: Text, role: str) -> Messages:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 def _added_bos(tokenizer: Any) -> int | None:
@@ -209,15 +268,6 @@ def _begin(tokenizer: Any, prompt: list[int], added_bos: int | None) -> list[int
     if added_bos is not None and prompt[:1] != [added_bos]:
         prompt = [added_bos, *prompt]
     return prompt or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
-
-
-def _require_chat_template(tokenizer: Any, where: str) -> None:
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{where} is to go through a chat template, and the tokenizer at '{tokenizer.name_or_path}' has none. Give"
-            " a tokenizer with a chat template (chat_template.jinja beside it), or write prompts and completions as"
-            " plain strings and leave data.template at auto."
-        )
 
 
 def _eos_id(tokenizer: Any) -> int:

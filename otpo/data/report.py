@@ -31,6 +31,7 @@ class DataReport:
         example: after tokenisation, the first usable row as training sees it: part -> its tokens, and its text with
             special tokens visible.
         ignored: columns that hold something and are not read.
+        shown: remark -> an example of it.
     """
 
     source: str
@@ -48,6 +49,7 @@ class DataReport:
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
     example: dict[str, dict[str, Any]] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    shown: dict[str, str] = field(default_factory=dict)
 
     @property
     def counted(self) -> str:
@@ -117,6 +119,8 @@ class DataReport:
             for reason, rows in found.items():
                 first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
                 lines.append(f"{head:<9} {len(rows):,} {reason} (rows {first})")
+                if reason in self.shown:
+                    lines.append(f"{'':<9} for example {self.shown[reason]}")
         if self.labels:
             lines.append("labels    " + ", ".join(f"{count:,} {label}" for label, count in self.labels.items()))
         for name, stats in self.lengths.items():

@@ -11,6 +11,9 @@ from otpo.files import Row
 Messages = list[dict[str, Any]]
 Text = str | Messages
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message under which templates expect a chain of thought."""
+
 
 @dataclass(frozen=True)
 class Parts:

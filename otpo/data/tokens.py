@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from otpo.data.convert import read_examples
-from otpo.data.encoder import Encoded, Encoder
+from otpo.data.encoder import REWRITES, REWRITTEN, Encoded, Encoder
+from otpo.data.formats.reading import Columns
 from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, Row, Text, sides
 from otpo.data.template import of_rows
@@ -45,6 +48,9 @@ def tokenize_pairs(
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
     truncation: str = "keep_start",
+    columns: Columns | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    rewritten: str = "refuse",
     source: str = "rows",
 ) -> tuple[list[TokenPair], DataReport]:
     """Turn preference rows into token pairs, and report what became of each row.
@@ -73,13 +79,20 @@ def tokenize_pairs(
         truncation: "keep_start" cuts a long prompt at its left (BOS is kept) and then the completions at their end. A
             cut completion loses its EOS, so that no false end is trained. A row whose prompt alone fills `max_length`,
             or whose completions are identical once cut, is left out. "drop" leaves out every row that is too long.
+        columns: `data.columns`: what a column is -> its name in the rows; a name -> None leaves the column out.
+        chat_template_kwargs: variables of the chat template, such as `enable_thinking`.
+        rewritten: what becomes of completions that the chat template rewrites, for example by taking thoughts out.
+            "refuse" raises, once all are counted; "drop" leaves the rows out; "template" trains what the template makes
+            of them; "text" trains them as written, behind the rendered prompt.
         source: what the report and errors call the rows.
 
     Raises:
-        UserError: not pairs, no usable row, a setting that cannot be, or a tokenizer that lacks what is needed.
+        UserError: not pairs, no usable row, a setting that cannot be, rewritten completions that are to be refused, or
+            a tokenizer that lacks what is needed.
     """
     items, report = read_tokens(rows, tokenizer, pairs=True, template=template, max_length=max_length,
-        max_prompt_length=max_prompt_length, truncation=truncation, source=source)  # fmt: skip
+        max_prompt_length=max_prompt_length, truncation=truncation, columns=columns,
+        chat_template_kwargs=chat_template_kwargs, rewritten=rewritten, source=source)  # fmt: skip
     return [item for item in items if isinstance(item, TokenPair)], report
 
 
@@ -91,6 +104,9 @@ def tokenize_completions(
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
     truncation: str = "keep_start",
+    columns: Columns | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    rewritten: str = "refuse",
     source: str = "rows",
 ) -> tuple[list[TokenCompletion], DataReport]:
     """Turn `{prompt, completion}` rows, with or without `label`, into token ids; preference rows give the chosen one.
@@ -98,7 +114,8 @@ def tokenize_completions(
     Everything else is as in `tokenize_pairs`.
     """
     items, report = read_tokens(rows, tokenizer, pairs=False, template=template, max_length=max_length,
-        max_prompt_length=max_prompt_length, truncation=truncation, source=source)  # fmt: skip
+        max_prompt_length=max_prompt_length, truncation=truncation, columns=columns,
+        chat_template_kwargs=chat_template_kwargs, rewritten=rewritten, source=source)  # fmt: skip
     return [item for item in items if isinstance(item, TokenCompletion)], report
 
 
@@ -111,6 +128,9 @@ def read_tokens(
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
     truncation: str = "keep_start",
+    columns: Columns | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    rewritten: str = "refuse",
     source: str = "rows",
 ) -> tuple[Iterator[TokenPair | TokenCompletion], DataReport]:
     """As `tokenize_pairs` (or else `tokenize_completions`), for rows that are read as they are asked for.
@@ -123,17 +143,27 @@ def read_tokens(
         The items, made in chunks of rows; and the report, which is whole once all items were read. Errors about single
         rows come while they are read.
     """
-    examples, report = read_examples(rows, source, pairs=pairs, template=template)
-    encoded = _tokenize(examples, report, tokenizer, template, max_length, max_prompt_length, truncation)
+    if rewritten not in REWRITES:
+        raise UserError(f"data.rewritten is one of {', '.join(REWRITES)}; found {rewritten!r}")
+    examples, report = read_examples(rows, source, pairs=pairs, template=template, columns=columns)
+    encoder = Encoder(tokenizer, template, report, chat_template_kwargs or {}, rewritten)
+    encoded = _tokenize(examples, encoder, max_length, max_prompt_length, truncation)
     if pairs:
         return (TokenPair(e.row, prompt, chosen, rejected) for e, prompt, (chosen, rejected) in encoded), report
     return (TokenCompletion(e.row, prompt, completions[0], e.label) for e, prompt, completions in encoded), report
 
 
 def tokenize_outputs(
-    prompts: Sequence[Text], outputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, template: str = "auto"
+    prompts: Sequence[Text],
+    outputs: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[TokenCompletion]:
     """Token ids of outputs that a reward model scores, as in `tokenize_pairs`: none is cut, and empty ones stay.
+
+    Outputs that the chat template rewrites are scored as it renders them, and a warning says so.
 
     Returns:
         An item for each output, in order; `row` is its number.
@@ -142,7 +172,7 @@ def tokenize_outputs(
         UserError: a prompt that cannot be rendered.
     """
     report = DataReport("outputs", "outputs", "", n_rows=len(outputs), n_groups=len(outputs))
-    encoder = Encoder(tokenizer, template, report)
+    encoder = Encoder(tokenizer, template, report, chat_template_kwargs or {}, "template")
     examples = [
         Example(prompt, (output,), row=i) for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
     ]
@@ -152,14 +182,17 @@ def tokenize_outputs(
         items += [TokenCompletion(example.row, prompt, ids[0]) for example, prompt, ids in found]
     for reason, rows in report.problems.items():
         raise UserError(f"expected prompts and outputs that can be tokenised, found {reason} (output {rows[0]})")
+    if changed := report.notes.get(REWRITTEN):
+        logging.getLogger(__name__).warning(
+            "note: the chat template rewrites %d of %d outputs, which are scored as it renders them: %s",
+            len(changed), len(outputs), report.shown[REWRITTEN],
+        )  # fmt: skip
     return items
 
 
 def _tokenize(
     examples: Iterator[Example],
-    report: DataReport,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
+    encoder: Encoder,
     max_length: int | None,
     max_prompt_length: int | None,
     truncation: str,
@@ -169,7 +202,7 @@ def _tokenize(
     for name, limit in (("max_length", max_length), ("max_prompt_length", max_prompt_length)):
         if limit is not None and limit < 2:
             raise UserError(f"data.{name} is a number of tokens of at least 2, found {limit}")
-    encoder = Encoder(tokenizer, template, report)
+    report = encoder.report
     first: tuple[Example, list[int], list[list[int]]] | None = None
     lengths, usable = array("q"), 0
     while chunk := list(islice(examples, CHUNK)):
@@ -186,12 +219,13 @@ def _tokenize(
                 first = first or (example, *fitted)
                 yield example, *fitted
     report.n_usable = usable
-    report.choose(of_rows(template, encoder.applied))
+    encoder.check()
+    report.choose(of_rows(encoder.template, encoder.applied))
     check_usable(report)
     assert first is not None
     example, prompt, completions = first
     report.measure("tokens", np.frombuffer(lengths, np.int64).reshape(-1, 1 + len(completions)))
-    report.show(tokenizer, {"prompt": prompt} | dict(zip(sides(example.completions), completions, strict=True)))
+    report.show(encoder.tokenizer, {"prompt": prompt} | dict(zip(sides(example.completions), completions, strict=True)))
 
 
 def _fit(

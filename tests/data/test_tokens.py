@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 from conftest import SENTENCES
+from support.chat_templates import LLAMA3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,14 +26,6 @@ TALK = {"prompt": [SYSTEM, USER, THEN, MORE], "chosen": [GOOD], "rejected": [BAD
 PLAIN = {"prompt": "Where does the train leave?", "chosen": " From the third platform.", "rejected": " 😀 no"}
 
 LONG = " ".join(SENTENCES)
-
-# Llama 3's: BOS in the template, contents trimmed, an end of turn that is not the EOS of the base tokenizer.
-LLAMA3 = (
-    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
-    "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +100,7 @@ def test_llama3_has_one_bos_its_header_in_the_prompt_and_its_end_of_turn_in_the_
         assert (pair.prompt_ids + ids).count(llama3.bos_token_id) == 1
         assert ids[-1] == end and ids.count(end) == 1
     assert llama3.decode(pair.rejected_ids) == "I cannot say 🚂<|eot_id|>"
-    assert not report.notes
+    assert report.notes == {"white space at the ends of a completion cut by the chat template": [0]}
 
 
 def test_template_chat_wraps_strings_as_messages(llama3):

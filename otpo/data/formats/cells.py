@@ -9,7 +9,7 @@ import re
 import warnings
 from typing import Any
 
-from otpo.data.rows import BadRow, Messages, Row, Text
+from otpo.data.rows import REASONING, BadRow, Messages, Row, Text
 
 ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
@@ -170,10 +170,6 @@ def _message(value: Any, column: str) -> dict[str, Any]:
     if content is None and not (value.keys() & {"tool_calls", *REASONING}):
         raise BadRow(f"{column} has a message without content")
     return {"role": role, **({} if absent else {"content": _content(content, column)}), **value}
-
-
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message under which templates expect a chain of thought."""
 
 
 def _content(content: Any, column: str) -> str | None:

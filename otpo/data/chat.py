@@ -1,0 +1,247 @@
+"""Prompts and completions through a chat template, and whether the template leaves a completion's text as it is.
+
+Where a completion stands in a rendered conversation is told by what is rendered around it, never by a search for its
+text: a template may take parts of it out, and its words may stand in the template's own markers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from otpo.data.rows import REASONING, BadRow, Messages, Parts, Text, shared_prefix
+from otpo.errors import UserError
+
+PROBE = "otpo-7c1d"  # stands where the completion does; no template treats it specially
+SHOWN = 160  # characters of a text in a remark
+
+TRIMMED = "white space at the ends of a completion cut by the chat template"
+OPENED = "rendered prompt already begins the completion"
+OTHER_PROMPT = "chat template renders the prompt differently beside the completion"
+PREFILLED = "prompt ends in the assistant's words, and the completion goes on with them"
+DATED = "chat template writes today's date into the prompt: data.chat_template_kwargs={date_string: ...} fixes it"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A completion behind its rendered prompt.
+
+    Attributes:
+        text: what the chat template makes of it, with the end of the turn.
+        written: its own text with the end of the turn, as far as the prompt does not begin it already.
+        rewritten: what the template does to its text; None where it leaves the text as it is.
+        notes: remarks for the report.
+    """
+
+    text: str
+    written: str
+    rewritten: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer's chat template with the variables that it is given.
+
+    Attributes:
+        kwargs: variables of the template (`data.chat_template_kwargs`), such as `enable_thinking`.
+    """
+
+    tokenizer: Any
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def require(self, where: str) -> None:
+        """Raise a UserError where there is no chat template, or it knows nothing of a variable.
+
+        Args:
+            where: what is to be rendered, for the error.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"{where} is to go through a chat template, and the tokenizer at '{self.tokenizer.name_or_path}' has"
+                " none. Give a tokenizer with a chat template (chat_template.jinja beside it), or write prompts and"
+                " completions as plain strings without a system prompt and tools, and leave data.template at auto."
+            )
+        for name in self.kwargs:
+            if not self._knows(name):
+                raise UserError(
+                    f"data.chat_template_kwargs: the chat template of '{self.tokenizer.name_or_path}' has no variable"
+                    f" {name}. Leave it out, or spell it as the template does."
+                )
+
+    def prompt(self, messages: Messages, parts: Parts) -> str:
+        """The prompt that a completion follows: with the header of the answer, or open where its last words are the
+        assistant's.
+
+        Args:
+            parts: whose tools and variables are given to the template.
+
+        Raises:
+            BadRow: the template refuses the messages, or leaves out what they say.
+        """
+        if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
+            raise BadRow("empty prompt")
+        for name in parts.template_kwargs or ():
+            if not self._knows(name):
+                raise BadRow(f"the chat template has no variable {name} (chat_template_kwargs)")
+        if parts.tools and not self._knows("tools"):
+            raise BadRow("the chat template has no place for tools (data.columns: {tools: null} leaves them out)")
+        if is_prefilled(messages):
+            text = self.render(messages, parts, continue_final_message=True)
+        else:
+            text = self.render(messages, parts, add_generation_prompt=True)
+        for message in messages:
+            told = (message.get("content") or "").strip()
+            if message["role"] in ("system", "developer", "user") and told not in text:
+                raise BadRow(f"the chat template leaves out or changes a message of the {message['role']}")
+            if not _calls_in(message, text):
+                raise BadRow("the chat template leaves out tool calls")
+        return text
+
+    def completion(self, messages: Messages, prompt: str, completion: dict[str, Any], parts: Parts) -> Rendered:
+        """A completion as it follows a prompt of `prompt`.
+
+        Raises:
+            BadRow: the template refuses the conversation, or nothing tells where the completion stands.
+        """
+        own = completion.get("content") or ""
+        before, first = (messages[:-1], messages[-1]["content"]) if is_prefilled(messages) else (messages, "")
+        prefilled = (PREFILLED,) * bool(first)
+        full = self.render([*before, {**completion, "content": first + own}] if first else [*before, completion], parts)
+        plain = not (completion.keys() & {"tool_calls", *REASONING})
+        if plain and full.startswith(prompt) and full[len(prompt) :] == own + self._usual_end:
+            return Rendered(own + self._usual_end, own + self._usual_end, notes=prefilled)
+        head, end = self._around(before, completion, first, parts)
+        header = self._header(messages, prompt, parts)
+        begun = _begun(header, own)
+        gap = head[len(prompt) :] if head is not None and head.startswith(prompt) else ""
+        written = gap * gap.isspace() + own[len(begun) :] + end
+        if full.startswith(prompt):
+            text, other = full[len(prompt) :], None
+        elif head is not None and full.startswith(head) and header and head.endswith(header):
+            text, other = full[len(head) :], OTHER_PROMPT
+        else:
+            return self._misplaced(full, head, end, own, written, prompt)
+        body = text.removesuffix(end)
+        notes = (*prefilled, *((other,) if other else ()))
+        if not plain:
+            missing = _missing(completion, header, body)
+            return Rendered(text, text, f"{missing} is left out" if missing else None, notes)
+        if body.strip() == own.strip():
+            return Rendered(text, written, notes=notes if own in body else (*notes, TRIMMED))
+        if begun and body.strip() == own[len(begun) :].strip():
+            return Rendered(text, written, notes=(*notes, OPENED))
+        return Rendered(text, written, _change(own, body), notes)
+
+    def _misplaced(self, full: str, head: str | None, end: str, own: str, written: str, prompt: str) -> Rendered:
+        """A completion that does not follow the prompt as it is generated from."""
+        if head is None or not full.startswith(head):
+            raise BadRow("the chat template changes the completion's text")
+        text = full[len(head) :]
+        body = text.removesuffix(end)
+        more = prompt[shared_prefix(prompt, head) :]
+        change = _change(own, body) if body.strip() != own.strip() else f"{own!r:.{SHOWN}} put behind {more!r:.{SHOWN}}"
+        return Rendered(text, written, change)
+
+    def render(self, messages: Messages, parts: Parts, **how: bool) -> str:
+        """The messages through the template. Raises BadRow where it refuses them."""
+        variables = {**self.kwargs, **(parts.template_kwargs or {})}
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tools=parts.tools, tokenize=False, **how, **variables)
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise BadRow(f"the chat template refuses the messages: {error}") from None
+
+    def dated(self, prompt: str) -> bool:
+        """Whether the template writes today's date into a prompt."""
+        return "strftime_now" in self._text and time.strftime("%d %b %Y") in prompt
+
+    @cached_property
+    def _text(self) -> str:
+        template = self.tokenizer.chat_template
+        return template if isinstance(template, str) else json.dumps(template)
+
+    def _knows(self, variable: str) -> bool:
+        return re.search(rf"\b{re.escape(variable)}\b", self._text) is not None
+
+    def _around(self, before: Messages, completion: dict[str, Any], first: str, parts: Parts) -> tuple[str | None, str]:
+        """What is rendered before a completion in its conversation (None: nothing tells), and the end after it."""
+        try:
+            probe = {"role": completion["role"], "content": first + PROBE}
+            head, found, end = self.render([*before, probe], parts).rpartition(first + PROBE if first else PROBE)
+        except BadRow:
+            return None, self._usual_end
+        return (head + first, end) if found else (None, self._usual_end)
+
+    @cached_property
+    def _usual_end(self) -> str:
+        """What follows the words of an answer, as far as a plain question tells."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        try:
+            return self.render(turns, Parts("", ())).rpartition(PROBE)[2]
+        except BadRow:
+            return ""
+
+    def _header(self, messages: Messages, prompt: str, parts: Parts) -> str:
+        """What the prompt has after its messages: the header of the answer, and what else opens the answer."""
+        if is_prefilled(messages):
+            return messages[-1]["content"].rstrip()
+        try:
+            bare = self.render(messages, parts, add_generation_prompt=False)
+        except BadRow:
+            return ""
+        return prompt.removeprefix(bare) if prompt.startswith(bare) else ""
+
+
+def is_prefilled(messages: Messages) -> bool:
+    """Whether a prompt ends in words of the assistant, which the completion is to go on with."""
+    last = messages[-1]
+    return last["role"] == "assistant" and bool((last.get("content") or "").strip()) and not last.get("tool_calls")
+
+
+def as_messages(text: Text, role: str) -> Messages:
+    """A string as one message."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+def _begun(header: str, own: str) -> str:
+    """The beginning of a completion with which its header already ends, such as an opened thought; "" for none."""
+    for size in range(min(len(header), len(own)), 0, -1):
+        if header.endswith(own[:size]):
+            return own[:size] if own[:size].strip() else ""
+    return ""
+
+
+def _change(own: str, body: str) -> str:
+    return f"{own!r:.{SHOWN}} rendered as {body!r:.{SHOWN}}"
+
+
+def _missing(completion: dict[str, Any], header: str, body: str) -> str | None:
+    """What a rendered answer lacks of a message with more than text; None where it has everything."""
+    if not _calls_in(completion, body):
+        return "a tool call"
+    for key in ("content", *REASONING):
+        text = completion.get(key)
+        if isinstance(text, str) and text.strip() and text.strip() not in header + body:
+            return f"its {key}"
+    return None
+
+
+def _calls_in(message: dict[str, Any], text: str) -> bool:
+    """Whether a rendered text has the names and the texts of a message's tool calls."""
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        arguments = function.get("arguments")
+        values = list(arguments.values()) if isinstance(arguments, dict) else []
+        texts = [value for value in (function.get("name"), *values) if isinstance(value, str)]
+        if not all(each in text or json.dumps(each, ensure_ascii=False)[1:-1] in text for each in texts):
+            return False
+    return True
