@@ -60,7 +60,8 @@ def split_validation(
     if not held or len(held) == len(items):
         raise UserError(
             f"cannot split {len(items)} rows with {len(members)} different prompts into training and {wanted} "
-            "validation rows: a prompt's rows stay together, and neither side may be empty"
+            "validation rows: a prompt's rows stay together, and neither side may be empty. Set data.validation to a"
+            " number of rows that fits, or to 0 to hold none out."
         )
     train = [item for index, item in enumerate(items) if index not in held]
     return train, [items[index] for index in sorted(held)]

@@ -108,6 +108,12 @@ class TrainingRoom:
         """
         on_gpu = self.workers(gpu=True) >= workers if use_gpu == "auto" else bool(use_gpu)
         room = self.workers(gpu=on_gpu)
+        if on_gpu and not room:
+            apart = " for training" if self.pool else ""
+            raise UserError(
+                f"train.use_gpu is true, but there is no GPU{apart}. Set train.use_gpu=auto or false to train on CPUs,"
+                " or cluster.address to a cluster with GPUs; `otpo doctor` says why a GPU of this machine is not seen."
+            )
         if workers > room:
             kind = "GPU" if on_gpu else "CPU"
             raise UserError(

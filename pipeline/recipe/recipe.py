@@ -140,10 +140,11 @@ class Recipe(Section):
             raise ValueError("base.eval_every: the base trains on all its rows and is not evaluated: leave it out")
 
     def _check_pairs(self) -> None:
-        evaluated = [label for label in self.methods if self.train_of(label).best_metric]
-        if evaluated and not self.data.validation:
+        never = [label for label in self.methods if self.train_of(label).eval_every and not self.data.validation]
+        if never:
             raise ValueError(
-                f"best_metric of '{evaluated[0]}' needs pairs to evaluate on: set data.validation above 0, such as 0.05"
+                f"train.eval_every of '{never[0]}' has no rows to evaluate on: set data.validation above 0, such as"
+                " 0.05, or leave eval_every out"
             )
         if self.methods and self.data.path is None and self.pairs is None:
             raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")

@@ -97,16 +97,21 @@ def _untrained(run: RunContext) -> list[str]:
     return [label for label in run.recipe.methods if not run.manifest.finished(f"train/{label}")]
 
 
+def _may_have_gpus(run: RunContext) -> bool:
+    """Whether this machine has a GPU; a cluster's are counted later."""
+    import torch
+
+    elsewhere = run.recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+    return bool(elsewhere) or torch.cuda.is_available()
+
+
 def _check_adapters(run: RunContext) -> None:
     model = run.recipe.model
     if model.lora is None or not _untrained(run):
         return
-    import torch
-
     from otpo.models.adapters import check_adapters, check_quantization
 
-    elsewhere = run.recipe.cluster.address or os.environ.get("RAY_ADDRESS")  # whose GPUs are counted later
-    check_quantization(model.quantization, gpu=bool(elsewhere) or torch.cuda.is_available())
+    check_quantization(model.quantization, gpu=_may_have_gpus(run))
     check_adapters(run.sources.resolve(model.path), model.lora.model_dump())
 
 
@@ -137,10 +142,21 @@ def _check_layers(run: RunContext) -> None:
 
 
 def _check_data(run: RunContext) -> None:
-    if run.recipe.base and not run.manifest.finished("base"):
-        run.sources.tokens(supervised=True)
-    if run.recipe.data.path and _untrained(run):
-        run.sources.tokens()
+    recipe, rows = run.recipe, dict[str, int]()
+    if recipe.base and not run.manifest.finished("base"):
+        rows["base"] = run.sources.tokens(supervised=True).n_train
+    if recipe.data.path and (untrained := _untrained(run)):
+        tokens = run.sources.tokens()
+        rows |= {label: tokens.of(recipe.method(label)).n_train for label in untrained}
+    if not rows:
+        return
+    from pipeline.train.steps import check_steps, small_data
+
+    for label, n in rows.items():
+        check_steps(label, n, recipe.train_of(label))
+    for remark in dict.fromkeys(small_data(n, recipe.train_of(label)) for label, n in rows.items()):
+        if remark:
+            run.progress("batch", 0, 0, remark)
 
 
 def _check_prompts(run: RunContext, task: Task) -> None:

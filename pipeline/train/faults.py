@@ -3,8 +3,11 @@
 what goes wrong                           what happens
 wrong input or a wrong number             not retried, since a retry would meet it again: the worker writes the
 (UserError, WorkError in a worker)        failure file, and the driver raises its error
-a worker, a node or its connection dies,  Ray starts the whole group again, `train.max_failures` times; every job
-any other exception                       resumes from its newest complete checkpoint
+a full disk, an index out of range        the same
+any other exception, out of memory too    Ray starts the whole group again; where the same exception comes at the same
+                                          step, it is not retried any more
+a worker, a node or its connection dies   Ray starts the whole group again, `train.max_failures` times; every job
+                                          resumes from its newest complete checkpoint
 the group cannot be placed                tried again about every minute, CONTROLLER_FAILURES times
 Ctrl-C                                    Ray stops the workers; checkpoints stay, and the same command resumes
 """
@@ -12,6 +15,7 @@ Ctrl-C                                    Ray stops the workers; checkpoints sta
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,6 +28,7 @@ from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
 
 FAILURE_FILE = "failure.json"
+SEEN_FILE = "seen_failures.json"
 NOT_RETRIED = {kind.__name__: kind for kind in (UserError, WorkError)}
 CONTROLLER_FAILURES = 5
 
@@ -44,6 +49,64 @@ def writing_failures(path: Path) -> Iterator[None]:
     except tuple(NOT_RETRIED.values()) as error:
         write_atomically(path, json.dumps([type(error).__name__, str(error)]))
         raise
+    except Exception as error:
+        if told := _will_come_again(error) or _came_again(error, path.with_name(SEEN_FILE)):
+            write_atomically(path, json.dumps([WorkError.__name__, told]))
+        raise
+
+
+def _will_come_again(error: Exception) -> str | None:
+    """What to tell about an error that the same rows on the same machine cause every time; None for any other."""
+    text = _chain(error)
+    if re.search(r"No space left on device|os error 28\b|Disk quota exceeded", text):
+        return (
+            f"{_place(error)}The disk is full: {_line(error)}. Free some space, or keep fewer checkpoints"
+            " (train.keep_checkpoints, train.save_every); the same command goes on from the newest one."
+        )
+    if re.search(r"index out of range|device-side assert", text):
+        return (
+            f"{_place(error)}An index is out of range: {_line(error)}. A token id is beyond the model's vocabulary, or"
+            " a text longer than its positions: compare the tokenizer with the model's config.json, and lower"
+            " data.max_length."
+        )
+    return None
+
+
+def _came_again(error: Exception, seen: Path) -> str | None:
+    """What to tell about an error that an earlier attempt met at the same step; remembers any other."""
+    signature = f"{_place(error)}{type(error).__name__}: {re.sub('[0-9.]+', '#', _line(error))}"
+    before: list[str] = json.loads(seen.read_text()) if seen.exists() else []
+    if signature not in before:
+        write_atomically(seen, json.dumps([*before, signature]))
+        return None
+    if re.search(r"out of memory|can't allocate memory|not enough memory", _chain(error), re.IGNORECASE):
+        advice = (
+            "Lower train.micro_batch_tokens or train.micro_batch_size, which changes no result, set"
+            " train.activation_checkpointing=true, take more workers, or lower data.max_length."
+        )
+    else:
+        advice = "It is not tried a third time; checkpoints are kept, and the same command goes on from them."
+    return f"{_place(error)}The same failure came twice: {type(error).__name__}: {_line(error)}. {advice}"
+
+
+def _place(error: BaseException) -> str:
+    """Where training was, as the worker noted on the error."""
+    return "".join(f"{note}: " for note in getattr(error, "__notes__", [])[:1])
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else repr(error)).rstrip(".")
+
+
+def _chain(error: BaseException | None) -> str:
+    """The messages of an error and of those that caused it: checkpoints and exports wrap what the disk said."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
 
 
 @contextmanager
@@ -59,6 +122,7 @@ def explained(failure: Path, *, max_failures: int, kept: Path) -> Iterator[None]
         KeyboardInterrupt: the user stopped the training.
     """
     failure.unlink(missing_ok=True)
+    failure.with_name(SEEN_FILE).unlink(missing_ok=True)
     try:
         with _interruptible():
             yield

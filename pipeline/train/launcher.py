@@ -27,6 +27,7 @@ from pipeline.train import model_card
 from pipeline.train.faults import FAILURE_FILE, explained, failure_config
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import start_line
+from pipeline.train.steps import check_steps
 from pipeline.train.tokens import Tokens
 from pipeline.train.worker import train_worker
 
@@ -45,12 +46,16 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         label: one of `methods`, or "base" for supervised training.
         model: that training starts from.
         caches: the folder of frozen models' log-probabilities.
+
+    Raises:
+        UserError: the settings and the rows give no step that learns anything.
     """
     train = recipe.train_of(label)
     spec = None if label == "base" else recipe.method(label)
     rewards = recipe.trains_rewards(label)
     tokens = tokens if spec is None else tokens.of(spec)
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
+    check_steps(label, tokens.n_train, train)
     for name, source in (spec.frozen_models if spec else {}).items():
         models[name] = str(RunFolder(folder).model(source)) if source in recipe.methods else source
     return TrainJob(

@@ -259,8 +259,11 @@ class _Trainer:
 
     @contextmanager
     def _naming(self, when: str) -> Iterator[None]:
-        """Add the label and the step to the message of a `WorkError`."""
+        """Add the label and the step to the message of a `WorkError`, and to any other error as a note."""
         try:
             yield
         except WorkError as error:
             raise WorkError(f"{self.job.label}, {when}: {error}") from error
+        except Exception as error:
+            error.add_note(f"{self.job.label}, {when}")
+            raise

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.reward import export_reward_model
 from transformers import AutoTokenizer
 
 from otpo.errors import UserError
@@ -22,7 +23,6 @@ from pipeline.cluster.placement import (
     engine_demands,
     fewer_engines,
 )
-from support.reward import export_reward_model
 
 TRAIN = {"CPU": 192, "GPU": 8, "train": 8}
 GENERATE = {"CPU": 8, "GPU": 1, "generate": 1}

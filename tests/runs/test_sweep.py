@@ -160,9 +160,7 @@ def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
 
     nodes = [{"CPU": count, "GPU": gpus} for count in cpus]
     engines, engine_gpus = int(judged), min(gpus, 1)
-    found = allocate_trials(
-        nodes, trials=4, workers=workers, engines=engines, engine_gpus=engine_gpus, on_gpu=gpus > 0
-    )
+    found = allocate_trials(nodes, trials=4, workers=workers, engines=engines, engine_gpus=engine_gpus, on_gpu=gpus > 0)
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
 
 

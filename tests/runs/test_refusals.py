@@ -1,0 +1,85 @@
+"""What is refused before the first step: settings that learn nothing from the rows, and GPUs that are not there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.training import settings, write_pairs
+
+from otpo.errors import UserError
+from otpo.training.schedule import learning_rate, rows_in_step, total_steps
+from pipeline.cluster.placement import TrainingRoom
+from pipeline.recipe import TrainConfig, make_recipe
+from pipeline.run.run import run
+from pipeline.train.steps import check_steps, small_data
+
+
+@pytest.mark.parametrize(
+    ("rows", "train", "words"),
+    [
+        (100, {}, ["1 step (train.global_batch_size is 128, and there are 100 rows)", "learning rate is 0"]),
+        (1, {"epochs": 3}, ["there are 1 rows", "train.warmup_ratio=0"]),
+        (1000, {"max_steps": 1}, ["1 step", "nothing would be learned"]),
+        (1000, {"epochs": 1e-4}, ["not one row", "train.max_steps"]),
+        (100, {"warmup_ratio": 0}, []),
+        (100, {"epochs": 3}, []),
+        (1000, {"max_steps": 2}, []),
+        (1, {"max_steps": 20}, []),
+    ],
+)
+def test_settings_that_learn_nothing(rows, train, words):
+    train = TrainConfig(**train)
+    size = train.global_batch_size
+    steps = total_steps(rows, global_batch_size=size, max_steps=train.max_steps, epochs=train.epochs)
+    learned = sum(
+        learning_rate(n, steps, 1.0, scheduler=train.lr_scheduler, warmup_ratio=train.warmup_ratio)
+        * rows_in_step(n, rows, global_batch_size=size, max_steps=train.max_steps, epochs=train.epochs)
+        for n in range(steps)
+    )
+    if not words:
+        assert learned > 0
+        return check_steps("dpo", rows, train)
+    assert learned == 0, "what is refused would have trained"
+    with pytest.raises(UserError) as error:
+        check_steps("dpo", rows, train)
+    for word in ("methods.dpo: ", *words):
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_batch_larger_than_the_data_is_told():
+    assert "128, and there are 100 rows" in (small_data(100, TrainConfig()) or "")
+    assert small_data(128, TrainConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": {"max_steps": None, "global_batch_size": 128}}, ["methods.dpo", "learning rate is 0"]),
+        ({"data": {"validation": 0.01}}, ["cannot split", "Set data.validation", "to 0 to hold none out"]),
+        ({"data": {"validation": 0}, "train": {"eval_every": 2}}, ["train.eval_every", "data.validation above 0"]),
+    ],
+    ids=["one step", "no validation rows", "nothing to evaluate"],
+)
+def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, words):
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
+    write_pairs(tmp_path / "pairs.json", n=20)
+    for section, values in changes.items():
+        tree[section] = tree[section] | values
+    with pytest.raises(UserError) as error:
+        run(make_recipe(tree), tmp_path / "runs" / "small", until="train")
+    for word in words:
+        assert word in str(error.value), str(error.value)
+    folder = tmp_path / "runs" / "small"
+    assert not (folder / "ray").exists() and not (folder / "models").exists()
+    assert not folder.exists() or not json.loads((folder / "manifest.json").read_text())["stages"]
+
+
+def test_a_gpu_that_is_not_there():
+    """No number of workers would help."""
+    room = TrainingRoom.of([{"CPU": 8.0}])
+    with pytest.raises(UserError) as error:
+        room.check(2, use_gpu=True)
+    assert "no GPU" in str(error.value) and "Set train.use_gpu=auto or false" in str(error.value)
+    assert "train.workers" not in str(error.value)
+    assert room.check(2, use_gpu="auto") is False
