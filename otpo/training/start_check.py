@@ -117,7 +117,7 @@ class StartCheck:
 def check_cached(
     model: PolicyModel, cache: CachedLogProbs, prompts: Sequence[PromptCompletions], dtype: torch.dtype, *, where: str
 ) -> Difference:
-    """Compare cached log-probabilities of the model that training starts from with what it computes now.
+    """Compare cached log-probabilities of a frozen model with what the model computes now.
 
     Args:
         prompts: a few of those in the cache, each with the same number of completions.
@@ -135,10 +135,10 @@ def check_cached(
     found = difference(live[batch.mask], cached[batch.mask], rows)
     if not found.within(TOLERANCES[dtype]):
         raise UserError(
-            f"The cached log-probabilities of the reference are not those of {model.lm.name_or_path}: the worst token"
+            f"The cached log-probabilities in {where} are not those of {model.lm.name_or_path}: the worst token"
             f" {found}. In the cache a token of key {found.row} has {found.found:.4f}, and the model gives"
-            f" {found.own:.4f}. They were computed by another model or another version of the libraries: delete"
-            f" {where}, and they are computed again."
+            f" {found.own:.4f}. They were computed by another model or another version of the libraries: delete that"
+            " folder, and they are computed again."
         )
     return found
 

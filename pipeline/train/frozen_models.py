@@ -19,6 +19,7 @@ from otpo.models.sharding import distribute
 from otpo.records import PromptCompletions
 from otpo.training.objectives import CachedLogProbs
 from otpo.training.objectives.base import Reference
+from otpo.training.start_check import check_cached, choose_rows
 from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
 from pipeline.train.job import TrainJob
 
@@ -78,18 +79,37 @@ class JobFrozenModels:
             dtype=self.job.train["dtype"],
             tokens=self.job.tokens_hash,
         )
-        if is_start or agree_missing(FrozenLogProbs(folder).missing(items), items):
-            fill_cache(
-                folder,
-                self.policy if is_start else self._load(path),
-                items,
-                micro_batch_size=self.job.train["micro_batch_size"],
-                micro_batch_tokens=self.micro_batch_tokens,
-                rank=dist.get_rank(),
-                world=dist.get_world_size(),
-            )
-            dist.barrier()
+        cache = FrozenLogProbs(folder)
+        missing = agree_missing(cache.missing(items), items)
+        if is_start and not missing:  # the start's check compares it with what is trained
+            return cache
+        model = self.policy if is_start else self._load(path)
+        self._check(cache, model, items, missing)
+        fill_cache(
+            folder,
+            model,
+            items,
+            micro_batch_size=self.job.train["micro_batch_size"],
+            micro_batch_tokens=self.micro_batch_tokens,
+            rank=dist.get_rank(),
+            world=dist.get_world_size(),
+        )
+        dist.barrier()
         return FrozenLogProbs(folder)
+
+    def _check(
+        self,
+        cache: FrozenLogProbs,
+        model: PolicyModel,
+        items: Sequence[PromptCompletions],
+        missing: Sequence[PromptCompletions],
+    ) -> None:
+        """Compare a few of the rows that a cache holds already with the model that they are taken for."""
+        lacking = {item.key for item in missing}
+        known = [item for item in items if item.key not in lacking]
+        if known:
+            rows = choose_rows(known, self.mesh.device_type)
+            check_cached(model, cache, rows, torch_dtype(self.job.train["dtype"]), where=str(cache.folder))
 
     def _load(self, path: str, *, keep_head: bool = False) -> PolicyModel:
         """A frozen model beside the policy."""
