@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel
 
 from otpo.data.template import write_template
 from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
+from otpo.models.disk.reloaded import Trained, check_reloaded
 from otpo.models.disk.reward_tokenizer import for_scoring
-from otpo.models.loading import load_causal_lm
+from otpo.models.loading import load_causal_lm, no_bars
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 
@@ -35,12 +37,13 @@ def export(
     others: Mapping[str, torch.dtype] | None = None,
     pad_id: int | None = None,
     template: str = "",
+    trained: Trained | None = None,
 ) -> None:
     """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
 
-    The folder appears under its name only when it is whole. Adapters are written to `adapter` beside `out`, and merged
-    into the weights that they were trained beside, in the precision those were saved in (even if training read them in
-    4 bits).
+    The folder appears under its name only when it is whole and, loaded again, is what was trained. Adapters are written
+    to `adapter` beside `out`, and merged into the weights that they were trained beside, in the precision those were
+    saved in (even if training read them in 4 bits).
 
     Args:
         tokenizer: folder or hub name of the tokenizer to save with the model.
@@ -49,6 +52,11 @@ def export(
         others: weights that are saved in another precision (`other_precisions`).
         pad_id: for a reward model, what pads the texts that it scores (`otpo.models.disk.reward_tokenizer`).
         template: how training rendered prompts, for whoever uses the model (`otpo.data.template`).
+        trained: what the trained model gives for a few rows; None compares weights alone, as for 4-bit weights, which
+            the adapters are not merged into.
+
+    Raises:
+        WorkError: the folder, loaded again, is another model; it stays beside `out` as `model.partial`.
     """
     adapted = has_adapters(model.lm)
     state: dict[str, Any] = (
@@ -57,20 +65,25 @@ def export(
         else get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     )
     if not dist.is_initialized() or dist.get_rank() == 0:
-        partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial, adapter = out.with_name(out.name + ".partial"), out.with_name("adapter.partial")
+        for folder in (partial, adapter):
+            shutil.rmtree(folder, ignore_errors=True)
         if adapted:
-            _save_merged(model.lm, state, partial, out.with_name("adapter"))
+            weights = _save_merged(model.lm, state, partial, adapter)
         else:
-            _save_whole(model.lm, state, partial, dtype, others or {})
+            weights = _save_whole(model.lm, state, partial, dtype, others or {})
         saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
             for_scoring(saved_tokenizer, pad_id, template)
         saved_tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card)
         write_template(partial, template)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(partial, out)
+        with no_bars():
+            check_reloaded(partial, type(model), weights, trained)
+        for folder, name in ((adapter, out.with_name("adapter")), (partial, out)):
+            if folder.exists():
+                shutil.rmtree(name, ignore_errors=True)
+                os.replace(folder, name)
     if dist.is_initialized():
         dist.barrier()
 
@@ -82,26 +95,25 @@ def other_precisions(lm: PreTrainedModel) -> dict[str, torch.dtype]:
 
 def _save_whole(
     lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype]
-) -> None:
-    weights = {name.removeprefix("lm."): tensor for name, tensor in state.items()}
-    weights = {name: tensor.to(others.get(name, dtype)) for name, tensor in weights.items()}
-    for name in _copies(lm):
-        weights.pop(name, None)
+) -> dict[str, Tensor]:
+    copies, weights = _copies(lm), {}
+    for full_name in list(state):
+        name, tensor = full_name.removeprefix("lm."), state.pop(full_name)  # one at a time: a copy of all takes memory
+        if name not in copies:
+            weights[name] = tensor.to(others.get(name, dtype))
     _say_ties(lm)
-    lm.save_pretrained(folder, state_dict=weights)
+    lm.save_pretrained(folder, state_dict=dict(weights))
     lm.config.dtype = dtype  # transformers has written that of the master weights
     lm.config.save_pretrained(folder)
+    return weights
 
 
-def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, adapter: Path) -> None:
-    partial = adapter.with_name(adapter.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, adapter: Path) -> dict[str, Tensor]:
     start = load_causal_lm(str(lm.name_or_path))
-    merged = merge_adapters(start, lm.peft_config[ADAPTER], adapters, partial)
+    merged = merge_adapters(start, lm.peft_config[ADAPTER], adapters, adapter)
     _say_ties(merged)
     merged.save_pretrained(folder)
-    shutil.rmtree(adapter, ignore_errors=True)
-    os.replace(partial, adapter)
+    return merged.state_dict()
 
 
 def _copies(lm: PreTrainedModel) -> list[str]:

@@ -31,7 +31,7 @@ class TrainJob:
         lora: settings of adapters; only these are trained then.
         quantization: of the weights beside the adapters.
         margins: for a reward model, the file of its pairs' margins, if they have any.
-        score_pad: for a reward model, the token that pads what it scores (`otpo.models.reward_model.pad_token`).
+        score_pad: for a reward model, the token that pads what it scores (`otpo.models.disk.reward_tokenizer`).
     """
 
     label: str

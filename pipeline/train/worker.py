@@ -37,6 +37,7 @@ from otpo.models.checkpoint import (
     save_checkpoint,
 )
 from otpo.models.compiled import compile_layers
+from otpo.models.disk.reloaded import trained_values
 from otpo.models.export import export, other_precisions
 from otpo.models.sharding import distribute
 from otpo.records import SequenceBatch
@@ -44,6 +45,7 @@ from otpo.training.objectives import Start, objective_of
 from otpo.training.objectives.reward import load_margins
 from otpo.training.optimizer import adamw
 from otpo.training.schedule import learning_rate, rows_in_step
+from otpo.training.start_check import SHORTEST, choose_rows
 from otpo.training.step import CoupledLosses, LossFunction, evaluate, optimisation_step
 from pipeline.recipe import TrainConfig
 from pipeline.train.faults import writing_failures
@@ -252,10 +254,15 @@ class _Trainer:
         best = self.best["step"]
         if best is not None and best != step:
             load_checkpoint(self.job.folder.checkpoints / f"step-{best:06d}", self.model, self.optimizer)
-        export(
-            self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
-            dtype=self.saved_dtype, others=self.others, pad_id=self.job.score_pad, template=self.job.template,
-        )  # fmt: skip
+        rows = choose_rows(self.items, "cpu")[:SHORTEST]  # plain transformers computes them on a CPU
+        four_bit = self.job.quantization == "4bit"  # merged into the weights before they were quantised
+        dtype, batch = torch_dtype(self.train.dtype), self.objective.collate(rows).to(self.device)
+        with self._naming("export"):
+            export(
+                self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
+                dtype=self.saved_dtype, others=self.others, pad_id=self.job.score_pad, template=self.job.template,
+                trained=None if four_bit else trained_values(self.model, batch, dtype),
+            )  # fmt: skip
 
     @contextmanager
     def _naming(self, when: str) -> Iterator[None]:

@@ -30,7 +30,7 @@ class Start:
         lora: settings of the adapters that alone are trained (`otpo.models.adapters.add_adapters`); None trains all
             weights.
         seed: of the adapters.
-        pad_id: for a reward model, the token that pads what it scores (`otpo.models.reward_model.pad_token`).
+        pad_id: for a reward model, the token that pads what it scores (`otpo.models.disk.reward_tokenizer`).
     """
 
     path: str
