@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from otpo.data.template import as_trained
+from otpo.data.template import as_trained, trained_kwargs
 from otpo.data.tokens import load_tokenizer, tokenize_pairs
 from otpo.errors import UserError
 from otpo.explain import model_token_weights
@@ -66,7 +66,12 @@ def token_weights(
     spec = _of_pairs(resolve(method, hyperparameters), "token_weights")
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     items, _ = tokenize_pairs(
-        [row], load_tokenizer(model), template=as_trained(template, model), max_length=None, source="the pair"
+        [row],
+        load_tokenizer(model),
+        template=as_trained(template, model),
+        max_length=None,
+        chat_template_kwargs=trained_kwargs(model),
+        source="the pair",
     )
     found = model_token_weights(str(model), items, spec, seed=seed)[0]
     sides = [

@@ -6,8 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.options import MaxLength, Out, Seed, Template
+from jobs.cli.options import (
+    ChatTemplateKwargs,
+    Column,
+    MaxLength,
+    Out,
+    Rewritten,
+    Seed,
+    Template,
+    columns_of,
+    kwargs_of,
+)
 from jobs.cli.terminal import one_of, say, show
+from otpo.errors import UserError
 
 
 def data(
@@ -19,6 +30,9 @@ def data(
     template: Template = "auto",
     max_length: MaxLength = 1024,
     split: Annotated[str, typer.Option("--split", help="of a hub data set")] = "train",
+    column: Column = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    rewritten: Rewritten = "refuse",
 ) -> None:
     """What a data file holds: format, template, lengths, how often the longer completion is chosen, unusable rows."""
     from otpo.data.convert import convert
@@ -26,13 +40,23 @@ def data(
 
     setting = one_of("--template", template, "auto", "chat", "literal")
     rows = load_rows(source, split)
-    _, report = convert(rows, source, template=setting)
+    columns, kwargs = columns_of(column), kwargs_of(chat_template_kwargs)
+    _, report = convert(rows, source, template=setting, columns=columns)
     if model:
-        from otpo.data.template import trained_with
+        from otpo.data.template import trained_kwargs, trained_with
         from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 
         tokenize: Any = tokenize_pairs if "chosen characters" in report.lengths else tokenize_completions
-        _, report = tokenize(rows, load_tokenizer(model), template=setting, max_length=max_length, source=source)
+        given = trained_kwargs(model) if kwargs is None else kwargs
+        try:
+            _, report = tokenize(
+                rows, load_tokenizer(model), template=setting, max_length=max_length, columns=columns,
+                chat_template_kwargs=given, rewritten=rewritten, source=source,
+            )  # fmt: skip
+        except UserError:
+            for line in report.lines():
+                show(line)
+            raise
         if (trained := trained_with(model)) not in (None, report.template):
             say(f"note: {model} was trained with the template {trained}, and these rows are rendered otherwise")
     for line in report.lines():

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeUrl, Limit, MaxTokens, Out, Seed, Template, TopP, Workers
+from jobs.cli.options import (
+    ANOTHER_OUT,
+    ChatTemplateKwargs,
+    JudgeModel,
+    JudgeUrl,
+    Limit,
+    MaxTokens,
+    Out,
+    Seed,
+    Template,
+    TopP,
+    Workers,
+    kwargs_of,
+)
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
@@ -27,6 +40,7 @@ def generate(
     tensor_parallel_size: Annotated[int, typer.Option("--tensor-parallel-size", help="GPUs of one engine")] = 1,
     backend: Annotated[str, typer.Option("--backend", help="auto, vllm or transformers")] = "auto",
     template: Template = "auto",
+    chat_template_kwargs: ChatTemplateKwargs = None,
     limit: Limit = None,
 ) -> None:
     """Outputs of a model for a task's prompts, as AlpacaEval's model_outputs.json."""
@@ -46,7 +60,8 @@ def generate(
     )
     setting = one_of("--template", template, "auto", "chat", "literal")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    choice = of_model(setting, preflight(model, config, setting).path)
+    kwargs = kwargs_of(chat_template_kwargs)
+    choice = of_model(setting, preflight(model, config, setting).path, kwargs)
     check_prompts(prompts, choice.for_generation)
     say(f"template  {choice}")
     outputs = out if out.suffix == ".json" else out / OUTPUTS
@@ -77,6 +92,7 @@ def pairs(
     seed: Seed = 0,
     workers: Workers = 1,
     template: Template = "auto",
+    chat_template_kwargs: ChatTemplateKwargs = None,
     limit: Limit = None,
 ) -> None:
     """On-policy preference pairs: several outputs for each prompt, rated, best against worst."""
@@ -99,7 +115,8 @@ def pairs(
     engine = EngineConfig(workers=workers)
     if reward_model:
         check_reward_model("--scorer", reward_model)
-    choice = of_model(setting, preflight(model, engine, setting).path)
+    kwargs = kwargs_of(chat_template_kwargs)
+    choice = of_model(setting, preflight(model, engine, setting).path, kwargs)
     check_prompts(task.prompts, choice.for_generation)
     if not reward_model:
         check(config)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from otpo.errors import UserError
 
 Out = Annotated[Path, typer.Option("--out", help="where to write")]
 ANOTHER_OUT = "choose another place with --out"
@@ -22,9 +26,60 @@ Template = Annotated[
         " (rows: messages by the chat template, strings literally; a model alone: as it was trained)",
     ),
 ]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="WHAT=COLUMN", show_default=False,
+        help="which column is what, where its name does not say it: prompt=frage; `note=` leaves the column note out",
+    ),
+]  # fmt: skip
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs", metavar="JSON", show_default=False,
+        help='variables of the chat template, for example \'{"enable_thinking": false}\'; by default those that the'
+        " model was trained with here",
+    ),
+]  # fmt: skip
+Rewritten = Annotated[
+    str,
+    typer.Option(
+        "--rewritten",
+        help="completions that the chat template rewrites: refuse, drop (leave the rows out), template (what it"
+        " makes of them) or text (as written)",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="only the first prompts")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="most tokens of a prompt and one completion together")]
 Workers = Annotated[int, typer.Option("--workers", help="engines, each in a process of its own")]
 TopP = Annotated[float, typer.Option("--top-p", help="nucleus sampling: the probability mass that is sampled from")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="most tokens of an output")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything random")]
+
+
+def columns_of(asked: Sequence[str] | None) -> dict[str, str | None]:
+    """`--column` as `data.columns`.
+
+    Raises:
+        UserError: an option that is not WHAT=COLUMN.
+    """
+    pairs = [each.partition("=") for each in asked or ()]
+    for what, equals, column in pairs:
+        if not (what and equals):
+            raise UserError(f"--column {what}{column}: expected WHAT=COLUMN, for example --column prompt=question")
+    return {what: column or None for what, _, column in pairs}
+
+
+def kwargs_of(asked: str | None) -> dict[str, Any] | None:
+    """`--chat-template-kwargs` as `data.chat_template_kwargs`.
+
+    Raises:
+        UserError: no JSON object.
+    """
+    try:
+        found = json.loads(asked) if asked else None
+    except ValueError:
+        found = asked
+    if not isinstance(found, dict | None):
+        raise UserError(f"--chat-template-kwargs: expected a JSON object such as '{{\"x\": false}}', found {asked!r}")
+    return found

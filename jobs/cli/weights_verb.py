@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.cli.options import MaxLength, Template
+from jobs.cli.options import ChatTemplateKwargs, Column, MaxLength, Rewritten, Template, columns_of, kwargs_of
 from jobs.cli.terminal import one_of, say, show, writable
 from otpo.errors import UserError
 
@@ -24,6 +25,9 @@ def weights(
     limit: Annotated[int, typer.Option("--limit", help="how many pairs")] = 16,
     template: Template = "auto",
     max_length: MaxLength = 1024,
+    column: Column = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    rewritten: Rewritten = "refuse",
 ) -> None:
     """The weight of each token, and the transport plan."""
     from otpo.methods.spec import resolve
@@ -33,9 +37,10 @@ def weights(
     if out.suffix not in (".html", ".json"):
         raise UserError(f"--out {out}: expected a name that ends in .html (a page) or .json (rows for programs).")
     setting = one_of("--template", template, "auto", "chat", "literal")
+    columns, kwargs = columns_of(column), kwargs_of(chat_template_kwargs)
     writable(out.parent)
     from otpo.data.load import load_rows
-    from otpo.data.template import AS_TRAINED, Choice, as_trained
+    from otpo.data.template import AS_TRAINED, as_trained, trained_kwargs
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
     from otpo.explain import model_token_weights
 
@@ -45,9 +50,12 @@ def weights(
         load_tokenizer(model),
         template=used,
         max_length=max_length,
+        columns=columns,
+        chat_template_kwargs=trained_kwargs(model) if kwargs is None else kwargs,
+        rewritten=rewritten,
         source=source,
     )
-    say(f"template  {report.choice if used == setting else Choice(used, AS_TRAINED)}")
+    say(f"template  {report.choice if used == setting else replace(report.choice, why=AS_TRAINED)}")
     page = out.suffix == ".html"
     rows = model_token_weights(model, items, spec, plan=page, grid=page)
     if page:

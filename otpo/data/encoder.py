@@ -15,7 +15,7 @@ from typing import Any
 from otpo.data.chat import DATED, SHOWN, Chat, Rendered, as_messages
 from otpo.data.report import DataReport
 from otpo.data.rows import BadRow, Example, Parts, Text, content, sides
-from otpo.data.template import Template, template_of
+from otpo.data.template import Rendering, Template, template_of
 from otpo.errors import UserError
 
 Encoded = tuple[Example, list[int], list[list[int]]]
@@ -33,24 +33,23 @@ REWRITES = ("refuse", "drop", "template", "text")
 """Values of `data.rewritten`."""
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: Text, template: Template, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: Text, template: Rendering | Template) -> list[int]:
     """Token ids of a prompt to be answered, exactly as training makes them: never two BOS, never an EOS.
 
     Args:
         tokenizer: of transformers. prompt: a string, or messages for the chat template; where the last of them is the
             assistant's, it is to be continued.
-        chat_template_kwargs: variables of the chat template.
+        template: how it is rendered; a template's name alone gives the chat template no variables.
 
     Raises:
         UserError: messages with a literal template, no chat template where one is needed, or one that refuses the
             messages.
     """
-    template_of(template, (prompt,), "the prompt")
-    if template == "literal":
+    rendering = Rendering.of(template)
+    template_of(rendering.template, (prompt,), "the prompt")
+    if rendering.template == "literal":
         return _begin(tokenizer, _ids(tokenizer, [str(prompt)])[0], _added_bos(tokenizer))
-    chat = Chat(tokenizer, chat_template_kwargs or {})
+    chat = Chat(tokenizer, rendering.chat_template_kwargs)
     chat.require("the prompt")
     try:
         return _ids(tokenizer, [chat.prompt(as_messages(prompt, "user"), Parts(prompt, ()))])[0]
@@ -124,7 +123,12 @@ class Encoder:
         return [self._ended(*parts) for parts in found]
 
     def check(self) -> None:
-        """Raise a UserError if the template rewrote completions and that is to be refused."""
+        """Raise a UserError for rewritten completions that are to be refused, and for variables of no template."""
+        if self.chat_template_kwargs and self.applied == {"literal"}:
+            raise UserError(
+                f"{self.report.source}: data.chat_template_kwargs belong to a chat template, and the rows are strings"
+                " that are taken literally. Set data.template=chat, or leave data.chat_template_kwargs empty ({})."
+            )
         rows = self.report.notes.get(REWRITTEN)
         if not rows or self.rewritten != "refuse":
             return

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from otpo.data.template import Choice, one_line
+from otpo.data.template import Choice, Rendering, one_line
 from otpo.errors import UserError
+
+PIECES = 24  # tokens of an example that are shown one by one
 
 
 @dataclass
@@ -24,12 +26,13 @@ class DataReport:
         notes: remark -> numbers of the rows it is true of; these rows are used.
         template: "chat" (the tokenizer's chat template), "literal" (strings as they are) or "chat and literal";
             `template_why` says why.
+        chat_template_kwargs: variables that the chat template was given.
         lengths: "<part> <unit>" -> mean, median, p95, max, where the part is prompt, chosen, rejected or completion and
             the unit characters (of the usable rows' texts) or tokens (before truncation).
         labels: label -> number of examples, where they have one.
         longer: unit -> number of pairs whose "chosen" or "rejected" is longer, or which are of "equal" length.
         example: after tokenisation, the first usable row as training sees it: part -> its tokens, and its text with
-            special tokens visible.
+            special tokens visible; "ends": the texts of its tokens that meet, a prompt's last and a completion's first.
         ignored: columns that hold something and are not read.
         shown: remark -> an example of it.
     """
@@ -44,6 +47,7 @@ class DataReport:
     notes: dict[str, list[int]] = field(default_factory=dict)
     template: str = ""
     template_why: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     longer: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -59,16 +63,26 @@ class DataReport:
     @property
     def choice(self) -> Choice:
         """The template of the rows, and why."""
-        return Choice(self.template, self.template_why)
+        return Choice(self.template, self.template_why, self.chat_template_kwargs)
+
+    @property
+    def rendering(self) -> Rendering | str:
+        """How all prompts were rendered; where they were rendered in two ways, the name of both."""
+        return self.choice.for_generation if self.template in ("chat", "literal") else self.template
 
     def choose(self, choice: Choice) -> None:
         """Fill in the template."""
         self.template, self.template_why = choice.template, choice.why
+        self.chat_template_kwargs = dict(choice.chat_template_kwargs)
 
     def show(self, tokenizer: Any, parts: dict[str, list[int]]) -> None:
         """Fill in `example` from the token ids of each part."""
         self.example = {
-            part: {"tokens": len(ids), "text": tokenizer.decode(ids, clean_up_tokenization_spaces=False)}
+            part: {
+                "tokens": len(ids),
+                "text": tokenizer.decode(ids, clean_up_tokenization_spaces=False),
+                "ends": [tokenizer.decode([id]) for id in (ids[-PIECES:] if part == "prompt" else ids[:PIECES])],
+            }
             for part, ids in parts.items()
         }
 
@@ -134,6 +148,9 @@ class DataReport:
             )
         for part, shown in self.example.items():
             lines.append(f"example   {part}, {shown['tokens']:,} tokens: {one_line(shown['text'])}")
+        for part, shown in self.example.items():
+            pieces, which = " | ".join(map(one_line, shown["ends"])), "last" if part == "prompt" else "first"
+            lines.append(f"tokens    {part}, the {which} {len(shown['ends'])}: {pieces}")
         return lines
 
 

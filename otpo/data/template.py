@@ -5,6 +5,8 @@
     auto      training rows as they are: messages -> chat, strings -> literal. Without rows, as the model was trained
               (`otpo.json` in an exported folder says it), else chat where the tokenizer has a chat template
 
+With a chat template go the variables that it is given (`data.chat_template_kwargs`), such as `enable_thinking`.
+
 Data, sampled pairs, generation, reward models and token weights all ask here. Imports nothing heavy.
 """
 
@@ -12,9 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from otpo.data.rows import Text
 from otpo.errors import UserError
@@ -29,30 +31,55 @@ AS_TRAINED = f"as the model was trained ({FILE})"
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """How prompts are rendered: a template, and the variables that a chat template is given."""
+
+    template: Template
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.template + _with(self.chat_template_kwargs)
+
+    @classmethod
+    def of(cls, value: Rendering | Template) -> Rendering:
+        """A template alone has no variables."""
+        return value if isinstance(value, Rendering) else cls(value)
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A template, or "chat and literal" for rows of both kinds, and why, in a few words for a person."""
+    """A template, or "chat and literal" for rows of both kinds, and why, in a few words for a person.
+
+    Attributes:
+        chat_template_kwargs: variables of the chat template.
+    """
 
     template: str
     why: str
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.template}: {self.why}"
+        return f"{self.template}{_with(self.chat_template_kwargs)}: {self.why}"
 
     @property
-    def for_generation(self) -> Template:
-        """The template that prompts are rendered with.
+    def for_generation(self) -> Rendering:
+        """How prompts are rendered.
 
         Raises:
             UserError: the training rows were rendered in two ways, so that no prompt can be rendered as in training.
         """
         if self.template == "chat":
-            return "chat"
+            return Rendering("chat", self.chat_template_kwargs)
         if self.template == "literal":
-            return "literal"
+            return Rendering("literal")
         raise UserError(
             "expected training rows that are all messages or all strings, so that generation can render prompts as"
             " training saw them; found both. Set data.template=chat, which puts all of them through the chat template."
         )
+
+
+def _with(chat_template_kwargs: Mapping[str, Any]) -> str:
+    return f" with {json.dumps(dict(chat_template_kwargs), sort_keys=True)}" if chat_template_kwargs else ""
 
 
 # ---- training rows ----
@@ -79,20 +106,23 @@ def template_of(setting: str, texts: Iterable[Text], where: str) -> Template:
     return "chat"
 
 
-def of_rows(setting: str, found: Iterable[str]) -> Choice:
+def of_rows(setting: str, found: Iterable[str], chat_template_kwargs: Mapping[str, Any] | None = None) -> Choice:
     """The template of a file's rows.
 
     Args:
         setting: a value of `data.template`. found: the templates that its rows have.
+        chat_template_kwargs: variables of the chat template.
     """
     template = " and ".join(sorted(set(found)))
+    kwargs = (chat_template_kwargs or {}) if "chat" in template else {}
     if setting != "auto":
-        return Choice(template, "as asked for")
+        return Choice(template, "as asked for", kwargs)
     why = {
-        "chat": "the rows are messages",
+        "chat": "the rows are messages, or strings with a system prompt or tools",
         "literal": "the rows are strings; data.template=chat puts them through the chat template",
     }
-    return Choice(template, why.get(template, "the rows mix messages and strings; data.template=chat treats all alike"))
+    mixed = "the rows mix messages and strings; data.template=chat treats all alike"
+    return Choice(template, why.get(template, mixed), kwargs)
 
 
 def as_trained(setting: str, model: str | Path) -> str:
@@ -106,24 +136,44 @@ def as_trained(setting: str, model: str | Path) -> str:
 # ---- a model without training rows ----
 
 
-def of_model(setting: str, model: str | Path) -> Choice:
+def of_model(
+    setting: str | Rendering, model: str | Path, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> Choice:
     """The template for prompts that a model answers, or that a reward model reads, where no training rows tell.
 
     Args:
-        setting: a value of `data.template`. model: a folder or a hub name.
+        setting: a value of `data.template`, or a rendering that is decided. model: a folder or a hub name.
+        chat_template_kwargs: variables of the chat template; None: those that the model was trained with.
 
     Raises:
         UserError: no such setting, or an `otpo.json` that cannot be read.
     """
+    if isinstance(setting, Rendering):
+        return Choice(setting.template, "as asked for", setting.chat_template_kwargs)
     trained = trained_with(model)
+    kwargs = trained_kwargs(model) if chat_template_kwargs is None else chat_template_kwargs
     if setting != "auto":
         other = f", although the model was trained with {trained}" if trained not in (None, setting) else ""
-        return Choice(template_of(setting, (), str(model)), f"as asked for{other}")
-    if trained:
-        return Choice(trained, AS_TRAINED)
-    if has_chat_template(model):
-        return Choice("chat", "the tokenizer has a chat template")
-    return Choice("literal", "the tokenizer has no chat template")
+        found = Choice(template_of(setting, (), str(model)), f"as asked for{other}")
+    elif trained:
+        found = Choice(trained, AS_TRAINED)
+    elif has_chat_template(model):
+        found = Choice("chat", "the tokenizer has a chat template")
+    else:
+        found = Choice("literal", "the tokenizer has no chat template")
+    return replace(found, chat_template_kwargs=kwargs) if found.template == "chat" else found
+
+
+def trained_kwargs(model: str | Path) -> dict[str, Any]:
+    """The variables of the chat template that a model was trained with here.
+
+    Raises:
+        UserError: the file that says them cannot be read.
+    """
+    found = _said(model).get("chat_template_kwargs", {})
+    if not isinstance(found, dict):
+        raise UserError(f"expected an object as chat_template_kwargs in {_file(model, FILE)}, found {found!r:.200}")
+    return found
 
 
 def trained_with(model: str | Path) -> Template | None:
@@ -132,22 +182,31 @@ def trained_with(model: str | Path) -> Template | None:
     Raises:
         UserError: the file that says it cannot be read.
     """
-    file = _file(model, FILE)
-    if file is None:
-        return None
-    try:
-        template = json.loads(file.read_text())["template"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f'expected {{"template": "chat" or "literal"}} in {file}, found {error!r}') from None
-    if template not in ("chat", "literal"):
-        raise UserError(f'expected {{"template": "chat" or "literal"}} in {file}, found {template!r}')
+    template = _said(model).get("template")
+    if template not in ("chat", "literal", None):
+        raise UserError(f'expected {{"template": "chat" or "literal"}} in {_file(model, FILE)}, found {template!r}')
     return template
 
 
-def write_template(folder: Path, template: str) -> None:
+def _said(model: str | Path) -> dict[str, Any]:
+    """What a model's folder says about its training's prompts; nothing for a model from elsewhere."""
+    file = _file(model, FILE)
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        found["template"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f'expected {{"template": "chat" or "literal"}} in {file}, found {error!r}') from None
+    return found
+
+
+def write_template(folder: Path, rendering: str | Rendering) -> None:
     """Write into a model's folder how its training rendered prompts; nothing where it rendered them in two ways."""
+    template = rendering.template if isinstance(rendering, Rendering) else rendering
+    kwargs = dict(rendering.chat_template_kwargs) if isinstance(rendering, Rendering) else {}
     if template in ("chat", "literal"):
-        write_json(folder / FILE, {"template": template})
+        write_json(folder / FILE, {"template": template} | ({"chat_template_kwargs": kwargs} if kwargs else {}))
 
 
 def has_chat_template(model: str | Path) -> bool:
@@ -176,7 +235,13 @@ def _file(model: str | Path, name: str) -> Path | None:
 # ---- a run ----
 
 
-def of_run(data: str, generate: str, rows: Mapping[str, Choice], model: str | Path) -> Choice:
+def of_run(
+    data: str,
+    generate: str,
+    rows: Mapping[str, Choice],
+    model: str | Path,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Choice:
     """The one template of a run: training, sampled pairs, generation, reward models and token weights.
 
     Args:
@@ -184,6 +249,7 @@ def of_run(data: str, generate: str, rows: Mapping[str, Choice], model: str | Pa
         rows: the recipe's key of each training file -> the template of its rows; empty where nothing is trained on
             rows that are there already.
         model: what the run starts from.
+        chat_template_kwargs: `data.chat_template_kwargs`; None: those that the model was trained with here.
 
     Raises:
         UserError: files, or training and generation, that would see prompts rendered differently.
@@ -197,13 +263,16 @@ def of_run(data: str, generate: str, rows: Mapping[str, Choice], model: str | Pa
     if not rows:
         if "auto" not in (data, generate) and data != generate:
             raise UserError(_differs(generate, f"data.template is {data}"))
-        return of_model(data if data != "auto" else generate, model)
+        return of_model(data if data != "auto" else generate, model, chat_template_kwargs)
     key, choice = next(iter(rows.items()))
+    if choice.template == "chat":
+        kwargs = trained_kwargs(model) if chat_template_kwargs is None else chat_template_kwargs
+        choice = replace(choice, chat_template_kwargs=kwargs)
     if generate not in ("auto", choice.template):
         raise UserError(_differs(generate, f"{key} is trained as {choice}"))
     trained = trained_with(model)
     if trained not in (None, choice.template):
-        return Choice(choice.template, f"{choice.why}; note that {model} was trained with {trained}")
+        return replace(choice, why=f"{choice.why}; note that {model} was trained with {trained}")
     return choice
 
 

@@ -220,7 +220,7 @@ def _tokenize(
                 yield example, *fitted
     report.n_usable = usable
     encoder.check()
-    report.choose(of_rows(encoder.template, encoder.applied))
+    report.choose(of_rows(encoder.template, encoder.applied, encoder.chat_template_kwargs))
     check_usable(report)
     assert first is not None
     example, prompt, completions = first

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel
 
-from otpo.data.template import write_template
+from otpo.data.template import Rendering, write_template
 from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
 from otpo.models.disk.reloaded import Trained, check_reloaded
 from otpo.models.disk.reward_tokenizer import for_scoring
@@ -36,7 +36,7 @@ def export(
     dtype: torch.dtype,
     others: Mapping[str, torch.dtype] | None = None,
     pad_id: int | None = None,
-    template: str = "",
+    template: Rendering | str = "",
     trained: Trained | None = None,
 ) -> None:
     """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
@@ -74,7 +74,7 @@ def export(
             weights = _save_whole(model.lm, state, partial, dtype, others or {})
         saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
-            for_scoring(saved_tokenizer, pad_id, template)
+            for_scoring(saved_tokenizer, pad_id, template.template if isinstance(template, Rendering) else template)
         saved_tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card)
         write_template(partial, template)

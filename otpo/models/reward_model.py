@@ -172,7 +172,13 @@ class RewardScorer:
             WorkError: a score that is not finite.
         """
         pad = self.model.lm.config.get_text_config().pad_token_id
-        items = tokenize_outputs(prompts, completions, self.tokenizer, template=self.template)
+        items = tokenize_outputs(
+            prompts,
+            completions,
+            self.tokenizer,
+            template=self.template.template,
+            chat_template_kwargs=self.template.chat_template_kwargs,
+        )
         items = [_without_padding(item, pad) for item in items]
         scores = [math.nan] * len(items)
         done = 0

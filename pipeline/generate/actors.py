@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from otpo.data.template import Template
+from otpo.data.template import Rendering
 from otpo.errors import UserError
 from pipeline.cluster.placement import (
     actor_options,
@@ -30,7 +30,7 @@ from pipeline.generate.model_folder import ModelFolder, open_model
 
 log = logging.getLogger(__name__)
 
-Call = tuple[ModelFolder, Sampling, Template, int]
+Call = tuple[ModelFolder, Sampling, Rendering, int]
 """What an engine is asked with each batch: model, sampling, template, tokens of prompt and output together."""
 
 
@@ -131,7 +131,7 @@ class _EngineActor:
     def ready(self) -> None:
         """Returns once the engine is loaded."""
 
-    def generate(self, batch: str, folder: ModelFolder, sampling: Sampling, template: Template, limit: int) -> str:
+    def generate(self, batch: str, folder: ModelFolder, sampling: Sampling, template: Rendering, limit: int) -> str:
         """Outputs for a batch of requests, both as JSON."""
         requests = [Request(**values) for values in json.loads(batch)]
         outputs = generate_outputs(self.engine, _here(folder), requests, sampling, template, limit)

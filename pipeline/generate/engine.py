@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from otpo.data.encoder import encode_prompt
-from otpo.data.template import Template
+from otpo.data.template import Rendering
 from otpo.errors import UserError
 from pipeline.generate.model_folder import ModelFolder, tokenizer_of
 
@@ -129,7 +129,7 @@ class Engine(Protocol):
 
 
 def generate_outputs(
-    engine: Engine, model: ModelFolder, requests: Sequence[Request], sampling: Sampling, template: Template, limit: int
+    engine: Engine, model: ModelFolder, requests: Sequence[Request], sampling: Sampling, template: Rendering, limit: int
 ) -> list[Output]:
     """Generate an output for each request.
 

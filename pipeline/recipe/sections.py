@@ -98,6 +98,19 @@ class DataConfig(Section):
         "auto",
         description="How the whole run renders prompts: chat (chat template), literal (strings as they are) or auto.",
     )
+    columns: dict[str, str | None] = Field(
+        {}, description="Which column is what, where its name does not say it: {prompt: frage}. null leaves one out."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Variables of the chat template for the whole run, such as {enable_thinking: false}. Unset: those"
+        " that the model was trained with here, if any.",
+    )
+    rewritten: Literal["refuse", "drop", "template", "text"] = Field(
+        "refuse",
+        description="Completions that the chat template rewrites: refuse the run, drop the rows, train what the"
+        " template makes of them, or train their text as written.",
+    )
     max_length: int = Field(1024, ge=8, description="Most tokens of a prompt and one completion together.")
     max_prompt_length: int | None = Field(
         None, ge=1, description="Most tokens of a prompt. Unset: no limit of its own."

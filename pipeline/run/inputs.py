@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from otpo.data.template import Rendering
 from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, Recipe, identity
 
 
 def reading_inputs(recipe: Recipe) -> dict[str, Any]:
     """How rows become tokens. Which rows is told by the file's content, wherever the file lies."""
-    return {key: value for key, value in identity(recipe)["data"].items() if key != "path"}
+    data = {key: value for key, value in identity(recipe)["data"].items() if key != "path"}
+    return {key: value for key, value in data.items() if key not in _WHERE_SET or value != _WHERE_SET[key]}
+
+
+_WHERE_SET: dict[str, Any] = {"columns": {}, "chat_template_kwargs": None, "rewritten": "refuse"}
+"""Keys that count only where they are not at their default: runs from before them stay finished."""
 
 
 def training_inputs(recipe: Recipe, label: str) -> dict[str, Any]:
@@ -23,10 +29,10 @@ def training_inputs(recipe: Recipe, label: str) -> dict[str, Any]:
     return kept | {name: identity(recipe)["model"][name] for name in names}
 
 
-def engine_inputs(recipe: Recipe, template: str) -> dict[str, Any]:
+def engine_inputs(recipe: Recipe, template: Rendering) -> dict[str, Any]:
     """What generates, and how the run renders prompts."""
     generate = identity(recipe)["generate"]
-    return {key: generate[key] for key in ("backend", "dtype", "max_model_len")} | {"template": template}
+    return {key: generate[key] for key in ("backend", "dtype", "max_model_len")} | {"template": str(template)}
 
 
 def sampling_inputs(recipe: Recipe) -> dict[str, Any]:

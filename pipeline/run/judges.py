@@ -86,7 +86,7 @@ def reward_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
 def reward_template(run: RunContext, reward_model: str | None) -> str:
     """How a reward model that judges sees prompts: as it was trained, else as the run renders them."""
     trained = trained_with(reward_model) if reward_model else None
-    return trained or run.sources.generation_template
+    return trained or run.sources.generation_template.template
 
 
 @contextmanager

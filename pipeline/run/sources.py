@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from otpo.data.template import AS_TRAINED, Choice, Template, of_run, one_line, trained_with
+from otpo.data.template import AS_TRAINED, Choice, Rendering, of_run, one_line, trained_with
 from pipeline.progress import Progress
 from pipeline.recipe import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.run.folder import RunFolder
@@ -104,6 +104,7 @@ class Sources:
             left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
             what = f"{report.counted} of {Path(source).name}"
             remark = f"usable; left out: {left_out}" if left_out else "usable"
+            remark += f"; columns that are not read: {', '.join(report.ignored)}" if report.ignored else ""
             self.progress(what, report.n_usable, report.n_groups, remark)
             first = one_line(report.example["prompt"]["text"], SHOWN)
             self.progress(f"first training prompt of {Path(source).name}", 0, 0, first)
@@ -133,10 +134,13 @@ class Sources:
             rows["base.data"] = self._rows_template(["base"], supervised=True)
         if recipe.methods and recipe.data.path:
             rows["data.path"] = self._rows_template(list(recipe.methods), supervised=False)
-        return of_run(recipe.data.template, recipe.generate.template, rows, self.resolve(recipe.model.path))
+        return of_run(
+            recipe.data.template, recipe.generate.template, rows, self.resolve(recipe.model.path),
+            recipe.data.chat_template_kwargs,
+        )  # fmt: skip
 
     @property
-    def generation_template(self) -> Template:
+    def generation_template(self) -> Rendering:
         """The template of the run as generation uses it.
 
         Raises:

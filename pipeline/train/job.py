@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from otpo.data.template import Rendering
 from pipeline.run.folder import LabelFolder
 
 
@@ -48,7 +49,7 @@ class TrainJob:
     caches: str
     tokens_hash: str
     card: str
-    template: str = ""
+    template: Rendering | str = ""
     lora: dict[str, Any] | None = None
     quantization: str = "none"
     margins: str | None = None

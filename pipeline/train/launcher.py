@@ -78,7 +78,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         caches=str(caches),
         tokens_hash=tokens.hash,
         card=model_card.model_card(recipe, label, start=model.path, train=train, spec=spec, report=tokens.report),
-        template=tokens.report.template,
+        template=tokens.report.rendering,
         margins=tokens.margins if rewards else None,
         lora=model.lora.model_dump() if model.lora else None,
         quantization=model.quantization,

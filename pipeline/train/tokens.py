@@ -14,6 +14,7 @@ from otpo.data.load import load_rows
 from otpo.data.report import DataReport
 from otpo.data.rows import Row
 from otpo.data.sampler import split_validation
+from otpo.data.template import trained_kwargs
 from otpo.data.token_file import Item, save_tokens, tokens_hash
 from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
 from otpo.data.unpaired import mismatched, split_pairs
@@ -83,12 +84,16 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     rows = load_rows(source, recipe.data.split)
     if recipe.data.limit and not supervised:
         rows = rows[: recipe.data.limit]
+    asked = recipe.data.chat_template_kwargs
+    kwargs = trained_kwargs(model) if asked is None else asked
+    columns = (recipe.base or {}).get("columns") if supervised else recipe.data.columns
     unpaired = not supervised and _check_methods(recipe, rows, source)
-    paired = not supervised and (not unpaired or FORMATS[recognise(rows)].pairs)
+    paired = not supervised and (not unpaired or FORMATS[recognise(rows, columns)].pairs)
     tokenize: Any = tokenize_pairs if paired else tokenize_completions
     items, report = tokenize(
         rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
-        max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, source=source,
+        max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, columns=columns,
+        chat_template_kwargs=kwargs, rewritten=recipe.data.rewritten, source=source,
     )  # fmt: skip
     train, held = (items, []) if supervised else _hold_out(items, recipe)
     name = f"{recipe.train.seed}-{recipe.data.validation}"
@@ -159,7 +164,7 @@ def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
     """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take these rows."""
     names = {label: recipe.method(label).method for label in recipe.methods}
     unpaired = [label for label, method in names.items() if method.objective == "unpaired"]
-    known = recognise(rows)
+    known = recognise(rows, recipe.data.columns)
     if FORMATS[known].labelled and len(unpaired) < len(names):
         label = next(label for label in names if label not in unpaired)
         raise UserError(

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from otpo.data.encoder import encode_prompt
+from otpo.data.template import Rendering
 from otpo.data.tokens import tokenize_completions, tokenize_outputs, tokenize_pairs
 from otpo.errors import UserError
 
@@ -127,7 +128,7 @@ def test_an_empty_thought_is_refused_and_a_variable_of_the_template_puts_it_into
         [[ASK]], ["From the third."], tokenizer, template="chat", chat_template_kwargs={"enable_thinking": False}
     )
     assert (scored.prompt_ids, scored.completion_ids) == (pair.prompt_ids, pair.chosen_ids)
-    assert encode_prompt(tokenizer, [ASK], "chat", {"enable_thinking": False}) == pair.prompt_ids
+    assert encode_prompt(tokenizer, [ASK], Rendering("chat", {"enable_thinking": False})) == pair.prompt_ids
     (thought,), report = tokenize_pairs([row(THOUGHT, OTHER)], tokenizer)
     assert_rendered(tokenizer, thought, [ASK], assistant(THOUGHT), assistant(OTHER))
     assert not report.notes

@@ -14,11 +14,13 @@ from otpo.data.encoder import encode_prompt
 from otpo.data.template import (
     FILE,
     Choice,
+    Rendering,
     as_trained,
     has_chat_template,
     of_model,
     of_run,
     template_of,
+    trained_kwargs,
     trained_with,
     write_template,
 )
@@ -120,6 +122,9 @@ def test_literal_refuses_messages_and_says_which_row_and_what_to_do():
 def test_the_report_shows_one_training_example_with_its_special_tokens():
     tokenizer = TOKENIZERS["with BOS"]
     pairs, report = tokenize_pairs([MESSAGES], tokenizer)
+    ends = {part: shown.pop("ends") for part, shown in report.example.items()}
+    assert report.example["prompt"]["text"].endswith("".join(ends["prompt"])) and len(ends["prompt"]) == 24
+    assert ends["chosen"][-1] == "<|im_end|>" and len(ends["chosen"]) == len(pairs[0].chosen_ids)
     assert report.example == {
         part: {"tokens": len(ids), "text": text}
         for part, ids, text in (
@@ -132,6 +137,10 @@ def test_the_report_shows_one_training_example_with_its_special_tokens():
             ("rejected", pairs[0].rejected_ids, "No idea.<|im_end|>"),
         )
     }
+    for part, shown in report.example.items():
+        shown["ends"] = ends[part]
+    (line,) = [line for line in report.lines() if line.startswith("tokens    rejected")]
+    assert line.endswith(" | <|im_end|>") and f"the first {len(pairs[0].rejected_ids)}: " in line
     lines = [line for line in report.lines() if line.startswith("example")]
     assert len(lines) == 3
     assert lines[0].endswith(r"<|im_start|>user\nWhere does the train leave?<|im_end|>\n<|im_start|>assistant\n")
@@ -223,4 +232,31 @@ def test_rows_of_both_kinds_can_be_trained_on_but_not_generated_from(tmp_path):
     choice = of_run("auto", "auto", {"data.path": report.choice}, tmp_path)
     with pytest.raises(UserError, match=r"all messages or all strings.*found both.*data\.template=chat"):
         _ = choice.for_generation
-    assert CHAT.for_generation == "chat" and LITERAL.for_generation == "literal"
+    assert (str(CHAT.for_generation), str(LITERAL.for_generation)) == ("chat", "literal")
+
+
+# ---- variables of the chat template ----
+
+
+def test_variables_of_a_chat_template_follow_the_model(tmp_path):
+    kwargs = {"enable_thinking": False}
+    model = folder_of(tmp_path / "model", TOKENIZERS["with BOS"])
+    assert trained_kwargs(model) == {} and of_model("auto", model, kwargs).chat_template_kwargs == kwargs
+    write_template(model, Rendering("chat", kwargs))
+    assert json.loads((model / FILE).read_text()) == {"template": "chat", "chat_template_kwargs": kwargs}
+    assert trained_kwargs(model) == kwargs and trained_with(model) == "chat"
+    rendering = of_model("auto", model).for_generation
+    assert rendering == Rendering("chat", kwargs) and str(rendering) == 'chat with {"enable_thinking": false}'
+    assert of_model("literal", model).for_generation == Rendering("literal")
+    assert of_model("auto", model, {}).for_generation == Rendering("chat")
+    assert of_run("auto", "auto", {"data.path": CHAT}, model).chat_template_kwargs == kwargs
+    assert of_run("auto", "auto", {"data.path": CHAT}, model, {"x": 1}).for_generation == Rendering("chat", {"x": 1})
+    assert of_run("auto", "auto", {"data.path": LITERAL}, model, {"x": 1}).for_generation == Rendering("literal")
+    (model / FILE).write_text('{"template": "chat", "chat_template_kwargs": 1}')
+    with pytest.raises(UserError, match="expected an object as chat_template_kwargs"):
+        trained_kwargs(model)
+
+
+def test_variables_of_a_chat_template_without_one_are_refused():
+    with pytest.raises(UserError, match="belong to a chat template, and the rows are strings"):
+        tokenize_pairs([STRINGS], TOKENIZERS["with BOS"], chat_template_kwargs={"enable_thinking": False})
