@@ -17,6 +17,7 @@ from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
 from jobs.cli.judge_verbs import judge, report
 from jobs.cli.methods_verb import methods
+from jobs.cli.push_verb import push
 from jobs.cli.recipe_verbs import run, submit, sweep, train
 from jobs.cli.terminal import stderr
 from jobs.cli.weights_verb import weights
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(__doc__ or "").split("\n")[0],
 )
-for verb in (run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, methods, doctor):
+for verb in (run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, push, methods, doctor):
     app.command()(verb)
 
 
