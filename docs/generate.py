@@ -100,12 +100,14 @@ def shared_hyperparameters() -> str:
 
 def recipe_reference() -> str:
     """Every key of a recipe, section by section."""
+    from pipeline.recipe.data import DatasetConfig
     from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.sections import LoraConfig, SweepRange
 
     parts = ["## Top level", _keys(Recipe, "", but={"name", *_sections(Recipe)} - {"name"})]
     for name, section in _sections(Recipe).items():
         parts += [f"## {name}", _first_line(section), _keys(section, f"{name}.")]
+    parts += ["## A data set of a mix", _first_line(DatasetConfig), _keys(DatasetConfig, "data.datasets.NAME.")]
     parts += ["## model.lora", _first_line(LoraConfig), _keys(LoraConfig, "model.lora.")]
     parts += ["## A range of a sweep", _first_line(SweepRange), _keys(SweepRange, "")]
     return "\n\n".join(parts)

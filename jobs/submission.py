@@ -62,6 +62,7 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         ("model", "path"),
         ("base", "data"),
         ("data", "path"),
+        *(("data", "datasets", name, "path") for name in tree["data"]["datasets"]),
         ("pairs", "prompts"),
         ("pairs", "scorer", "reward_model"),
         ("judge", "reference"),

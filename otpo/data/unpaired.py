@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otpo.data.collate import collate_completions
 from otpo.data.sampler import next_indices
+from otpo.data.token_file import Prompts, column
 from otpo.errors import UserError
 from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair
 
 
-def split_pairs(pairs: Sequence[TokenPair]) -> list[TokenCompletion]:
+class SplitPairs(Sequence[TokenCompletion]):
     """Each pair as two completions, of which the chosen one is desirable (TRL's `unpair_preference_dataset`)."""
-    return [
-        TokenCompletion(pair.row, pair.prompt_ids, ids, label)
-        for pair in pairs
-        for ids, label in ((pair.chosen_ids, True), (pair.rejected_ids, False))
-    ]
+
+    def __init__(self, pairs: Sequence[TokenPair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        pair = self.pairs[index // 2]
+        rejected = bool(index % 2)
+        return TokenCompletion(
+            pair.row, pair.prompt_ids, pair.rejected_ids if rejected else pair.chosen_ids, not rejected
+        )
+
+
+def split_pairs(pairs: Sequence[TokenPair]) -> list[TokenCompletion]:
+    """The completions of `SplitPairs` as a list."""
+    return list(SplitPairs(pairs))
 
 
 def mismatched(items: Sequence[TokenCompletion], *, seed: int, max_length: int | None = None) -> list[TokenCompletion]:
+    """The rows of `each_mismatched` as a list."""
+    return list(each_mismatched(items, seed=seed, max_length=max_length))
+
+
+def each_mismatched(
+    items: Sequence[TokenCompletion], *, seed: int, max_length: int | None = None
+) -> Iterator[TokenCompletion]:
     """Give each row a completion that belongs to another prompt: what KTO estimates its KL term from.
 
     Prompts are put in a seeded order, the rows of a prompt beside each other, and completions are rolled by as many
@@ -43,37 +67,49 @@ def mismatched(items: Sequence[TokenCompletion], *, seed: int, max_length: int |
     Raises:
         UserError: all rows have the same prompt.
     """
-    members: dict[tuple[int, ...], list[int]] = {}
-    for index, item in enumerate(items):
-        members.setdefault(tuple(item.prompt_ids), []).append(index)
-    groups = list(members.values())
-    if len(groups) < 2:
+    numbers: dict[int, int] = {}
+    prompts = np.fromiter(
+        (numbers.setdefault(hash(tuple(item.prompt_ids)), len(numbers)) for item in items), np.int64, len(items)
+    )
+    if len(numbers) < 2:
         raise UserError(
             f"KTO matches each prompt with a completion of another prompt: expected rows of at least two prompts, found"
-            f" {len(items)} rows of {len(groups)}. Give more data; if these are the validation rows, raise"
+            f" {len(items)} rows of {len(numbers)}. Give more data; if these are the validation rows, raise"
             " data.validation or set it to 0."
         )
-    ordered = [groups[number] for number in next_indices(len(groups), seed=seed, consumed=0, count=len(groups))]
-    order = [index for group in ordered for index in group]
-    roll, start = max(map(len, groups)), 0
-    matched = list(items)
-    for group in ordered:
-        for offset, index in enumerate(group):
-            # `roll` places back; the remainder keeps a prompt with more than half of the rows off its own rows
-            back = (roll - 1 - offset) % (len(order) - len(group))
-            other, room = items[order[start - 1 - back]], None
-            if max_length is not None:
-                room = max_length - len(items[index].prompt_ids)
-            matched[index] = replace(items[index], mismatched_ids=other.completion_ids[:room])
-        start += len(group)
-    return matched
+    for item, other in zip(items, _others(prompts, seed), strict=True):
+        room = None if max_length is None else max_length - len(item.prompt_ids)
+        yield replace(item, mismatched_ids=items[other].completion_ids[:room])
 
 
-def unpaired_prompts(items: Iterable[TokenCompletion]) -> Iterator[PromptCompletions]:
+def _others(prompts: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) for each row, the row whose completion it is given.
+
+    Args:
+        prompts: (n,) the number of each row's prompt, in the order of their first rows.
+    """
+    groups = next_indices(int(prompts.max()) + 1, seed=seed, consumed=0, count=int(prompts.max()) + 1)
+    place = np.empty(len(groups), np.int64)
+    place[groups] = np.arange(len(groups))  # of each prompt in the seeded order
+    order = np.argsort(place[prompts], kind="stable")
+    sizes = np.bincount(place[prompts])
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # `roll` places back; the remainder keeps a prompt with more than half of the rows off its own rows
+    back = (sizes.max() - 1 - (np.arange(len(order)) - starts)) % (len(order) - np.repeat(sizes, sizes))
+    others = np.empty_like(order)
+    others[order] = order[starts - 1 - back]
+    return others
+
+
+def unpaired_prompts(items: Sequence[TokenCompletion]) -> Prompts:
     """What frozen models are asked about labelled completions: each and its mismatched one, with its `cache_key`."""
-    for item in items:
+
+    def prompt(item: TokenCompletion) -> PromptCompletions:
         completions = (item.completion_ids, item.mismatched_ids or [])
-        yield PromptCompletions(cache_key(item.row, item.label), item.prompt_ids, completions)
+        return PromptCompletions(cache_key(item.row, item.label), item.prompt_ids, completions)
+
+    rows, labels = column(items, "row"), column(items, "label")
+    return Prompts(items, prompt, np.where(rows >= 0, 2 * rows + (labels == 1), -1))
 
 
 def cache_key(row: int, label: bool | None) -> int:

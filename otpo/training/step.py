@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,24 +87,40 @@ def optimisation_step(
 
 @torch.no_grad()
 def evaluate(
-    batches: Iterable[SequenceBatch], losses: LossFunction | CoupledLosses, *, denominator: float
+    batches: Iterable[SequenceBatch],
+    losses: LossFunction | CoupledLosses,
+    *,
+    denominator: float,
+    sets: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, float]:
-    """The figures of a step without an update, under TRL's `eval_` names."""
-    batches = list(batches)
+    """The figures of a step without an update, under TRL's `eval_` names.
+
+    Args:
+        batches: are not held, but gone over twice for coupled losses.
+        sets: name of a data set -> its rows are numbered from, to before. Its figures are means over its rows and have
+            the names that the Trainer gives them: `eval_NAME_loss`.
+    """
     losses = _uncoupled(losses, batches)
-    totals = _Totals()
+    totals, parts = _Totals(), {name: _Totals() for name in sets or {}}
     for batch in batches:
-        totals.add(losses(batch), batch)
-    return {f"eval_{name}": value for name, value in totals.reduce(denominator).items()}
+        output = losses(batch)
+        totals.add(output, batch)
+        for name, (first, end) in (sets or {}).items():
+            inside = (batch.rows >= first) & (batch.rows < end)
+            parts[name].add(output, replace(batch, rows=torch.where(inside, batch.rows, -1)))
+    figures = {f"eval_{name}": value for name, value in totals.reduce(denominator).items()}
+    for name, part in parts.items():
+        found = part.reduce()
+        figures |= {f"eval_{name}_{metric}": value for metric, value in found.items() if metric != "tokens"}
+    return figures
 
 
 @torch.no_grad()
-def _uncoupled(losses: LossFunction | CoupledLosses, batches: Sequence[SequenceBatch]) -> LossFunction:
+def _uncoupled(losses: LossFunction | CoupledLosses, batches: Iterable[SequenceBatch]) -> LossFunction:
     """A loss of single batches: for coupled losses, a first pass over the global batch collects what they need."""
     if not isinstance(losses, CoupledLosses):
         return losses
-    found = [losses.collect(batch) for batch in batches]
-    values = torch.cat([v[batch.rows[: len(v)] >= 0] for v, batch in zip(found, batches, strict=True)])
+    values = torch.cat([(v := losses.collect(batch))[batch.rows[: len(v)] >= 0] for batch in batches])
     parts: list[Any] = [values.cpu()]
     if dist.is_initialized():
         parts = [None] * dist.get_world_size()
@@ -135,7 +151,7 @@ class _Totals:
             self.sums[name] = self.sums.get(name, 0.0) + value.double()
         return total
 
-    def reduce(self, denominator: float) -> dict[str, float]:
+    def reduce(self, denominator: float | None = None) -> dict[str, float]:
         names = sorted(self.sums)
         flat = torch.stack([self.sums[name] for name in names])
         if dist.is_initialized():
@@ -143,7 +159,7 @@ class _Totals:
         sums = dict(zip(names, flat.tolist(), strict=True))
         loss, count, tokens = sums.pop("loss"), sums.pop("count"), sums.pop("tokens")
         return (
-            {"loss": loss / denominator}
+            {"loss": loss / (max(1.0, count) if denominator is None else denominator)}
             | {name: value / max(1.0, count) for name, value in sums.items()}
             | {"tokens": tokens}
         )

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec, resolve
+from pipeline.recipe.data import DataConfig, DatasetConfig
 from pipeline.recipe.hints.lookup import answer_for, flat, looks_foreign, translate
 from pipeline.recipe.sections import (
     ClusterConfig,
-    DataConfig,
     GenerateConfig,
     ModelConfig,
     PairsConfig,
@@ -147,10 +147,11 @@ class Recipe(Section):
                 f"train.eval_every of '{never[0]}' has no rows to evaluate on: set data.validation above 0, such as"
                 " 0.05, or leave eval_every out"
             )
-        if self.methods and self.data.path is None and self.pairs is None:
+        if self.methods and not self.data.given and self.pairs is None:
             raise ValueError("methods need preference pairs: set `data.path`, or `pairs` to sample them from the model")
-        if self.methods and self.data.path is not None and self.pairs is not None:
-            raise ValueError("`data.path` and `pairs` both say where the pairs come from: keep one")
+        if self.methods and self.data.given and self.pairs is not None:
+            key = "data.path" if self.data.path else "data.datasets"
+            raise ValueError(f"`{key}` and `pairs` both say where the pairs come from: keep one")
 
     def method(self, label: str) -> MethodSpec:
         """The method behind a label, with its hyperparameters."""
@@ -283,6 +284,8 @@ def _explain(
 
 
 def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
+    if path[:2] == ("data", "datasets"):
+        path, model = path[3:], DatasetConfig
     for part in path:
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:

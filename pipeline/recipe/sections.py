@@ -89,42 +89,6 @@ class PairsConfig(Section):
     )
 
 
-class DataConfig(Section):
-    """The preference pairs and how they become tokens."""
-
-    path: str | None = Field(None, description="A JSON, JSONL, CSV or parquet file (.gz too), or a hub name.")
-    split: str = Field("train", description="Split of a hub data set; a file has none.")
-    template: Literal["auto", "chat", "literal"] = Field(
-        "auto",
-        description="How the whole run renders prompts: chat (chat template), literal (strings as they are) or auto.",
-    )
-    columns: dict[str, str | None] = Field(
-        {}, description="Which column is what, where its name does not say it: {prompt: frage}. null leaves one out."
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None,
-        description="Variables of the chat template for the whole run, such as {enable_thinking: false}. Unset: those"
-        " that the model was trained with here, if any.",
-    )
-    rewritten: Literal["refuse", "drop", "template", "text"] = Field(
-        "refuse",
-        description="Completions that the chat template rewrites: refuse the run, drop the rows, train what the"
-        " template makes of them, or train their text as written.",
-    )
-    max_length: int = Field(1024, ge=8, description="Most tokens of a prompt and one completion together.")
-    max_prompt_length: int | None = Field(
-        None, ge=1, description="Most tokens of a prompt. Unset: no limit of its own."
-    )
-    truncation: Literal["keep_start", "drop"] = Field(
-        "keep_start",
-        description="keep_start cuts a prompt at its beginning, a completion at its end; drop leaves the row out.",
-    )
-    validation: float = Field(
-        0.05, ge=0, description="Rows held out for evaluation: a fraction if below 1, else a number of rows."
-    )
-    limit: int | None = Field(None, ge=2, description="Uses only the first rows: how many. Unset: all.")
-
-
 class TrainConfig(Section):
     """One optimisation run. A label under `methods` (and `base`) may override any of these keys."""
 

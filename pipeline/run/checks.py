@@ -77,6 +77,7 @@ def _check_sources(run: RunContext) -> None:
         named["base.data"] = recipe.base["data"]
     if recipe.data.path:
         named["data.path"] = recipe.data.path
+    named |= {f"data.datasets.{name}.path": each.path for name, each in recipe.data.datasets.items()}
     if recipe.pairs:
         named["pairs.prompts"] = recipe.pairs.prompts
     for label in recipe.methods:
@@ -145,9 +146,9 @@ def _check_data(run: RunContext) -> None:
     recipe, rows = run.recipe, dict[str, int]()
     if recipe.base and not run.manifest.finished("base"):
         rows["base"] = run.sources.tokens(supervised=True).n_train
-    if recipe.data.path and (untrained := _untrained(run)):
+    if recipe.data.given and (untrained := _untrained(run)):
         tokens = run.sources.tokens()
-        rows |= {label: tokens.of(recipe.method(label)).n_train for label in untrained}
+        rows |= {label: tokens.of(recipe.method(label)).epoch for label in untrained}
     if not rows:
         return
     from pipeline.train.steps import check_steps, small_data

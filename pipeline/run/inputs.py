@@ -14,6 +14,12 @@ from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, Recipe, identity
 def reading_inputs(recipe: Recipe) -> dict[str, Any]:
     """How rows become tokens. Which rows is told by the file's content, wherever the file lies."""
     data = {key: value for key, value in identity(recipe)["data"].items() if key != "path"}
+    mix = {
+        name: {key: value for key, value in each.items() if key != "path"}
+        for name, each in data.pop("datasets").items()
+    }
+    strategy = data.pop("stopping_strategy")
+    data |= {"datasets": mix, "stopping_strategy": strategy} if mix else {}
     return {key: value for key, value in data.items() if key not in _WHERE_SET or value != _WHERE_SET[key]}
 
 

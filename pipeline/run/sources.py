@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from eval.tasks import Task
+    from otpo.data.report import DataReport
     from pipeline.train.tokens import Tokens
 
 SHOWN = 400  # characters of a rendered prompt
@@ -77,9 +78,13 @@ class Sources:
         return {name: load_task(self.resolve(source), name, self.recipe.generate.limit) for name, source in named}
 
     @property
-    def pairs(self) -> str:
-        """The preference pairs: the recipe's, or those that are sampled here."""
-        return str(self.folder.pairs) if self.recipe.pairs else self.resolve(self.recipe.data.path or "")
+    def pairs(self) -> str | dict[str, str]:
+        """The preference pairs: the recipe's (of a mix, the source of each data set), or those sampled here."""
+        if self.recipe.pairs:
+            return str(self.folder.pairs)
+        if self.recipe.data.datasets:
+            return {name: self.resolve(each.path) for name, each in self.recipe.data.datasets.items()}
+        return self.resolve(self.recipe.data.path or "")
 
     @property
     def base_rows(self) -> str:
@@ -97,18 +102,24 @@ class Sources:
 
             source = self.base_rows if supervised else self.pairs
             model = self.resolve(self.recipe.model.path)
-            tokens = prepare_tokens(self.recipe, self.folder.path, model=model, source=source, supervised=supervised)
+            tokens = prepare_tokens(
+                self.recipe, self.folder.path,
+                model=model, source=source, supervised=supervised, progress=self.progress,
+            )  # fmt: skip
             self._tokens[supervised] = tokens
             self.say_template()
-            report = tokens.report
-            left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
-            what = f"{report.counted} of {Path(source).name}"
-            remark = f"usable; left out: {left_out}" if left_out else "usable"
-            remark += f"; columns that are not read: {', '.join(report.ignored)}" if report.ignored else ""
-            self.progress(what, report.n_usable, report.n_groups, remark)
-            first = one_line(report.example["prompt"]["text"], SHOWN)
-            self.progress(f"first training prompt of {Path(source).name}", 0, 0, first)
+            for report, remark in [(each.report, str(each)) for each in tokens.sets] or [(tokens.report, "")]:
+                self._say_usable(report, remark)
         return self._tokens[supervised]
+
+    def _say_usable(self, report: DataReport, remark: str) -> None:
+        name = Path(report.source).name
+        left_out = ", ".join(f"{len(rows)} {reason}" for reason, rows in report.problems.items())
+        usable = f"usable; left out: {left_out}" if left_out else "usable"
+        usable += f"; columns that are not read: {', '.join(report.ignored)}" if report.ignored else ""
+        self.progress(f"{report.counted} of {name}", report.n_usable, report.n_groups, f"{usable}{remark}")
+        first = one_line(report.example["prompt"]["text"], SHOWN)
+        self.progress(f"first training prompt of {name}", 0, 0, first)
 
     def say_template(self) -> None:
         """Tell the run's template, once, before anything else about its rows.
@@ -132,8 +143,9 @@ class Sources:
         recipe, rows = self.recipe, {}
         if recipe.base:
             rows["base.data"] = self._rows_template(["base"], supervised=True)
-        if recipe.methods and recipe.data.path:
-            rows["data.path"] = self._rows_template(list(recipe.methods), supervised=False)
+        if recipe.methods and recipe.data.given:
+            key = "data.path" if recipe.data.path else "data.datasets"
+            rows[key] = self._rows_template(list(recipe.methods), supervised=False)
         return of_run(
             recipe.data.template, recipe.generate.template, rows, self.resolve(recipe.model.path),
             recipe.data.chat_template_kwargs,

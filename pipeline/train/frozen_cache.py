@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from otpo.data.collate import collate_prompts
 from otpo.data.micro_batches import micro_batches
+from otpo.data.token_file import column
 from otpo.models.policy import PolicyModel
 from otpo.records import PromptCompletions
 from pipeline.recipe import digest
 
 PART_BATCHES = 64  # micro-batches between two writes
+PASS_ITEMS = 65_536  # items that are sorted by length together, so that batches of similar lengths can be made
 
 
 class FrozenLogProbs:
@@ -42,18 +45,11 @@ class FrozenLogProbs:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.rows: dict[int, tuple[np.ndarray, ...]] = {}
-        for part in sorted(folder.glob("part-*.safetensors")):
-            arrays = load_file(part)
-            count = arrays["lengths"].shape[1]
-            bounds = np.concatenate([[0], np.cumsum(arrays["lengths"].reshape(-1))])
-            for index, row in enumerate(arrays["rows"]):
-                spans = itertools.pairwise(bounds[count * index : count * (index + 1) + 1])
-                self.rows[int(row)] = tuple(arrays["logps"][start:end] for start, end in spans)
+        self.rows = CachedRows([_Part(file) for file in sorted(folder.glob("part-*.safetensors"))])
 
-    def missing(self, items: Iterable[PromptCompletions]) -> list[PromptCompletions]:
-        """The items that are not in the cache yet."""
-        return [item for item in items if item.key not in self.rows]
+    def missing(self, items: Sequence[PromptCompletions]) -> np.ndarray:
+        """Which of the items are not in the cache yet: their indices, ascending."""
+        return np.flatnonzero(~np.isin(column(items, "key"), self.rows.keys_sorted))
 
     def logprobs(self, keys: Sequence[int], which: int, mask: Tensor) -> Tensor:
         """(B, T) log-probabilities of completion number `which` of B prompts; 0 where padded and for key -1.
@@ -68,6 +64,51 @@ class FrozenLogProbs:
                 logps = self.rows[key][which]
                 values[index, : len(logps)] = logps
         return torch.from_numpy(values).to(mask.device)
+
+
+class _Part:
+    """One file of a cache. The log-probabilities stay in the (memory-mapped) file until they are asked for."""
+
+    def __init__(self, file: Path):
+        with safe_open(file, framework="pt") as opened:
+            arrays = {name: opened.get_tensor(name).numpy() for name in opened.keys()}
+        self.keys, self.logps = arrays["rows"], arrays["logps"]
+        self.bounds = np.concatenate([[0], np.cumsum(arrays["lengths"].reshape(-1))])
+        self.count = arrays["lengths"].shape[1]
+
+    def row(self, index: int) -> tuple[np.ndarray, ...]:
+        """The log-probabilities of each completion of the key number `index`."""
+        bounds = self.bounds[self.count * index : self.count * (index + 1) + 1]
+        return tuple(self.logps[start:end] for start, end in itertools.pairwise(bounds))
+
+
+class CachedRows(Mapping[int, tuple[np.ndarray, ...]]):
+    """Key -> log-probabilities of its completions, read from the parts when they are asked for.
+
+    Attributes:
+        keys_sorted: (n,) int64, all keys.
+    """
+
+    def __init__(self, parts: Sequence[_Part]):
+        self.parts = parts
+        keys = np.concatenate([part.keys for part in parts] or [np.zeros(0, np.int64)])
+        self.keys_sorted, first = np.unique(keys, return_index=True)  # two runs may have written the same key
+        numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.keys) for part in parts])
+        starts = np.cumsum([0, *(len(part.keys) for part in parts)])
+        self._part = numbers[first]
+        self._index = (first - starts[self._part]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.keys_sorted)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keys_sorted.tolist())
+
+    def __getitem__(self, key: int) -> tuple[np.ndarray, ...]:
+        place = int(np.searchsorted(self.keys_sorted, key))
+        if place == len(self) or self.keys_sorted[place] != key:
+            raise KeyError(key)
+        return self.parts[self._part[place]].row(int(self._index[place]))
 
 
 def cache_folder(root: Path, *, model: str, dtype: str, tokens: str) -> Path:
@@ -94,41 +135,45 @@ def fill_cache(
             backward.
 
     Returns:
-        The cache as this rank found it, with the rank's own new rows. Read it again once all ranks are done.
+        The cache with the rank's own new rows. Read it again once all ranks are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = FrozenLogProbs(folder)
-    missing = agree_missing(cache.missing(items), items)
-    if not missing:
+    missing = agree(cache.missing(items))
+    if not len(missing):
         return cache
     device = next(model.parameters()).device
     size, budget = 2 * micro_batch_size, 2 * micro_batch_tokens if micro_batch_tokens else None
-    done: dict[int, tuple[np.ndarray, ...]] = {}
-    groups = micro_batches([item.tokens for item in missing], size=size, budget=budget, rank=rank, world=world)
-    for number, indices in enumerate(groups, start=1):
-        members = [missing[i] for i in indices] or [replace(missing[0], key=-1)]  # all ranks enter every forward pass
-        batch = collate_prompts(members)
-        logps, _ = model(batch.to(device))
-        values = [row[:length] for row, length in zip(logps.cpu().numpy(), batch.mask.sum(-1).tolist(), strict=True)]
-        for index, item in enumerate(members):
-            if item.key >= 0:
-                done[item.key] = tuple(values[index :: len(members)])
-        if number % PART_BATCHES == 0:
-            _write_part(folder, done)
-            cache.rows |= done
-            done = {}
-    _write_part(folder, done)
-    cache.rows |= done
-    return cache
+    tokens = column(items, "tokens")
+    for start in range(0, len(missing), PASS_ITEMS):
+        chosen = missing[start : start + PASS_ITEMS]
+        done: dict[int, tuple[np.ndarray, ...]] = {}
+        groups = micro_batches(tokens[chosen].tolist(), size=size, budget=budget, rank=rank, world=world)
+        for number, indices in enumerate(groups, start=1):
+            members = [items[chosen[i]] for i in indices]
+            members = members or [replace(items[chosen[0]], key=-1)]  # all ranks enter every forward pass
+            batch = collate_prompts(members)
+            logps, _ = model(batch.to(device))
+            values = [
+                row[:length] for row, length in zip(logps.cpu().numpy(), batch.mask.sum(-1).tolist(), strict=True)
+            ]
+            for index, item in enumerate(members):
+                if item.key >= 0:
+                    done[item.key] = tuple(values[index :: len(members)])
+            if number % PART_BATCHES == 0:
+                _write_part(folder, done)
+                done = {}
+        _write_part(folder, done)
+    return FrozenLogProbs(folder)
 
 
-def agree_missing(missing: list[PromptCompletions], items: Sequence[PromptCompletions]) -> list[PromptCompletions]:
+def agree(missing: np.ndarray) -> np.ndarray:
     """What rank 0 found missing: another run may be filling the same cache while the ranks look."""
     if not dist.is_initialized():
         return missing
-    keys: list[Any] = [{item.key for item in missing}]
-    dist.broadcast_object_list(keys)
-    return [item for item in items if item.key in keys[0]]
+    found: list[Any] = [missing]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def _write_part(folder: Path, rows: dict[int, tuple[np.ndarray, ...]]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -19,8 +20,8 @@ from otpo.models.sharding import distribute
 from otpo.records import PromptCompletions
 from otpo.training.objectives import CachedLogProbs
 from otpo.training.objectives.base import Reference
-from otpo.training.start_check import check_cached, choose_rows
-from pipeline.train.frozen_cache import FrozenLogProbs, agree_missing, cache_folder, fill_cache
+from otpo.training.start_check import SAMPLE, check_cached, choose_rows
+from pipeline.train.frozen_cache import FrozenLogProbs, agree, cache_folder, fill_cache
 from pipeline.train.job import TrainJob
 
 
@@ -49,14 +50,14 @@ class JobFrozenModels:
         self.job, self.policy, self.mesh, self.micro_batch_tokens = job, policy, mesh, micro_batch_tokens
         self.prepare = prepare
         self.caches: dict[str, FrozenLogProbs] = {}
-        self.prompts: list[PromptCompletions] = []
+        self.prompts: Sequence[PromptCompletions] = []
 
-    def cached(self, items: Iterable[PromptCompletions]) -> dict[str, CachedLogProbs]:
+    def cached(self, items: Sequence[PromptCompletions]) -> dict[str, CachedLogProbs]:
         """Log-probabilities of the items by each frozen model; see `FrozenModels`."""
         if not self.job.frozen_models:
             return {}
-        self.prompts = list(items)
-        self.caches = {name: self._cached(path, self.prompts) for name, path in self.job.frozen_models.items()}
+        self.prompts = items
+        self.caches = {name: self._cached(path, items) for name, path in self.job.frozen_models.items()}
         return dict(self.caches)
 
     def live_reference(self) -> Reference:
@@ -80,8 +81,8 @@ class JobFrozenModels:
             tokens=self.job.tokens_hash,
         )
         cache = FrozenLogProbs(folder)
-        missing = agree_missing(cache.missing(items), items)
-        if is_start and not missing:  # the start's check compares it with what is trained
+        missing = agree(cache.missing(items))
+        if is_start and not len(missing):  # the start's check compares it with what is trained
             return cache
         model = self.policy if is_start else self._load(path)
         self._check(cache, model, items, missing)
@@ -98,17 +99,12 @@ class JobFrozenModels:
         return FrozenLogProbs(folder)
 
     def _check(
-        self,
-        cache: FrozenLogProbs,
-        model: PolicyModel,
-        items: Sequence[PromptCompletions],
-        missing: Sequence[PromptCompletions],
+        self, cache: FrozenLogProbs, model: PolicyModel, items: Sequence[PromptCompletions], missing: np.ndarray
     ) -> None:
         """Compare a few of the rows that a cache holds already with the model that they are taken for."""
-        lacking = {item.key for item in missing}
-        known = [item for item in items if item.key not in lacking]
-        if known:
-            rows = choose_rows(known, self.mesh.device_type)
+        known = np.setdiff1d(np.arange(len(items)), missing, assume_unique=True)[:SAMPLE]
+        if len(known):
+            rows = choose_rows([items[index] for index in known], self.mesh.device_type)
             check_cached(model, cache, rows, torch_dtype(self.job.train["dtype"]), where=str(cache.folder))
 
     def _load(self, path: str, *, keep_head: bool = False) -> PolicyModel:

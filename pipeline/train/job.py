@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class TrainJob:
         quantization: of the weights beside the adapters.
         margins: for a reward model, the file of its pairs' margins, if they have any.
         score_pad: for a reward model, the token that pads what it scores (`otpo.models.disk.reward_tokenizer`).
+        sets: of a mix of data sets, in the order of the files: the `name` of each, the `items` of it in `tokens`, how
+            many of them are `taken` in an epoch, and its `rows` (numbered from, to before).
     """
 
     label: str
@@ -54,6 +56,7 @@ class TrainJob:
     quantization: str = "none"
     margins: str | None = None
     score_pad: int | None = None
+    sets: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def folder(self) -> LabelFolder:

@@ -55,7 +55,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
     rewards = recipe.trains_rewards(label)
     tokens = tokens if spec is None else tokens.of(spec)
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
-    check_steps(label, tokens.n_train, train)
+    check_steps(label, tokens.epoch, train)
     for name, source in (spec.frozen_models if spec else {}).items():
         models[name] = str(RunFolder(folder).model(source)) if source in recipe.methods else source
     return TrainJob(
@@ -68,7 +68,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         out=str(RunFolder(folder).label(label).path),
         train=train.model_dump(),
         total_steps=total_steps(
-            tokens.n_train,
+            tokens.epoch,
             global_batch_size=train.global_batch_size,
             max_steps=train.max_steps,
             epochs=train.epochs,
@@ -83,6 +83,10 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         lora=model.lora.model_dump() if model.lora else None,
         quantization=model.quantization,
         score_pad=tokens.score_pad if rewards else None,
+        sets=[
+            {"name": each.name, "items": each.items, "taken": each.taken, "rows": [each.first, each.end]}
+            for each in tokens.sets
+        ],
     )
 
 

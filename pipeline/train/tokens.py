@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from otpo.data.formats import FORMATS
-from otpo.data.formats.reading import recognise
-from otpo.data.load import load_rows
 from otpo.data.report import DataReport
-from otpo.data.rows import Row
-from otpo.data.sampler import split_validation
 from otpo.data.template import trained_kwargs
-from otpo.data.token_file import Item, save_tokens, tokens_hash
-from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
-from otpo.data.unpaired import mismatched, split_pairs
+from otpo.data.token_file import load_tokens, save_tokens, tokens_hash
+from otpo.data.tokens import load_tokenizer
+from otpo.data.unpaired import SplitPairs, each_mismatched
 from otpo.errors import UserError
 from otpo.files import write_json
 from otpo.methods.spec import MethodSpec
 from otpo.models.disk.reward_tokenizer import pad_token
-from otpo.records import TokenCompletion
-from otpo.training.objectives.reward import margins_of, save_margins
+from otpo.training.objectives.reward import save_margins
+from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
 from pipeline.run.folder import RunFolder
+from pipeline.train.data_sets import (
+    DataSet,
+    SetRows,
+    Tokenised,
+    margins_of_sets,
+    open_sets,
+    report_of,
+    set_rows,
+    tokenise_sets,
+)
+
+FILES = ("train.safetensors", "validation.safetensors")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A data file as the workers read it.
+    """The data as the workers read it.
 
     Attributes:
         train, validation: files of token ids (`otpo.data.token_file`).
@@ -39,6 +48,7 @@ class Tokens:
         hash: of the ids of all rows.
         unpaired: the same pairs as labelled completions, if a method of the recipe needs these.
         margins: the file of the pairs' margins, if a method of the recipe is a reward model and the rows have margins.
+        sets: the data sets of a mix, in the order of the files; empty for a single one.
     """
 
     train: str
@@ -49,6 +59,12 @@ class Tokens:
     report: DataReport
     unpaired: Tokens | None = None
     margins: str | None = None
+    sets: tuple[SetRows, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        """Rows of an epoch."""
+        return sum(each.taken for each in self.sets) or self.n_train
 
     def of(self, spec: MethodSpec) -> Tokens:
         """The rows as a method needs them.
@@ -68,49 +84,57 @@ class Tokens:
         return self
 
 
-def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, supervised: bool) -> Tokens:
-    """Read, check and tokenise a data file; write it where all workers can map it.
+def prepare_tokens(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    model: str,
+    source: str | Mapping[str, str],
+    supervised: bool,
+    progress: Progress = silent,
+) -> Tokens:
+    """Read, check and tokenise data sets; write them where all workers can map them.
 
-    Pairs and the completions that they are split into have the same prompts held out.
+    Rows are read one after the other: memory holds a few numbers of each. Pairs and the completions that they are split
+    into have the same prompts held out.
 
     Args:
-        folder: of the run. model: whose tokenizer is used. source: the data file or hub name.
+        folder: of the run. model: whose tokenizer is used.
+        source: the data file or hub name; of a mix, that of each of `data.datasets`.
         supervised: for the base, which trains on all rows; otherwise for the recipe's methods.
 
     Raises:
-        UserError: the file, the tokenizer or the rows cannot be used, or not by the recipe's methods.
+        UserError: a file, the tokenizer or the rows cannot be used, or not by the recipe's methods.
     """
     tokenizer = load_tokenizer(model)
-    rows = load_rows(source, recipe.data.split)
-    if recipe.data.limit and not supervised:
-        rows = rows[: recipe.data.limit]
-    asked = recipe.data.chat_template_kwargs
-    kwargs = trained_kwargs(model) if asked is None else asked
-    columns = (recipe.base or {}).get("columns") if supervised else recipe.data.columns
-    unpaired = not supervised and _check_methods(recipe, rows, source)
-    paired = not supervised and (not unpaired or FORMATS[recognise(rows, columns)].pairs)
-    tokenize: Any = tokenize_pairs if paired else tokenize_completions
-    items, report = tokenize(
-        rows, tokenizer, template=recipe.data.template, max_length=recipe.data.max_length,
-        max_prompt_length=recipe.data.max_prompt_length, truncation=recipe.data.truncation, columns=columns,
-        chat_template_kwargs=kwargs, rewritten=recipe.data.rewritten, source=source,
-    )  # fmt: skip
-    train, held = (items, []) if supervised else _hold_out(items, recipe)
-    name = f"{recipe.train.seed}-{recipe.data.validation}"
-    rewards = paired and any(recipe.trains_rewards(label) for label in recipe.methods)
-    ends = {ids[-1] for pair in items for ids in (pair.chosen_ids, pair.rejected_ids)} if rewards else ()
-    pad = pad_token(tokenizer, ends) if rewards else None
-    save = partial(_save, RunFolder(folder).tokens, name=name, score_pad=pad, report=report)
-    labelled = None
-    if unpaired:
-        sides = [_labelled(side, paired, recipe) for side in (train, held)]
-        labelled = save(*sides, key=tokens_hash([*sides[0], *sides[1]])[:16])
-        if not paired:
-            return labelled
-    saved = replace(save(train, held, key=tokens_hash(items)[:16]), unpaired=labelled)
-    if not rewards:
-        return saved
-    margins = margins_of(rows, [*train, *held], source)
+    sets = open_sets(recipe, source, supervised=supervised)
+    unpaired = not supervised and any([_check_methods(recipe, each.format, each.source) for each in sets])
+    paired = not supervised and (not unpaired or _all_pairs(sets))
+    place = RunFolder(folder).tokens
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place, prefix=".") as name:
+        asked = recipe.data.chat_template_kwargs
+        found = tokenise_sets(
+            recipe, sets, tokenizer, Path(name), pairs=paired, supervised=supervised,
+            kwargs=trained_kwargs(model) if asked is None else asked, progress=progress,
+        )  # fmt: skip
+        mix = set_rows(recipe, sets, found)
+        report = report_of(found, sets, recipe.data.template)
+        rewards = paired and any(recipe.trains_rewards(label) for label in recipe.methods)
+        pad = pad_token(tokenizer, found.items.last_ids()) if rewards else None
+        made = Tokens("", None, 0, pad, "", report, sets=mix)
+        if unpaired:
+            labelled = _labelled(found, Path(name), paired, recipe)
+            halves = replace(made, sets=tuple(each.times(2) for each in mix) if paired else mix)
+            halves = _publish(halves, labelled, place, recipe, tokens_hash(*map(load_tokens, labelled)))
+            if not paired:
+                return halves
+            made = replace(made, unpaired=halves)
+        files = [Path(name) / file for file in FILES[: 1 + found.held.any()]]
+        for side, file in enumerate(files):
+            save_tokens(file, found.side(held=bool(side)))
+        saved = _publish(made, files, place, recipe, tokens_hash(found.items))
+        margins = margins_of_sets(sets, found) if rewards else None
     if margins is None:
         return saved
     file = Path(saved.train).with_name("margins.safetensors")
@@ -118,53 +142,56 @@ def prepare_tokens(recipe: Recipe, folder: Path, *, model: str, source: str, sup
     return replace(saved, margins=str(file))
 
 
-def _hold_out(items: list[Any], recipe: Recipe) -> tuple[list[Any], list[Any]]:
-    """(training, validation) rows, as `data.validation` asks."""
-    wanted = recipe.data.validation
-    if not wanted:
-        return items, []
-    fraction, count = (wanted, None) if wanted < 1 else (None, int(wanted))
-    return split_validation(items, fraction=fraction, count=count, seed=recipe.train.seed)
+def _all_pairs(sets: Sequence[DataSet]) -> bool:
+    """Whether the data sets hold pairs.
+
+    Raises:
+        UserError: some do and others do not.
+    """
+    kinds = {FORMATS[each.format].pairs: each.name for each in sets}
+    if len(kinds) == 2:
+        raise UserError(
+            f"data.datasets: '{kinds[True]}' holds preference pairs and '{kinds[False]}' labelled completions: expected"
+            " a mix of one kind. Write the pairs as labelled completions too (columns prompt, completion, label), or"
+            " train on the sets in separate runs."
+        )
+    return True in kinds
 
 
-def _labelled(items: Sequence[Any], paired: bool, recipe: Recipe) -> list[TokenCompletion]:
-    """Rows as labelled completions, each beside the completion of another prompt."""
-    completions = split_pairs(items) if paired else items
-    if not completions:
-        return []
-    return mismatched(completions, seed=recipe.train.seed, max_length=recipe.data.max_length)
+def _labelled(found: Tokenised, work: Path, paired: bool, recipe: Recipe) -> list[Path]:
+    """Files of the sides' rows as labelled completions, each beside the completion of another prompt."""
+    files = []
+    for side, name in enumerate(FILES[: 1 + found.held.any()]):
+        files.append(work / f"labelled-{name}")
+        save_tokens(work / "plain.safetensors", found.side(held=bool(side)))
+        plain: Any = load_tokens(work / "plain.safetensors")
+        rows = SplitPairs(plain) if paired else plain
+        save_tokens(files[-1], each_mismatched(rows, seed=recipe.train.seed, max_length=recipe.data.max_length))
+    return files
 
 
-def _save(
-    folder: Path,
-    train: Sequence[Item],
-    held: Sequence[Item],
-    *,
-    key: str,
-    name: str,
-    score_pad: int | None,
-    report: DataReport,
-) -> Tokens:
-    target = folder / f"{key}-{name}"
-    save_tokens(target / "train.safetensors", train)
-    if held:
-        save_tokens(target / "validation.safetensors", held)
-    write_json(target / "report.json", report.to_dict())
-    return Tokens(
-        train=str(target / "train.safetensors"),
-        validation=str(target / "validation.safetensors") if held else None,
-        n_train=len(train),
-        score_pad=score_pad,
-        hash=key,
-        report=report,
+def _publish(made: Tokens, files: Sequence[Path], place: Path, recipe: Recipe, identity: str) -> Tokens:
+    """Move the files of the sides to the folder that their content names, with the report."""
+    target = place / f"{identity[:16]}-{recipe.train.seed}-{recipe.data.validation}"
+    target.mkdir(parents=True, exist_ok=True)
+    for file, name in zip(files, FILES, strict=False):
+        os.replace(file, target / name)
+    reports = {each.name: each.report.to_dict() for each in made.sets}
+    write_json(target / "report.json", made.report.to_dict() | ({"datasets": reports} if reports else {}))
+    train, validation = (str(target / name) for name in FILES)
+    return replace(
+        made,
+        train=train,
+        validation=validation if len(files) > 1 else None,
+        n_train=len(load_tokens(train)),
+        hash=identity[:16],
     )
 
 
-def _check_methods(recipe: Recipe, rows: Sequence[Row], source: str) -> bool:
-    """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take these rows."""
+def _check_methods(recipe: Recipe, known: str, source: str) -> bool:
+    """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take such rows."""
     names = {label: recipe.method(label).method for label in recipe.methods}
     unpaired = [label for label, method in names.items() if method.objective == "unpaired"]
-    known = recognise(rows, recipe.data.columns)
     if FORMATS[known].labelled and len(unpaired) < len(names):
         label = next(label for label in names if label not in unpaired)
         raise UserError(

@@ -7,11 +7,10 @@ same list can be run again to resume it.
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from otpo.data.micro_batches import TOKENS, micro_batches
 from otpo.data.sampler import next_indices
-from otpo.data.token_file import Item, load_tokens
+from otpo.data.token_file import Item, Joined, column, load_tokens
 from otpo.dtypes import torch_dtype
 from otpo.errors import WorkError
 from otpo.methods.spec import resolve
@@ -77,6 +76,16 @@ def _run_jobs(jobs: list[dict[str, Any]]) -> None:
             _Trainer(job, mesh).run()
 
 
+class _Again:
+    """Batches that are made anew each time they are gone over."""
+
+    def __init__(self, begin: Callable[[], Iterator[SequenceBatch]]) -> None:
+        self.begin = begin
+
+    def __iter__(self) -> Iterator[SequenceBatch]:
+        return self.begin()
+
+
 class _Trainer:
     """One job on this rank."""
 
@@ -93,6 +102,8 @@ class _Trainer:
         self.budget = self.train.micro_batch_tokens or TOKENS[self.device.type]
         self.items = load_tokens(job.tokens)
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
+        self.takes = tuple((each["items"], each["taken"]) for each in job.sets) or None
+        self.epoch = sum(each["taken"] for each in job.sets) or len(self.items)
         self.metrics = MetricsLog(job.folder.metrics, writes=self.rank == 0)
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
         self.saved = 0
@@ -125,7 +136,7 @@ class _Trainer:
         frozen = JobFrozenModels(
             self.job, self.model, self.mesh, micro_batch_tokens=self.budget, prepare=start.check_frozen
         )
-        losses = self.objective.losses(self.model, itertools.chain(self.items, self.validation), frozen)
+        losses = self.objective.losses(self.model, Joined(self.items, self.validation), frozen)
         start.check_losses(losses, frozen, writes=self.rank == 0)
         step = self._resume()
         while step < self.job.total_steps and not self._stalled():
@@ -155,10 +166,8 @@ class _Trainer:
         started = time.perf_counter()
         # a seed for each step: a resumed run draws the same random numbers as an uninterrupted one
         torch.manual_seed(train.seed * 1_000_003 + step)
-        count = rows_in_step(
-            step, len(self.items), global_batch_size=size, max_steps=train.max_steps, epochs=train.epochs
-        )
-        rows = next_indices(len(self.items), seed=train.seed, consumed=step * size, count=count)
+        count = rows_in_step(step, self.epoch, global_batch_size=size, max_steps=train.max_steps, epochs=train.epochs)
+        rows = next_indices(len(self.items), seed=train.seed, consumed=step * size, count=count, takes=self.takes)
         members = [self.items[i] for i in rows]
         lr = learning_rate(
             step,
@@ -174,7 +183,7 @@ class _Trainer:
             )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
-        epoch = ((step - 1) * size + len(members)) / len(self.items)
+        epoch = ((step - 1) * size + len(members)) / self.epoch
         self.metrics.log(
             {"step": step, "epoch": round(epoch, 4)}
             | figures
@@ -189,7 +198,7 @@ class _Trainer:
     def _batches(self, members: Sequence[Item], times: int = 1) -> Iterator[SequenceBatch]:
         """Micro-batches of this rank, `times` as large as in training."""
         for indices in micro_batches(
-            [item.tokens for item in members],
+            column(members, "tokens").tolist(),
             size=times * self.train.micro_batch_size,
             budget=times * self.budget,
             rank=self.rank,
@@ -199,11 +208,15 @@ class _Trainer:
             yield self.objective.collate(items).to(self.device)
 
     def _evaluate(self, step: int, losses: LossFunction | CoupledLosses) -> None:
-        members = list(self.validation)
+        members = self.validation
         training = self.model.training
         self.model.eval()  # no dropout
         with self._naming(f"evaluation after step {step}"):
-            figures = evaluate(self._batches(members, times=2), losses, denominator=self.objective.denominator(members))
+            figures = evaluate(
+                _Again(lambda: self._batches(members, times=2)), losses,
+                denominator=self.objective.denominator(members),
+                sets={each["name"]: tuple(each["rows"]) for each in self.job.sets},
+            )  # fmt: skip
         self.model.train(training)
         self.metrics.log({"step": step} | figures)
         name = self.train.best_metric

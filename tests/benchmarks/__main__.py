@@ -10,9 +10,15 @@ import os
 import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
-from tests.benchmarks import growth, methods, profile, step
+from tests.benchmarks import growth, methods, profile, rows, step
 
-BENCHMARKS = {"step": step.main, "methods": methods.main, "profile": profile.main, "growth": growth.main}
+BENCHMARKS = {
+    "step": step.main,
+    "methods": methods.main,
+    "profile": profile.main,
+    "growth": growth.main,
+    "rows": rows.main,
+}
 
 if __name__ == "__main__":
     if not ALLOCATOR.items() <= os.environ.items():  # the allocator reads it when a process begins

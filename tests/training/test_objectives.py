@@ -67,7 +67,7 @@ def test_a_method_has_the_objective_of_its_row(name):
 def test_every_objective_goes_the_same_way_from_rows_to_a_loss(start, tmp_path, name, items, denominator, loss):
     objective = objective_of(None if name is None else spec_of(name), seed=0)
     model = objective.load(start)
-    losses = objective.losses(model, iter(items), Frozen(tmp_path))
+    losses = objective.losses(model, items, Frozen(tmp_path))
     assert objective.denominator(items) == denominator
     found = evaluate([objective.collate(items)], losses, denominator=denominator)["eval_loss"]
     if loss is None:

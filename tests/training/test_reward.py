@@ -277,15 +277,14 @@ def test_twenty_steps_are_those_of_trls_trainer(exported, tmp_path):
 
 def test_margins_are_read_from_the_pairs_rows_and_kept_in_a_file(tmp_path):
     rows = [{"margin": 1}, {"margin": None}, {"margin": "0.25"}]
-    pairs = [TokenPair(0, [1], [2], [3]), TokenPair(2, [1], [2], [3])]
-    margins = margins_of(rows, pairs, "x.json")
+    margins = margins_of(iter(rows), [0, 2], "x.json")
     assert margins == {0: 1.0, 2: 0.25}, "rows that make no pair need none"
     save_margins(tmp_path / "margins.safetensors", margins)
     assert load_margins(tmp_path / "margins.safetensors") == margins
-    assert margins_of([{}, {}, {}], pairs, "x.json") is None
+    assert margins_of([{}, {}, {}], [0, 2], "x.json") is None
     for wrong, words in (({}, "no margin"), ({"margin": "far"}, "not a number"), ({"margin": math.inf}, "finite")):
         with pytest.raises(UserError, match=rf"x\.json: row 2.*{words}"):
-            margins_of([rows[0], {}, wrong], pairs, "x.json")
+            margins_of([rows[0], {}, wrong], [0, 2], "x.json")
 
 
 # ---- what is refused ----

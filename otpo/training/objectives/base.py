@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class Reference(Protocol):
 class FrozenModels(Protocol):
     """The frozen models of a job."""
 
-    def cached(self, items: Iterable[PromptCompletions]) -> dict[str, CachedLogProbs]:
+    def cached(self, items: Sequence[PromptCompletions]) -> dict[str, CachedLogProbs]:
         """Log-probabilities of the items by each of the job's frozen models, such as "reference".
 
         They are computed where no cache holds them. All ranks must call it, before the first step.
@@ -88,7 +88,7 @@ class Objective(Protocol):
     def collate(self, items: Sequence[Any]) -> SequenceBatch:
         """Lay out items as a batch of the kind that `losses` takes."""
 
-    def losses(self, model: Any, items: Iterable[Any], frozen: FrozenModels) -> LossFunction | CoupledLosses:
+    def losses(self, model: Any, items: Sequence[Any], frozen: FrozenModels) -> LossFunction | CoupledLosses:
         """The losses of a batch as a function of it. All ranks must call it, before the first step.
 
         Args:

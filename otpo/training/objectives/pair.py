@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from otpo.data.collate import collate_pairs
+from otpo.data.token_file import Prompts, column
 from otpo.methods.finite import check_finite
 from otpo.methods.losses import pair_loss
 from otpo.methods.spec import MethodSpec
@@ -39,7 +40,7 @@ class PairObjective:
         return collate_pairs(items)
 
     def losses(
-        self, model: PolicyModel, items: Iterable[TokenPair], frozen: FrozenModels
+        self, model: PolicyModel, items: Sequence[TokenPair], frozen: FrozenModels
     ) -> LossFunction | CoupledLosses:
         """See `Objective`."""
         cached = frozen.cached(pair_prompts(items))
@@ -53,9 +54,13 @@ class PairObjective:
         return float(len(items))
 
 
-def pair_prompts(pairs: Iterable[TokenPair]) -> Iterator[PromptCompletions]:
+def pair_prompts(pairs: Sequence[TokenPair]) -> Prompts:
     """What frozen models are asked about pairs: both completions, with the data row as key."""
-    return (PromptCompletions(pair.row, pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs)
+
+    def prompt(pair: TokenPair) -> PromptCompletions:
+        return PromptCompletions(pair.row, pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids))
+
+    return Prompts(pairs, prompt, column(pairs, "row"))
 
 
 def cached_pairs(cached: Mapping[str, CachedLogProbs], batch: SequenceBatch) -> dict[str, Tensor]:

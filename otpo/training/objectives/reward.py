@@ -45,7 +45,7 @@ class RewardObjective:
         """See `Objective`."""
         return collate_pairs(items)
 
-    def losses(self, model: RewardModel, items: Iterable[TokenPair], frozen: FrozenModels) -> LossFunction:
+    def losses(self, model: RewardModel, items: Sequence[TokenPair], frozen: FrozenModels) -> LossFunction:
         """See `Objective`."""
         return reward_losses(model, self.spec, self.margins)
 
@@ -94,25 +94,38 @@ def _check_finite(sides: list[Tensor], rows: list[int]) -> None:
 # ---- margins ----
 
 
-def margins_of(rows: Sequence[Row], pairs: Sequence[TokenPair], source: str) -> dict[int, float] | None:
+def margins_of(rows: Iterable[Row], numbers: Sequence[int], source: str) -> dict[int, float] | None:
     """The column `margin` of the pairs' rows, None where no row has one.
+
+    Args:
+        rows: are read one after the other, and not held. numbers: of the pairs' rows, ascending.
 
     Raises:
         UserError: a pair without a margin, or with one that is no finite number.
     """
-    if all(rows[pair.row].get("margin") is None for pair in pairs):
-        return None
-    margins = {}
-    for pair in pairs:
+    margins: dict[int, float] = {}
+    wrong: tuple[int, str] | None = None
+    seen, wanted = False, iter(numbers)
+    number = next(wanted, None)
+    for index, row in enumerate(rows):
+        if number is None:
+            break
+        if index != number:
+            continue
+        number = next(wanted, None)
+        seen = seen or row.get("margin") is not None
         try:
-            margins[pair.row] = number_of(rows[pair.row], "margin")
+            margins[index] = number_of(row, "margin")
         except BadRow as reason:
-            raise UserError(
-                f"{source}: row {pair.row}: {reason}, and other rows have one. Every pair of a reward model needs a"
-                " finite `margin`, or none of them may have that column."
-            ) from None
-        if not math.isfinite(margins[pair.row]):
-            raise UserError(f"{source}: row {pair.row}: expected a finite margin, found {margins[pair.row]}.")
+            wrong = wrong or (index, f"{reason}, and other rows have one. Every pair of a reward model needs a finite"
+                              " `margin`, or none of them may have that column.")  # fmt: skip
+            continue
+        if not math.isfinite(margins[index]):
+            wrong = wrong or (index, f"expected a finite margin, found {margins[index]}.")
+    if not seen:
+        return None
+    if wrong:
+        raise UserError(f"{source}: row {wrong[0]}: {wrong[1]}")
     return margins
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from otpo.data.collate import collate_completions
 from otpo.models.policy import PolicyModel
@@ -22,7 +22,7 @@ class SupervisedObjective:
         """See `Objective`."""
         return collate_completions(items)
 
-    def losses(self, model: PolicyModel, items: Iterable[TokenCompletion], frozen: FrozenModels) -> LossFunction:
+    def losses(self, model: PolicyModel, items: Sequence[TokenCompletion], frozen: FrozenModels) -> LossFunction:
         """See `Objective`."""
         return supervised_losses(model)
 

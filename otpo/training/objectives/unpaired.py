@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -32,7 +32,7 @@ class UnpairedObjective:
         """See `Objective`."""
         return collate_unpaired(items)
 
-    def losses(self, model: PolicyModel, items: Iterable[TokenCompletion], frozen: FrozenModels) -> CoupledLosses:
+    def losses(self, model: PolicyModel, items: Sequence[TokenCompletion], frozen: FrozenModels) -> CoupledLosses:
         """See `Objective`."""
         reference = frozen.cached(unpaired_prompts(items))["reference"]
         return unpaired_losses(model, self.spec, lambda batch: cached_unpaired(reference, batch))

@@ -72,7 +72,12 @@ def method_inputs(run: RunContext, label: str) -> dict[str, Any]:
 
 def pairs_inputs(run: RunContext) -> Any:
     """Which preference pairs are trained on."""
-    return run.manifest.inputs["pairs"] if run.recipe.pairs else source_identity(run.sources.pairs)
+    if run.recipe.pairs:
+        return run.manifest.inputs["pairs"]
+    source = run.sources.pairs
+    if isinstance(source, str):
+        return source_identity(source)
+    return {name: source_identity(path) for name, path in source.items()}
 
 
 def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[str, str]:
