@@ -49,8 +49,11 @@ def load_causal_lm(
                 ignore_mismatched_sizes=True,
                 **options,
             )
-    except (OSError, ValueError) as error:
-        raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # torn files, code in pickled weights, packages that are not there: of many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"No causal language model could be loaded from '{path}': {reason:.400}") from error
     lm, info = found
     check_loaded(path, info)
     return without_dropout(lm)

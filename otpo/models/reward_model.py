@@ -111,8 +111,11 @@ def load_reward_lm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"No reward model could be loaded from '{path}': {str(error).splitlines()[0]}") from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # torn files, code in pickled weights, no classifier of this architecture: of many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"No reward model could be loaded from '{path}': {reason:.400}") from error
     if not isinstance(getattr(lm, "score", None), torch.nn.Linear):
         raise UserError(
             f"expected a decoder with a scalar head (`score.weight`) at '{path}', found {type(lm).__name__}."

@@ -11,6 +11,7 @@ from typing import Any
 from otpo.data.template import Template, has_chat_template
 from otpo.errors import UserError
 from otpo.identity import TOKENIZER_FILES, content_digest
+from pipeline.generate.tied_head import has_own_head
 
 # vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -122,6 +123,20 @@ def open_model(model: str | Path) -> ModelFolder:
         generation_config=json.loads(generation.read_text()) if generation.is_file() else {},
         digest=content_digest(path),
     )
+
+
+def check_head(model: ModelFolder) -> None:
+    """Refuse a model that vLLM would serve with the embeddings in place of its own head.
+
+    Raises:
+        UserError: the configuration says that the head is tied, and the weights hold another one.
+    """
+    if model.text_config.get("tie_word_embeddings") and has_own_head(model.path):
+        raise UserError(
+            f"{model.name}: config.json says that the head is tied to the embeddings, and the weights hold a head of"
+            " their own: vLLM would ignore it and serve another model. Set `tie_word_embeddings: false` in config.json,"
+            " or generate.backend=transformers."
+        )
 
 
 def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool, max_model_len: int | None) -> None:

@@ -24,7 +24,7 @@ from otpo.errors import UserError, WorkError
 from otpo.files import write_json
 from pipeline.generate.backends import backend_of, device_of, resolve
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling
-from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
+from pipeline.generate.model_folder import ModelFolder, check_head, check_servable, open_model
 from pipeline.generate.outputs import GenerationResult, OutputFiles, PartialOutputs, finished, output_row
 from pipeline.progress import Progress, silent
 from pipeline.recipe import digest
@@ -47,6 +47,8 @@ def preflight(model: str | Path, config: EngineConfig, template: Rendering | Set
     folder = open_model(model)
     backend = backend_of(config)
     _check_parallel(folder, backend, config.tensor_parallel_size)
+    if backend == "vllm":
+        check_head(folder)
     check_servable(
         folder,
         template=of_model(template, folder.path).for_generation.template,

@@ -106,7 +106,8 @@ def _values(lm: PreTrainedModel, kind: type, folder: Path, batch: SequenceBatch)
     pieces = [piece.tolist() for piece in batch.input_ids.split(batch.segments)]
     sequences = [pieces[prompt] + pieces[completion] for prompt, completion in batch.sequences]
     inputs = AutoTokenizer.from_pretrained(folder).pad({"input_ids": sequences}, return_tensors="pt")
-    return lm(**inputs, use_cache=False).logits[:, 0].float()
+    with RewardModel(lm).backbone.padding():
+        return lm(**inputs, use_cache=False).logits[:, 0].float()
 
 
 def _difference(trained: Tensor, found: Tensor) -> Difference:
