@@ -73,7 +73,12 @@ def _will_come_again(error: Exception) -> str | None:
 
 
 def _came_again(error: Exception, seen: Path) -> str | None:
-    """What to tell about an error that an earlier attempt met at the same step; remembers any other."""
+    """What to tell about an error that an earlier attempt met at the same step; remembers any other.
+
+    Errors of a connection do not count: a worker raises them when another one, or its machine, has died.
+    """
+    if re.search(r"gloo|nccl|connection|broken pipe|timed out|timeout|Dist\w*Error", _chain(error), re.IGNORECASE):
+        return None
     signature = f"{_place(error)}{type(error).__name__}: {re.sub('[0-9.]+', '#', _line(error))}"
     before: list[str] = json.loads(seen.read_text()) if seen.exists() else []
     if signature not in before:
@@ -104,7 +109,7 @@ def _chain(error: BaseException | None) -> str:
     """The messages of an error and of those that caused it: checkpoints and exports wrap what the disk said."""
     texts = []
     while error is not None:
-        texts.append(str(error))
+        texts.append(f"{type(error).__name__}: {error}")
         error = error.__cause__ or error.__context__
     return "\n".join(texts)
 

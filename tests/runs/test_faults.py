@@ -169,3 +169,16 @@ def test_ctrl_c(tmp_path, tiny_llama, undisturbed):
     with driving(folder) as driver:
         assert driver.wait() == 0, driver.log.read_text()
     same_run(driver.label, undisturbed)
+
+
+def test_a_failure_that_comes_again_at_the_same_step_is_tried_twice(tmp_path, tiny_llama):
+    """Not `max_failures` times more: where checkpoints should go there is a file."""
+    folder = prepare(tmp_path, tiny_llama)
+    blocked = folder / "runs" / "small" / "models" / "otpo" / "checkpoints"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    with driving(folder) as driver:
+        assert driver.wait() == 1
+        said = driver.log.read_text()
+        assert "The same failure came twice" in said and "checkpoints" in said and "Traceback" not in said, said
+        assert "failed 3 times" not in said

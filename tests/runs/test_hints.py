@@ -128,6 +128,7 @@ def recipe_of(settings) -> Recipe:
         ("cutoff_len", 4096, {}, {"data.max_length": 4096}),
         ("finetuning_type", "lora", {}, {"model.lora": {}}),
         ("quantization_bit", 4, {}, {"model.quantization": "4bit"}),
+        ("enable_thinking", False, {}, {"data.chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )  # fmt: skip
 def test_values_are_translated_and_accepted(key, value, config, settings):

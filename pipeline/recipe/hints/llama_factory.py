@@ -27,6 +27,7 @@ def _stage(value: object, config: Config) -> dict[str, dict] | None:
 
 _SOLVERS = not_needed("of the optimizers AdamW is built in, its states in fp32 and sharded over train.workers")
 _LORA = TRL["use_dora"]
+_TEMPLATE = "data.chat_template_kwargs"
 _PREPARED = TRL["dataset_num_proc"]
 
 LLAMA_FACTORY: dict[str, Hint] = {
@@ -68,7 +69,11 @@ LLAMA_FACTORY: dict[str, Hint] = {
     **each("mask_history train_on_prompt efficient_eos ignore_pad_token_for_loss", TRL["completion_only_loss"]),
     **each("neat_packing", TRL["packing"]),
     "default_system": TRL["chat_template"],
-    "enable_thinking": TRL["chat_template"],
+    "enable_thinking": Hint(
+        "",
+        "`data.chat_template_kwargs` of the whole run",
+        lambda value, config: {_TEMPLATE: {"enable_thinking": value}},
+    ),
     "flash_attn": Hint("model.attn_implementation", "sdpa is the default", attention),
     **each("enable_liger_kernel", TRANSFORMERS["use_liger_kernel"]),
     **each(
