@@ -74,7 +74,7 @@ def export(
             weights = _save_whole(model.lm, state, partial, dtype, others or {})
         saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
-            for_scoring(saved_tokenizer, pad_id, template.template if isinstance(template, Rendering) else template)
+            for_scoring(saved_tokenizer, pad_id, template)
         saved_tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card)
         write_template(partial, template)

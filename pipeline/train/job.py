@@ -58,6 +58,10 @@ class TrainJob:
     score_pad: int | None = None
     sets: list[dict[str, Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.template, dict):  # a job travels to the workers as plain values
+            object.__setattr__(self, "template", Rendering(**self.template))
+
     @property
     def folder(self) -> LabelFolder:
         """`models/<label>`."""

@@ -18,7 +18,7 @@ from otpo.data.unpaired import SplitPairs, each_mismatched
 from otpo.errors import UserError
 from otpo.files import write_json
 from otpo.methods.spec import MethodSpec
-from otpo.models.disk.reward_tokenizer import pad_token
+from otpo.models.disk.reward_tokenizer import check_template, pad_token
 from otpo.training.objectives.reward import save_margins
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
@@ -121,6 +121,8 @@ def prepare_tokens(
         mix = set_rows(recipe, sets, found)
         report = report_of(found, sets, recipe.data.template)
         rewards = paired and any(recipe.trains_rewards(label) for label in recipe.methods)
+        if rewards:
+            check_template(tokenizer, report.rendering)
         pad = pad_token(tokenizer, found.items.last_ids()) if rewards else None
         made = Tokens("", None, 0, pad, "", report, sets=mix)
         if unpaired:

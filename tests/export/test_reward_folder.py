@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ from transformers import (
 )
 
 from otpo.data.collate import collate_pairs
+from otpo.data.template import Rendering
 from otpo.data.tokens import tokenize_pairs
-from otpo.models.disk.reward_tokenizer import NEW_PAD, pad_token
+from otpo.errors import UserError
+from otpo.models.disk.reward_tokenizer import NEW_PAD, check_template, pad_token
 from otpo.models.export import export
 from otpo.models.fresh import make_tokenizer
 from otpo.models.reward_model import RewardModel, RewardScorer, load_reward_lm
+from pipeline.train.job import TrainJob
 
 CHATML = (
     "\n{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -74,11 +78,11 @@ def causal_lm(kind: str, tokenizer: PreTrainedTokenizerFast):
     )  # fmt: skip
 
 
-def trained(folder: Path, tokenizer, template: str, model: str) -> tuple[list[float], Path]:
+def trained(folder: Path, tokenizer, template: str, model: str, **kwargs) -> tuple[list[float], Path]:
     """The scores of all completions as a reward model is trained on them, chosen first, and its exported folder."""
     causal_lm(model, tokenizer).save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
-    pairs, report = tokenize_pairs(ROWS, tokenizer, template=template)
+    pairs, report = tokenize_pairs(ROWS, tokenizer, template=template, chat_template_kwargs=kwargs)
     pad = pad_token(tokenizer, {ids[-1] for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)})
     reward = RewardModel(load_reward_lm(folder / "start", new_head=True, pad_id=pad)).eval()
     torch.nn.init.normal_(reward.lm.score.weight, generator=torch.Generator().manual_seed(2))
@@ -86,7 +90,13 @@ def trained(folder: Path, tokenizer, template: str, model: str) -> tuple[list[fl
         scores = reward.scores(collate_pairs(pairs)).tolist()
     out = folder / "model"
     export(
-        reward, out, tokenizer=str(folder / "start"), card="", dtype=torch.float32, pad_id=pad, template=report.template
+        reward,
+        out,
+        tokenizer=str(folder / "start"),
+        card="",
+        dtype=torch.float32,
+        pad_id=pad,
+        template=report.rendering,
     )
     return scores, out
 
@@ -126,6 +136,45 @@ def test_a_template_whose_turns_end_in_no_special_token(tmp_path):
     scores, folder = trained(tmp_path, tokenizer, "chat", "llama")
     for side in ("right", "left"):
         assert read(folder, "chat", side) == pytest.approx(scores, abs=1e-4)
+
+
+def test_variables_of_the_chat_template_go_into_the_folder(tmp_path):
+    """Its readers give none: their conversations must be rendered as training's were."""
+    thinking = CHATML.replace(
+        "{{ message['content'] }}",
+        "{% if message['role'] == 'user' and not enable_thinking | default(true) %}/no_think {% endif %}"
+        "{{ message['content'] }}",
+    )
+    tokenizer = tokenizer_with(**KINDS["padding of its own"], chat_template=thinking)
+    scores, folder = trained(tmp_path, tokenizer, "chat", "llama", enable_thinking=False)
+    assert read(folder, "chat", "right") == pytest.approx(scores, abs=1e-4)
+    ids, plain = (
+        each.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        for each in (AutoTokenizer.from_pretrained(folder), tokenizer)
+    )
+    assert "/no_think" in ids and "/no_think" not in plain
+
+
+def test_a_job_reaches_its_worker_as_it_was_made(tmp_path):
+    """Its template is written into the exported folder, for whoever renders prompts for the model."""
+    for template in ("chat and literal", Rendering("chat", {"enable_thinking": False}), Rendering("literal")):
+        job = TrainJob(
+            label="rm", model="m", model_fingerprint="", attn_implementation="sdpa", tokens="", validation_tokens=None,
+            out="", train={}, total_steps=1, method=None, frozen_models={}, caches="", tokens_hash="", card="",
+            template=template,
+        )  # fmt: skip
+        assert TrainJob(**json.loads(json.dumps(asdict(job)))) == job
+
+
+def test_a_template_that_renders_finished_conversations_otherwise_is_refused(tmp_path):
+    """It opens the answer's reasoning for generation only, so a finished conversation has no such token."""
+    opened = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    tokenizer = tokenizer_with(**KINDS["padding of its own"], chat_template=opened)
+    check_template(tokenizer, "literal")
+    with pytest.raises(UserError, match=r"renders a finished conversation with other tokens.*data\.template=literal"):
+        check_template(tokenizer, "chat")
+    for sound in (CHATML, PLAIN):
+        check_template(tokenizer_with(**KINDS["padding of its own"], chat_template=sound), "chat")
 
 
 def test_learned_positions_are_padded_on_the_right(tmp_path):
