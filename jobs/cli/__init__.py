@@ -18,7 +18,7 @@ from jobs.cli.generate_verbs import generate, pairs
 from jobs.cli.judge_verbs import judge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.push_verb import push
-from jobs.cli.recipe_verbs import run, submit, sweep, train
+from jobs.cli.recipe_verbs import plan, run, submit, sweep, train
 from jobs.cli.terminal import stderr
 from jobs.cli.weights_verb import weights
 from otpo.errors import UserError, WorkError
@@ -30,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(__doc__ or "").split("\n")[0],
 )
-for verb in (run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, push, methods, doctor):
+VERBS = (plan, run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, push, methods, doctor)
+for verb in VERBS:
     app.command()(verb)
 
 

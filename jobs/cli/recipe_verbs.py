@@ -1,4 +1,4 @@
-"""Verbs that take a recipe: run, train, sweep, submit."""
+"""Verbs that take a recipe: plan, run, train, sweep, submit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, stderr
+from jobs.cli.terminal import console, show, stderr
 
 Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
 Overrides = Annotated[
@@ -19,6 +19,41 @@ Runs = Annotated[Path, typer.Option("--runs", help="folder that holds the runs")
 Redo = Annotated[
     bool, typer.Option("--redo", help="accept a changed recipe under an old name: the changed stages are done again")
 ]
+
+
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="kind of GPU, such as H100; unset: this machine")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="nodes that train")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", help="GPUs of each; unset: train.workers", show_default=False)
+    ] = None,
+    price: Annotated[float | None, typer.Option("--price", help="USD of a GPU for an hour", show_default=False)] = None,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", help="share of the GPU's peak that a step is assumed to reach")
+    ] = 0.3,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="rows of the data, where they are not at hand", show_default=False)
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="print one row of a Markdown table")] = False,
+) -> None:
+    """Memory, time and cost of a recipe, and what to change where it does not fit; nothing is started or downloaded."""
+    from jobs.planning import plan_recipe
+    from pipeline.plan.page import lines, row
+
+    made, served = plan_recipe(
+        recipe,
+        overrides or [],
+        gpu=gpu,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        price=price,
+        utilisation=utilisation,
+        rows=rows,
+    )
+    for line in [f"| {' | '.join(row(made))} |"] if table else lines(made, served):
+        show(line)
 
 
 def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:

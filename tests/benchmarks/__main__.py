@@ -10,7 +10,7 @@ import os
 import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
-from tests.benchmarks import growth, methods, profile, rows, step
+from tests.benchmarks import growth, memory, methods, profile, rows, step
 
 BENCHMARKS = {
     "step": step.main,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "profile": profile.main,
     "growth": growth.main,
     "rows": rows.main,
+    "memory": memory.main,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pipeline.recipe import ModelConfig
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import reading_inputs, training_inputs
 from pipeline.run.metrics import nearly_uniform, seconds_of_steps
+from pipeline.run.planned import say_plan
 
 
 def train(run: RunContext, labels: Sequence[str] | None = None) -> None:
@@ -94,6 +95,7 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     if not supervised:
         run.notes.extend(padded_batches(model))
     group = run.recipe.train_of("base") if supervised else run.recipe.train
+    say_plan(run, labels, model, tokens, group)
     fit(jobs, folder, name="base" if supervised else "methods", train=group, progress=run.progress)
     run.notes.extend(fallback_notes([job.folder for job in jobs]))
     return {job.label: job.tokens for job in jobs}

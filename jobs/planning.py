@@ -1,0 +1,99 @@
+"""`otpo plan`: a recipe and a machine, real or imagined, into a plan."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.worlds import world_of
+from otpo.errors import UserError
+from pipeline.plan import GPUS, Lengths, Machine, Plan, assumed, gpu_machine, measured, plan, shape_of
+from pipeline.plan.serving import Serving, serving
+from pipeline.progress import silent
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.run.folder import RunFolder
+from pipeline.run.sources import Sources
+
+SAMPLE = 2000  # rows whose lengths are measured
+
+
+def plan_recipe(
+    source: str,
+    overrides: list[str],
+    *,
+    gpu: str | None,
+    nodes: int,
+    gpus_per_node: int | None,
+    price: float | None,
+    utilisation: float,
+    rows: int | None,
+) -> tuple[Plan, Serving | None]:
+    """Plan the training of a recipe, and the generation and judging that follow.
+
+    Lengths are measured on the first rows of a local data file; a hub's data set is not fetched, and assumed.
+
+    Args:
+        gpu: a kind; None is this machine. nodes, gpus_per_node: of the machine.
+        price: USD of a GPU for an hour. utilisation: share of a GPU's peak that a step reaches.
+        rows: of the data.
+
+    Raises:
+        UserError: a recipe, a model or a machine that cannot be planned.
+    """
+    recipe = load_recipe(source, overrides)
+    machine = _machine(recipe, gpu, nodes, gpus_per_node, utilisation, price)
+    lora = recipe.model.lora.model_dump() if recipe.model.lora else None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunFolder(Path(temporary))
+        if (world := world_of(recipe)) is not None and recipe.world is not None:
+            world.prepare(folder.world, recipe.world)
+        path = Sources(recipe, folder, silent).resolve(recipe.model.path)
+        shape = replace(shape_of(path, lora, recipe.model.attn_implementation), name=recipe.model.path)
+        lengths = _lengths(recipe, folder, rows)
+    return plan(recipe, shape, machine, lengths), serving(recipe, shape, machine)
+
+
+def _machine(
+    recipe: Recipe, gpu: str | None, nodes: int, per_node: int | None, utilisation: float, price: float | None
+) -> Machine:
+    if not 0 < utilisation <= 1:
+        raise UserError(f"--utilisation is a share of the GPU's peak, above 0 and at most 1; found {utilisation:g}")
+    workers = recipe.train.workers
+    if gpu is None:
+        import torch
+
+        if not torch.cuda.is_available():
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return Machine(None, workers, workers, memory)
+        name = torch.cuda.get_device_name()
+        gpu = next((known for known in GPUS if known in name), None)
+        if gpu is None:
+            raise UserError(f"This machine's GPU is a {name}: name one like it with --gpu, of {', '.join(GPUS)}.")
+    return gpu_machine(gpu, nodes=nodes, per_node=per_node or workers, utilisation=utilisation, usd=price)
+
+
+def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None) -> Lengths:
+    """Measured on a local data file, by the tokenizer of a local model; else assumed."""
+    from otpo.data.token_file import load_tokens
+
+    data = recipe.data
+    local = data.path is not None and Path(data.path).is_file()
+    if not local or not Path(recipe.model.path).is_dir():
+        return assumed(recipe, rows)
+    limit = min(data.limit or SAMPLE, SAMPLE)
+    sample = recipe.model_copy(update={"data": data.model_copy(update={"limit": limit, "validation": 0.0})})
+    try:
+        tokens = Sources(sample, folder, silent).tokens()
+    except UserError as error:
+        raise UserError(f"{error} A plan reads the first {limit:,} rows.") from error
+    found = measured(load_tokens(tokens.train), str(data.path))
+    if len_known := rows or (found.rows if found.rows < limit else None):
+        return replace(found, rows=_trained(recipe, len_known))
+    return replace(found, rows=assumed(recipe).rows, source=f"{found.source}; their number is assumed (--rows)")
+
+
+def _trained(recipe: Recipe, rows: int) -> int:
+    """Rows that are not held out."""
+    return assumed(recipe, rows).rows

@@ -1,0 +1,189 @@
+"""Memory and time of one label on a machine: with the recipe's settings, and with the fastest ones that fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from otpo.data.micro_batches import TOKENS
+from otpo.methods.spec import MethodSpec
+from pipeline.plan.lengths import Lengths
+from pipeline.plan.machine import Machine
+from pipeline.plan.memory import Load, memory_parts
+from pipeline.plan.shape import Shape
+from pipeline.plan.speed import model_flops, step_seconds
+from pipeline.recipe import ModelConfig, TrainConfig
+
+FULL_SPEED = 8192  # tokens of a micro-batch from which on larger ones are hardly faster
+BUDGETS = (65536, 32768, 16384, 8192, 4096, 2048, 1024)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a worker divides its rows: the recipe's keys of the same names. `micro_batch_size` None: no limit."""
+
+    micro_batch_tokens: int
+    activation_checkpointing: bool
+    micro_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A worker's peak memory, and the time of a step, with some settings.
+
+    Attributes:
+        parts: bytes by part (`pipeline.plan.memory`).
+        micro_batches: of a worker in a step.
+        step_seconds: None on CPUs, as are the next three.
+        computing: share of a step in which weights and gradients are not waited for.
+        tokens_per_second: of a GPU, as training reports them: a prompt counts with each of its completions.
+        mfu: share of the GPU's peak that the model's own operations reach.
+    """
+
+    settings: Settings
+    parts: dict[str, int]
+    micro_batches: int
+    step_seconds: float | None = None
+    computing: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label of a recipe on a machine.
+
+    Attributes:
+        model: `model` of the recipe. train: the label's own. spec: its method; None for supervised training.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    spec: MethodSpec | None
+    shape: Shape
+    machine: Machine
+    lengths: Lengths
+
+    def fits(self, estimate: Estimate) -> bool:
+        """Whether the workers of a node fit its memory, or a worker its GPU; True where the memory is unknown."""
+        workers = 1 if self.machine.gpu else self.machine.per_node
+        return self.machine.memory is None or estimate.total * workers <= self.machine.memory
+
+    @property
+    def rows(self) -> int:
+        """Rows of a worker in a step."""
+        return math.ceil(self.train.global_batch_size / self.machine.ranks)
+
+    @property
+    def row_tokens(self) -> float:
+        """Mean tokens that the model computes for a row."""
+        return self.lengths.row(shared=self.shape.shares_prompts)
+
+    def asked(self) -> Estimate:
+        """With the settings of the recipe."""
+        train = self.train
+        tokens = train.micro_batch_tokens or TOKENS["cuda" if self.machine.gpu else "cpu"]
+        return self.estimate(Settings(tokens, train.activation_checkpointing, train.micro_batch_size))
+
+    def estimate(self, settings: Settings) -> Estimate:
+        """With some settings."""
+        load, machine = self.load(settings), self.machine
+        parts = memory_parts(self.shape, load, machine.ranks, "cuda" if machine.gpu else "cpu")
+        if machine.gpu is None:
+            return Estimate(settings, parts, load.micro_batches)
+        rows = self.train.global_batch_size
+        computing, moving = step_seconds(self.shape, load, self.lengths, machine, rows)
+        seconds = max(computing, moving)
+        rate = rows / machine.ranks / seconds
+        return Estimate(
+            settings,
+            parts,
+            load.micro_batches,
+            step_seconds=seconds,
+            computing=computing / seconds,
+            tokens_per_second=rate * self.lengths.counted,
+            mfu=rate * model_flops(self.shape, self.lengths, adapters=load.adapters) / machine.gpu.flops,
+        )
+
+    def load(self, settings: Settings) -> Load:
+        """What a worker holds at a time. The largest micro-batch holds the longest rows."""
+        size = min(self.rows, settings.micro_batch_size or self.rows)
+        longest = max(self.lengths.longest, self.row_tokens)
+        tokens = min(size * longest, max(settings.micro_batch_tokens, longest))
+        needs = self.spec.method.needs if self.spec else frozenset()
+        scores = self.spec is not None and self.spec.method.objective == "reward"
+        completions = self.lengths.completion * self.lengths.completions / self.row_tokens
+        return Load(
+            dtype_bytes={"fp32": 4, "bf16": 2}[self.train.dtype],
+            adapters=self.model.lora is not None,
+            four_bit=self.model.quantization == "4bit",
+            live_reference="reference_kl" in needs,
+            states="hidden" in needs,
+            tokens=int(tokens),
+            sequence_tokens=int(tokens * self.lengths.counted / self.row_tokens),
+            completion_tokens=0 if scores else int(tokens * completions),
+            micro_batches=math.ceil(self.rows / min(size, max(1, settings.micro_batch_tokens / self.row_tokens))),
+            checkpointing=settings.activation_checkpointing,
+        )
+
+    def choose(self) -> Estimate | None:
+        """The largest micro-batches that fit; activation checkpointing where they would be small without it.
+
+        Computing activations again costs a third of a step, micro-batches of fewer than 8,192 tokens cost more.
+
+        Returns:
+            None where nothing fits.
+        """
+        # a fifth more than the mean, since one worker's rows may be longer than another's
+        most = max(int(1.2 * self.rows * self.row_tokens), self.lengths.longest)
+        budgets = [most, *(budget for budget in BUDGETS if budget < most)]
+        for checkpointing in (False, True):
+            for budget in budgets:
+                if checkpointing or budget >= min(FULL_SPEED, most):
+                    found = self.estimate(Settings(budget, checkpointing))
+                    if self.fits(found):
+                        return found
+        return None
+
+    def steps(self) -> int:
+        """Optimizer steps."""
+        if self.train.max_steps is not None:
+            return self.train.max_steps
+        return math.ceil(self.train.epochs * self.lengths.rows / self.train.global_batch_size)
+
+    def advice(self, chosen: Estimate | None) -> list[str]:
+        """What would make it fit, first what costs least."""
+        found: list[tuple[str, Estimate | None]] = []
+        if chosen is not None:
+            settings = chosen.settings
+            changes = [f"train.micro_batch_tokens={settings.micro_batch_tokens}"]
+            changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
+            if settings.activation_checkpointing and not self.train.activation_checkpointing:
+                changes.insert(0, "train.activation_checkpointing=true")
+            found.append((" ".join(changes), chosen))
+        elif self.machine.gpu is not None and (larger := self._larger()):
+            found.append((f"more GPUs, {larger.machine}", larger.choose()))
+        if self.model.lora is None and (self.spec is None or self.spec.method.objective != "reward"):
+            for words, more in (
+                ("model.lora={}", {}),
+                ("model.lora={} model.quantization=4bit", {"quantization": "4bit"}),
+            ):
+                adapted = replace(self, model=ModelConfig(**self.model.model_dump() | {"lora": {}} | more))
+                if best := adapted.choose():
+                    found.append((words, best))
+                    break
+        return [f"{words}: {best.total / 2**30:.0f} GiB" for words, best in found if best]
+
+    def _larger(self) -> Case | None:
+        """With as many times more nodes as it takes."""
+        case = self
+        while case.machine.ranks < 2048:
+            case = replace(case, machine=replace(case.machine, ranks=2 * case.machine.ranks))
+            if case.choose():
+                return case
+        return None

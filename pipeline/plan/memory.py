@@ -1,0 +1,135 @@
+"""Peak memory of one training worker, by part.
+
+The peak is in the backward pass of a later micro-batch, when optimizer states, gradients and activations exist at the
+same time. `otpo.models.sharding` and `otpo.kernels.mixed_precision` are what is described; B is bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from otpo.kernels.logprobs import CHUNK_LOGITS, KEPT_CHUNKS
+from pipeline.plan.machine import GIB
+from pipeline.plan.shape import Shape
+
+MASTER = 4  # B of a trained weight, of its gradient, and of each of AdamW's two moments
+CONTEXT = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}  # CUDA's context and NCCL's buffers; libraries in a process
+SLACK = 0.05  # of what is allocated, that lies unused between blocks
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a worker holds and computes at a time.
+
+    Attributes:
+        dtype_bytes: of a number in the precision of the computation.
+        adapters: only adapters are trained.
+        four_bit: the weights beside them have 4 bits.
+        live_reference: a second, frozen model stands beside the policy.
+        states: hidden states are kept in float32 for token weights.
+        tokens: that the model computes in the largest micro-batch.
+        sequence_tokens: of its sequences, each with its prompt.
+        completion_tokens: of them, those that meet the vocabulary.
+        micro_batches: of a worker in a step.
+        checkpointing: activations are computed again in the backward pass.
+    """
+
+    dtype_bytes: int
+    adapters: bool
+    four_bit: bool
+    live_reference: bool
+    states: bool
+    tokens: int
+    sequence_tokens: int
+    completion_tokens: int
+    micro_batches: int
+    checkpointing: bool
+
+
+def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> dict[str, int]:
+    """Bytes of a worker at the peak, by part.
+
+    Args:
+        ranks: training workers, over which everything is sharded.
+        device: "cuda" or "cpu".
+    """
+    trained = shape.adapters if load.adapters else shape.parameters
+    parts = {
+        "weights": _weights(shape, load, ranks),
+        "gradients": MASTER * trained // ranks,
+        "optimizer": 2 * MASTER * trained // ranks,
+        "gathered layers": _gathered(shape, load, ranks),
+        "activations": activations(shape, load),
+        "logits": _logits(shape, load),
+    }
+    if ranks > 1 and load.micro_batches > 1:
+        # FSDP2 without gradient synchronisation keeps float32 gradients that are not sharded
+        parts["gradients between micro-batches"] = MASTER * trained
+    if load.live_reference and not load.adapters:
+        parts["reference"] = MASTER * shape.parameters // ranks + load.dtype_bytes * shape.root
+    if device == "cuda":
+        parts["unused blocks"] = int(SLACK * sum(parts.values()))
+    parts["CUDA and NCCL" if device == "cuda" else "libraries"] = CONTEXT[device]
+    return parts
+
+
+def _weights(shape: Shape, load: Load, ranks: int) -> int:
+    """Trained weights in float32; frozen ones as they were saved, or in 4 bits, which are not sharded."""
+    if not load.adapters:
+        return MASTER * shape.parameters // ranks
+    if not load.four_bit:
+        return (shape.saved_bytes * shape.parameters + MASTER * shape.adapters) // ranks
+    others = shape.parameters - shape.linear
+    # half a byte, and for each 64 of them a scale of a byte, itself scaled by blocks of 256
+    quantised = int(shape.linear * (0.5 + 1 / 64 + 4 / (64 * 256)))
+    return quantised + (shape.saved_bytes * others + MASTER * shape.adapters) // ranks
+
+
+def _gathered(shape: Shape, load: Load, ranks: int) -> int:
+    """Copies of weights in the precision of the computation, and gradients on their way.
+
+    Several workers gather the root and two layers, and hold the gradients of one part whole until they are reduced in
+    float32. One worker keeps a copy of every weight whose precision differs.
+    """
+    low, largest = load.dtype_bytes, max(shape.layer, shape.head)
+    if ranks == 1:
+        saved = shape.saved_bytes if load.adapters else MASTER
+        copies = 0 if low == saved else low * (shape.parameters - (shape.linear if load.four_bit else 0))
+        return copies + (0 if load.adapters else MASTER * shape.head)
+    on_their_way = 0 if load.adapters else (low + MASTER) * largest
+    layer = 0 if load.four_bit else 2 * low * shape.layer
+    return low * shape.root + layer + on_their_way
+
+
+def token_activations(shape: Shape, load: Load) -> tuple[float, float]:
+    """B that a layer keeps for backward: for each token, and for each token of a sequence with its prompt.
+
+    Norms compute in float32 and keep their input in it, their result before and after the scale in the computation's
+    precision. Attention keeps queries, keys, values and its result for each sequence, and the result in the flat
+    layout. The feed-forward part keeps its products with the gate, the activation and what goes into the last product.
+    """
+    low = load.dtype_bytes
+    norms = 2 * (4 + 2 * low) * shape.hidden
+    if shape.query_norms:
+        norms += (4 + low) * (shape.queries + shape.keys)
+    attention = low * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
+    return norms + low * shape.queries + (4 if shape.gated else 2) * low * shape.middle, attention
+
+
+def activations(shape: Shape, load: Load) -> int:
+    """B kept for backward by all layers, and the states after the last norm that the head and token weights read."""
+    per_token, per_sequence = token_activations(shape, load)
+    layer = per_token * load.tokens + per_sequence * load.sequence_tokens
+    if load.checkpointing:
+        kept = load.dtype_bytes * shape.hidden * load.tokens * shape.layers + layer
+    else:
+        kept = layer * shape.layers
+    ends = (4 + 3 * load.dtype_bytes) * shape.hidden * load.tokens
+    ends += (2 * load.dtype_bytes + (4 if load.states else 0)) * shape.hidden * load.completion_tokens
+    return int(kept + ends)
+
+
+def _logits(shape: Shape, load: Load) -> int:
+    """The chunks of logits that are kept, and three float32 ones while one is worked on."""
+    whole = load.completion_tokens * shape.vocabulary
+    return load.dtype_bytes * min(whole, KEPT_CHUNKS * CHUNK_LOGITS) + 3 * 4 * min(whole, CHUNK_LOGITS)

@@ -1,0 +1,143 @@
+"""The sizes of a model that memory and time follow from, by its config.json alone: no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A causal language model without its weights. Sizes are numbers of parameters unless something else is said.
+
+    Attributes:
+        name: folder or hub name.
+        layers, hidden, heads, vocabulary: as in the config.
+        queries, keys: width of a token's queries, and of its keys (values have the same).
+        middle: width of a token's states inside the feed-forward part; in mixture models of all experts it meets.
+        query_norms: whether queries and keys have norms.
+        gated: whether the feed-forward part has a gate.
+        decoder: all layers together. layer: the largest of them. active: of the decoder, what one token meets.
+        linear: of the decoder, the weights of its linear layers, which 4-bit storage holds; 0 for fused experts.
+        head: the output head; embeddings: input embeddings. Where `tied`, they are one.
+        rest: final norm, positions.
+        adapters: trained parameters of the LoRA settings that were asked for, else of rank 16 in all linear layers.
+        saved_bytes: of a weight as it was saved.
+        shares_prompts: whether training computes a prompt once for both completions.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    queries: int
+    keys: int
+    middle: int
+    query_norms: bool
+    gated: bool
+    decoder: int
+    layer: int
+    active: int
+    linear: int
+    head: int
+    embeddings: int
+    tied: bool
+    rest: int
+    adapters: int
+    saved_bytes: int
+    shares_prompts: bool
+
+    @property
+    def parameters(self) -> int:
+        """All of them, tied ones once."""
+        return self.decoder + self.embeddings + (0 if self.tied else self.head) + self.rest
+
+    @property
+    def root(self) -> int:
+        """Parameters outside the layers."""
+        return self.parameters - self.decoder
+
+
+def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_implementation: str = "sdpa") -> Shape:
+    """The shape of a model folder, in which only config.json need be, or of a hub name.
+
+    Args:
+        lora: `model.lora` of a recipe.
+
+    Raises:
+        UserError: there is no such model, or adapters that it cannot have.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from otpo.models.adapters import add_adapters
+    from otpo.models.attention import why_padded
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        with torch.device("meta"):
+            lm: Any = AutoModelForCausalLM.from_config(config, dtype=saved)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Expected a model's config.json at '{path}', found none that can be read: {str(error).splitlines()[0]}"
+        ) from error
+    text = config.get_text_config()
+    names = set(lm._no_split_modules or ())
+    layers = [module for module in lm.modules() if type(module).__name__ in names]
+    decoder = _count(layers)
+    experts = sum(p.numel() for m in layers for n, p in m.named_parameters() if "experts" in n and "shared" not in n)
+    of_token, all_experts = _experts(text)
+    linear = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
+    tied = head.weight is embeddings.weight
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    sizes: dict[str, Any] = {
+        "decoder": decoder,
+        "layer": max((_count([layer]) for layer in layers), default=0),
+        "active": decoder - experts + experts * of_token // all_experts,
+        "linear": sum(m.weight.numel() for m in linear),
+        "head": _count([head]),
+        "embeddings": _count([embeddings]),
+        "rest": _count([lm]) - decoder - _count([embeddings]) - (0 if tied else _count([head])),
+        "adapters": 16 * sum(m.in_features + m.out_features for m in linear),
+    }
+    if lora is not None:
+        add_adapters(lm, dict(lora), seed=0)
+        sizes["adapters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    middle = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
+    return Shape(
+        name=str(path),
+        layers=len(layers),
+        hidden=text.hidden_size,
+        heads=heads,
+        vocabulary=text.vocab_size,
+        queries=heads * width,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        middle=(middle or 4 * text.hidden_size) * of_token,
+        query_norms=any(module.endswith("q_norm") for module, _ in lm.named_modules()),
+        gated=any(name in module for module, _ in lm.named_modules() for name in ("gate_proj", "gate_up")),
+        tied=tied,
+        saved_bytes=saved.itemsize,
+        shares_prompts=why_padded(config.model_type, attn_implementation) is None,
+        **sizes,
+    )
+
+
+def _count(modules: list[Any]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _experts(config: Any) -> tuple[int, int]:
+    """Experts that a token meets, and all of a layer; 1 and 1 for dense models."""
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if number := getattr(config, name, None):
+            return int(getattr(config, "num_experts_per_tok", 1) or 1), int(number)
+    return 1, 1

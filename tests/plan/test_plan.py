@@ -1,0 +1,231 @@
+"""Plans of whole recipes: what is chosen, what is advised, what it costs; and operations as torch counts them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.training import settings, write_pairs
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from otpo.data.collate import collate_pairs
+from otpo.data.token_file import load_tokens, save_tokens
+from otpo.errors import UserError
+from otpo.models import attention
+from otpo.models.adapters import add_adapters
+from otpo.models.policy import PolicyModel
+from otpo.records import TokenPair
+from pipeline.plan import Lengths, Machine, assumed, gpu_machine, measured, plan, shape_of
+from pipeline.plan.machine import GIB
+from pipeline.plan.serving import serving
+from pipeline.plan.speed import forward_flops, model_flops
+from pipeline.recipe import Recipe, load_recipe, make_recipe
+
+LLAMA3 = {"vocab_size": 128256, "tie_word_embeddings": False, "dtype": "bfloat16"}
+SHAPES = {
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with nothing but the configs of Llama 3's sizes."""
+    found = {}
+    for name, sizes in SHAPES.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        AutoConfig.for_model("llama", **LLAMA3, **sizes, num_key_value_heads=8).save_pretrained(found[name])
+    return found
+
+
+def recipe_of(model: Path, *overrides: str) -> Recipe:
+    return load_recipe("llama3_8b_otpo", [f"model.path={model}", *overrides])
+
+
+def planned(model: Path, nodes: int, per_node: int, *overrides: str, **more):
+    recipe = recipe_of(model, *overrides)
+    lora = recipe.model.lora.model_dump() if recipe.model.lora else None
+    return plan(recipe, shape_of(model, lora), gpu_machine("H100", nodes=nodes, per_node=per_node, **more))
+
+
+def test_70b_is_told_what_it_takes(models: dict[str, Path]) -> None:
+    """All 70 billion weights do not fit 8 or 16 GPUs of 80 GB; adapters fit 8."""
+    for nodes in (1, 2):
+        made = planned(models["70b"], nodes, 8)
+        assert made.chosen is None and not made.asked_fits
+        assert made.advice[0].startswith("more GPUs, 4 nodes of 8 H100s") and made.advice[1].startswith(
+            "model.lora={}:"
+        )
+        assert "it may not fit" in made.line and "model.lora={}" in made.line
+    # what is advised does fit
+    for made in (planned(models["70b"], 4, 8), planned(models["70b"], 1, 8, "model.lora={}")):
+        assert made.chosen is not None and made.chosen.total <= 79 * GIB
+    # 16 B for each parameter, sharded, is a lower bound
+    assert planned(models["70b"], 4, 8).chosen.total > 16 * 70.5e9 / 32
+
+
+def test_the_fastest_settings_that_fit_are_chosen(models: dict[str, Path]) -> None:
+    made = planned(models["8b"], 1, 8, "train.activation_checkpointing=false", "train.micro_batch_size=16")
+    assert not made.asked_fits and made.chosen.settings.activation_checkpointing
+    assert made.chosen.micro_batches == 1  # more would keep 30 GiB of gradients whole on each GPU
+    assert made.advice[0].startswith("train.activation_checkpointing=true train.micro_batch_tokens=")
+    # with adapters there is room for activations, and repeating them would take longer
+    lora = planned(models["8b"], 1, 8, "model.lora={}")
+    assert lora.asked_fits and not lora.chosen.settings.activation_checkpointing
+    assert lora.chosen.step_seconds < lora.asked.step_seconds
+    # advice that is followed fits
+    changes = made.advice[0].split(":")[0].split()
+    assert planned(models["8b"], 1, 8, "train.activation_checkpointing=false", *changes).asked_fits
+
+
+def test_gradients_between_micro_batches_are_planned_where_there_are_several(models: dict[str, Path]) -> None:
+    several, one = planned(models["8b"], 1, 8), planned(models["8b"], 1, 8, "train.global_batch_size=8")
+    name = "gradients between micro-batches"
+    assert several.asked.parts[name] == 4 * several.shape.parameters and several.asked.micro_batches == 8
+    assert name not in one.asked.parts
+
+
+def test_a_live_reference_and_kept_states_take_memory(models: dict[str, Path]) -> None:
+    def of(method: str) -> dict[str, int]:
+        recipe = recipe_of(models["8b"]).model_copy(update={"methods": {"x": {"method": method}}})
+        made = plan(recipe, shape_of(models["8b"]), gpu_machine("H100", nodes=1, per_node=8))
+        return made.asked.parts
+
+    dpo, otpo, tdpo = of("dpo"), of("otpo"), of("tdpo2")
+    assert "reference" not in dpo and tdpo["reference"] > 4 * 8.03e9 / 8
+    assert otpo["activations"] > dpo["activations"]
+
+
+def test_hours_and_money_follow_from_steps(models: dict[str, Path]) -> None:
+    made = planned(models["8b"], 1, 8, "train.save_every=null", usd=3.0)
+    assert made.steps == 2 * -(-(61135 - 256) // 128)  # two methods
+    steps = made.steps * made.asked.step_seconds / 3600
+    assert steps < made.hours < 1.3 * steps  # and the reference's pass
+    assert made.usd == pytest.approx(3.0 * 8 * made.hours)
+    slower = planned(models["8b"], 1, 8, "train.save_every=null", utilisation=0.15)
+    assert slower.hours == pytest.approx(2 * made.hours, rel=0.01)
+    assert made.checkpoint_bytes == 12 * made.shape.parameters and made.export_bytes == 2 * made.shape.parameters
+    saves = planned(models["8b"], 1, 8, "train.save_every=50")
+    assert (saves.hours - made.hours) * 3600 == pytest.approx(2 * (476 // 50) * made.checkpoint_seconds)
+
+
+def test_an_engine_that_a_gpu_cannot_hold_is_told(models: dict[str, Path]) -> None:
+    machine = gpu_machine("H100", nodes=1, per_node=8)
+    large, small = (serving(recipe_of(models[name]), shape_of(models[name]), machine) for name in ("70b", "8b"))
+    assert large.cache < 0 and large.fitting == 4 and small.cache > 0
+    # two models and the base; alpaca_eval's own references are what they are compared with
+    assert small.outputs == 3 * 805 and small.calls == 3 * 805
+    assert small.usd == pytest.approx(small.calls * (1200 * 10 + 30) / 1e6)
+    both = serving(recipe_of(models["8b"], "judge.both_orders=true"), shape_of(models["8b"]), machine)
+    assert both.calls == 2 * small.calls
+
+
+def test_on_cpus_the_memory_of_all_workers_counts(models: dict[str, Path]) -> None:
+    recipe = recipe_of(models["8b"])
+    made = plan(recipe, shape_of(models["8b"]), Machine(None, 2, 2, 64 * GIB))
+    assert made.hours is None and not made.asked_fits and " of 64 GiB in 2 workers at the peak" in made.line
+    assert plan(recipe, shape_of(models["8b"]), Machine(None, 2, 2, 1024 * GIB)).asked_fits
+
+
+PAIRS = [TokenPair(i, [5] * p, [6] * c, [7] * r) for i, (p, c, r) in enumerate([(20, 40, 30), (12, 50, 8)])]
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 1, "lora_alpha": 1, "lora_dropout": 0.0, "target_modules": "all-linear"}])
+def test_operations_are_those_that_torch_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora) -> None:
+    """Attention aside, whose causal half a counter of whole products does not see."""
+    monkeypatch.setattr(attention, "uses_cpu_kernels", lambda tensor: False)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    lm = AutoModelForCausalLM.from_config(config)
+    model, batch = PolicyModel(add_adapters(lm, lora, seed=0) if lora else lm).train(), collate_pairs(PAIRS)
+    save_tokens(tmp_path / "tokens", PAIRS)
+    lengths = replace(measured(load_tokens(tmp_path / "tokens"), "here"), square=0.0)
+    shape = shape_of(tmp_path)
+    with FlopCounterMode(display=False) as forward:
+        logps = model(batch)[0]
+    with FlopCounterMode(display=False) as backward:
+        logps.sum().backward()
+
+    def products(counter: FlopCounterMode) -> int:
+        return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+
+    rows = len(PAIRS)
+    assert rows * sum(forward_flops(shape, lengths)) == pytest.approx(products(forward), rel=0.02)
+    both = rows * model_flops(shape, lengths, adapters=lora is not None)
+    assert both == pytest.approx(products(forward) + products(backward), rel=0.03)
+
+
+def test_lengths_are_measured_on_token_ids(tmp_path: Path) -> None:
+    save_tokens(tmp_path / "tokens", PAIRS)
+    found = measured(load_tokens(tmp_path / "tokens"), "here")
+    assert found == Lengths(2, 2, 16.0, 32.0, 90, (60**2 + 50**2 + 62**2 + 20**2) / 4, "2 rows of here")
+    assert found.row(shared=True) == 80 and found.row(shared=False) == found.counted == 96
+
+
+def test_assumed_lengths_are_cut_as_the_recipe_cuts(models: dict[str, Path]) -> None:
+    short = assumed(recipe_of(models["8b"], "data.max_length=256"), rows=1000)
+    assert (short.prompt, short.completion, short.rows) == (128, 128, 744)
+    assert short.longest == 2 * 256 - 128 and "assumed" in short.source
+
+
+def otpo(*words: str):
+    return CliRunner().invoke(app, ["plan", *map(str, words)])
+
+
+def test_the_command_prints_the_plan(models: dict[str, Path]) -> None:
+    shown = otpo("llama3_8b_otpo", f"model.path={models['70b']}", "--gpu", "h100", "--nodes", 2, "--gpus-per-node", 8)
+    assert shown.exit_code == 0, shown.output
+    for words in ("70.55 B parameters", "2 nodes of 8 H100s", "optimizer", "to make it fit, 1: more GPUs", "USD",
+                  "set generate.tensor_parallel_size=4", "judge: 2,415 calls", "assumed:"):  # fmt: skip
+        assert words in shown.output
+    row = otpo("llama3_8b_otpo", f"model.path={models['8b']}", "--gpu", "H100", "--table").output
+    assert row.startswith("| 4 H100s | yes | ") and row.count("|") == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--gpu", "GTX"], "expected one of B200, H200, H100"),
+        (["--gpu", "H100", "--nodes", "0"], "--nodes must be at least 1"),
+        (["--utilisation", "30"], "a share of the GPU's peak"),
+        (["model.path=/nowhere/at-all"], "Expected a model's config.json"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(models: dict[str, Path], words: list[str], refusal: str) -> None:
+    shown = otpo("llama3_8b_otpo", f"model.path={models['8b']}", *words)
+    assert isinstance(shown.exception, UserError) and refusal in str(shown.exception)
+
+
+def test_lengths_of_a_local_file_are_measured(tmp_path: Path, tiny_llama: Path) -> None:
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
+    write_pairs(tmp_path / "pairs.json", n=60)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    shown = otpo(tmp_path / "recipe.yaml", "train.epochs=2", "train.max_steps=null")
+    assert shown.exit_code == 0, shown.output
+    assert "60 rows of" in shown.output and "CPU workers" in shown.output
+    assert make_recipe(tree).train.workers == 2 and "in 2 workers at the peak" in shown.output
+
+
+def test_a_run_tells_its_plan_before_it_trains(tmp_path: Path, tiny_llama: Path, ray_cluster: None) -> None:
+    from pipeline.run.planned import say_plan
+    from pipeline.run.run import open_context
+
+    said: list[tuple[str, str]] = []
+    recipe = make_recipe(settings(tmp_path, tiny_llama, methods={"dpo": {}, "otpo": {}}))
+    run = open_context(
+        recipe, tmp_path / "run", world=None, redo=False, progress=lambda what, *rest: said.append((what, rest[-1]))
+    )
+    say_plan(run, ["dpo", "otpo"], run.sources.start, run.sources.tokens(), recipe.train)
+    ((_, line),) = [each for each in said if each[0] == "plan"]
+    shape = shape_of(tiny_llama)
+    assert 2 * 16 * shape.parameters / 2 < float(line.split()[0]) * GIB and "GiB in 2 workers at the peak" in line
+    assert torch.cuda.is_available() or "training" not in line
