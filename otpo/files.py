@@ -224,9 +224,23 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(source, memory_map=True) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                yield from batch.to_pylist()
+                yield from map(without_nulls, batch.to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not parquet: {error}") from None
+
+
+def without_nulls(row: Row) -> Row:
+    """A row of a table without the nulls inside its cells, which stand where an object lacks a key that others have.
+
+    A chat template would write them into prompts, for example as parameters of a tool.
+    """
+    return {column: _dense(cell) if isinstance(cell, dict | list) else cell for column, cell in row.items()}
+
+
+def _dense(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return {key: _dense(value) for key, value in cell.items() if value is not None}
+    return [_dense(value) for value in cell] if isinstance(cell, list) else cell
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Any]]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
-from otpo.files import ROW_SUFFIXES, Row, iter_rows
+from otpo.files import ROW_SUFFIXES, Row, iter_rows, without_nulls
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_rows(source: str | Path, split: str = "train", limit: int | None = None
     rows = _open_hub(str(source), split)
     if not len(rows):
         raise UserError(f"{source} holds no rows: expected at least one")
-    return Rows(lambda: rows, limit)
+    return Rows(lambda: map(without_nulls, rows), limit)
 
 
 def load_rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[Row]:

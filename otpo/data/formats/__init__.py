@@ -72,7 +72,8 @@ FORMATS: dict[str, Format] = {
         about=f"output = [chosen, rejected] as in LLaMA-Factory; {_INSTRUCTION}",
     ),
     "preference": Format(
-        ("prompt", "chosen", "rejected"), columns.preference, pairs=True, renamed=True,
+        ("prompt", "chosen", "rejected"), columns.preference, pairs=True, messages=datasets.turns_of_prompt,
+        renamed=True,
     ),
     "hh": Format(
         ("chosen", "rejected"), datasets.hh, pairs=True, looks=datasets.is_hh, messages=datasets.hh_messages,
@@ -117,6 +118,11 @@ FORMATS: dict[str, Format] = {
     "arena": Format(
         ("conversation_a", "conversation_b", "winner"), comparisons.battle, pairs=True,
         about="as Chatbot Arena's conversations; the winner's last message is chosen, ties are left out",
+    ),
+    "two-responses": Format(
+        ("prompt", "response_a", "response_b", "winner"), comparisons.two_responses, pairs=True, renamed=True,
+        looks=comparisons.names_a_side,
+        about="the response that the winner names (a, model_b, ...) is chosen, ties are left out",
     ),
     "nectar": Format(
         ("prompt", "answers"), comparisons.ranked_answers, pairs=True, messages=datasets.turns_of_prompt,

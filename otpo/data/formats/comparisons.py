@@ -52,6 +52,27 @@ def battle(row: Row) -> Parts:
     return Parts(chosen[:-1], (chosen[-1:], rejected[-1:]))
 
 
+def two_responses(row: Row) -> Parts:
+    """`{prompt, response_a, response_b, winner}` whose winner is a name or a letter of one of the two."""
+    first = _WINNERS.get(str(row["winner"]).strip().lower())
+    if first is None:
+        raise BadRow("winner names neither response")
+    return _ordered(text_of(row, "prompt"), row, ("response_a", "response_b"), first)
+
+
+def names_a_side(row: Row) -> bool:
+    """Whether the winner of a row is a name or a letter of one of two responses, or a tie of both."""
+    winner = str(row["winner"]).strip().lower()
+    return winner in _WINNERS or winner.startswith(("tie", "both", "neither"))
+
+
+_WINNERS = {
+    f"{what}{letter}": first
+    for letter, first in (("a", True), ("b", False))
+    for what in ("", "model_", "response_", "answer_", "completion_", "output_", "model ", "response ", "answer ")
+}
+
+
 def ranked_answers(row: Row) -> Parts:
     """`{prompt, answers}`: Nectar; of the answers {answer, rank} the one of the lowest rank meets the highest."""
     return _best_and_worst(string_of(row, "prompt"), row["answers"], "answer", "rank", sign=-1)

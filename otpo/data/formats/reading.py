@@ -5,6 +5,7 @@ Decided once, from the columns and a sample of rows; then each row is read alone
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
 SAMPLE = 1000  # rows, evenly spread, that tell a format
+_HALF = re.compile(r"[_ -]?([ab]|[01]|[12])$", re.IGNORECASE)  # how the names of two responses end
 _MEANT = {*MEDIA, *CONVERSATIONS, *(name for names in CONTEXT.values() for name in names)}
 Columns = Mapping[str, str | None]
 """`data.columns`: what a column is -> its name in the file; a name in the file -> None leaves the column out."""
@@ -284,7 +286,12 @@ def _named(column: str, name: str) -> str:
 def _unknown(found: Sequence[str], sample: Sequence[Row], source: str) -> UserError:
     formats = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in FORMATS.items())
     proposed = _proposed([column for column in found if any(isinstance(row.get(column), str | list) for row in sample)])
-    way = f" Say which column is what, for example data.columns: {{{proposed}}}." if proposed else ""
+    way = " Say which column is what by data.columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or {prompt:"
+    way += (
+        " COLUMN, completion: COLUMN}; of two responses whose better one differs from row to row, write it as chosen."
+    )
+    if proposed:
+        way = f" Say which column is what, for example data.columns: {{{proposed}}}."
     return UserError(
         f"{source}: no known format has the columns {', '.join(found) or '(none)'}.{way} Known formats: {formats}"
     )
@@ -297,6 +304,8 @@ def _proposed(columns: Sequence[str]) -> str:
         for column in columns:
             if column not in roles.values() and any(hint in column.lower() for hint in hints):
                 roles.setdefault(role, column)
+    if len([column for column in columns if _HALF.search(column)]) > 1 and not {"chosen", "rejected"} <= set(columns):
+        return ""  # two responses, and which is the better one differs from row to row
     free = [column for column in columns if column not in roles.values()]
     wanted = ("prompt", "chosen", "rejected") if {"chosen", "rejected"} & roles.keys() else ("prompt", "completion")
     for role in wanted:

@@ -144,3 +144,14 @@ def test_labelled_completions_are_read_in_every_shape(column):
 def test_labels_that_are_classes_are_no_judgement():
     _, report = convert([{"prompt": "a", "completion": "b", "label": "sports"}])
     assert report.format == "prompt-completion" and tuple(report.ignored) == ("label",)
+
+
+def test_nulls_that_a_table_puts_into_objects_are_not_rendered(tmp_path):
+    """A table's objects have all keys of all rows."""
+    tools = [
+        [{"name": "f", "parameters": {"city": {"type": "string"}}}],
+        [{"name": "g", "parameters": {"n": {"max": 3}}}],
+    ]
+    rows = [{"tools": tool, "prompt": ASK, "chosen": YES, "rejected": [assistant("No.")]} for tool in tools]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert [example.tools for example in convert(load_rows(tmp_path / "rows.parquet"))[0]] == tools

@@ -153,6 +153,10 @@ PLAIN = {
          "score_1": 0.3},
         "Is it?",
     ),
+    "two responses": (
+        {"question": "Is it?", "answer_a": NO["content"], "answer_b": YES["content"], "preference": "B", "id": 1},
+        "Is it?",
+    ),
     "Nectar": (
         {"prompt": "\n\nHuman: Is it? \n\nAssistant: ", "turns": 1, "answers": [
             {"answer": "Perhaps.", "rank": 2.0, "model": "x"}, {"answer": NO["content"], "rank": 3.0, "model": "y"},
@@ -192,6 +196,7 @@ def test_completions_of_two_columns_are_read_under_their_common_names():
         (PLAIN["PKU-SafeRLHF"][0] | {"better_response_id": None}, "no better_response_id"),
         (PLAIN["WebGPT"][0] | {"score_0": 0.3}, "equal scores: neither answer is preferred"),
         (PLAIN["Nectar"][0] | {"answers": PLAIN["Nectar"][0]["answers"][:1]}, "fewer than two completions with a rank"),
+        (PLAIN["two responses"][0] | {"preference": "tie"}, "winner names neither response"),
         (MESSAGES["chatbot_arena"][0] | {"winner": "tie (bothbad)"}, "winner is neither model_a nor model_b"),
         (MESSAGES["chatbot_arena"][0] | {"conversation_a": [NO, NO]},
          "the conversations differ before their last message"),
@@ -207,3 +212,11 @@ def test_rows_that_hold_no_preference_are_counted_by_reason(row, reason):
     good = next(r for r, *_ in (*PLAIN.values(), *MESSAGES.values(), *SINGLE.values()) if r.keys() == row.keys())
     examples, report = convert([good, row, good])
     assert [example.row for example in examples] == [0, 2] and report.problems == {reason: [1]}
+
+
+def test_transcripts_beside_their_completions_become_turns_with_the_chat_template():
+    row = {"prompt": "\n\nHuman: Is it?\n\nAssistant:", "chosen": " Yes.", "rejected": " No."}
+    (example,), _ = convert([row])
+    assert (example.prompt, *example.completions) == (row["prompt"], " Yes.", " No.")
+    (example,), _ = convert([row], template="chat")
+    assert (example.prompt, *example.completions) == ([user("Is it?")], "Yes.", "No.")
