@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from otpo.data.rows import REASONING, BadRow, Messages, Parts, Text, shared_prefix
+from otpo.data.rows import REASONING, BadRow, Messages, Parts, Text
 from otpo.errors import UserError
 
 PROBE = "otpo-7c1d"  # stands where the completion does; no template treats it specially
@@ -128,7 +128,7 @@ class Chat:
         elif head is not None and full.startswith(head) and header and head.endswith(header):
             text, other = full[len(head) :], OTHER_PROMPT
         else:
-            return self._misplaced(full, head, end, own, written, prompt)
+            return self._misplaced(full, head, end, own, written, header or prompt[-SHOWN // 4 :])
         body = text.removesuffix(end)
         notes = (*prefilled, *((other,) if other else ()))
         if not plain:
@@ -140,25 +140,37 @@ class Chat:
             return Rendered(text, written, notes=(*notes, OPENED))
         return Rendered(text, written, _change(own, body), notes)
 
-    def _misplaced(self, full: str, head: str | None, end: str, own: str, written: str, prompt: str) -> Rendered:
+    def _misplaced(self, full: str, head: str | None, end: str, own: str, written: str, header: str) -> Rendered:
         """A completion that does not follow the prompt as it is generated from."""
+        behind = f"{own!r:.{SHOWN}} put behind {header!r:.{SHOWN}}"
         if head is None or not full.startswith(head):
-            raise BadRow("the chat template changes the completion's text")
+            return Rendered(written, written, behind)
         text = full[len(head) :]
         body = text.removesuffix(end)
-        more = prompt[shared_prefix(prompt, head) :]
-        change = _change(own, body) if body.strip() != own.strip() else f"{own!r:.{SHOWN}} put behind {more!r:.{SHOWN}}"
-        return Rendered(text, written, change)
+        return Rendered(text, written, behind if body.strip() == own.strip() else _change(own, body))
 
     def render(self, messages: Messages, parts: Parts, **how: bool) -> str:
         """The messages through the template. Raises BadRow where it refuses them."""
-        variables = {**self.kwargs, **(parts.template_kwargs or {})}
+        variables = {**self.kwargs, **(parts.template_kwargs or {}), **how}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(messages, tools=parts.tools, tokenize=False, **how, **variables)
-            )
+            return self._apply(_as_parts(messages) if self._in_parts else messages, tools=parts.tools, **variables)
         except (TemplateError, ValueError, TypeError) as error:
             raise BadRow(f"the chat template refuses the messages: {error}") from None
+
+    def _apply(self, messages: Messages, **variables: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **variables))
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template takes contents as lists of parts only, as those of models that see pictures do."""
+        probe = [{"role": "user", "content": PROBE}]
+        for messages, found in ((probe, False), (_as_parts(probe), True)):
+            try:
+                if PROBE in self._apply(messages, **self.kwargs):
+                    return found
+            except (TemplateError, ValueError, TypeError):
+                continue
+        return False
 
     def dated(self, prompt: str) -> bool:
         """Whether the template writes today's date into a prompt."""
@@ -205,6 +217,15 @@ def is_prefilled(messages: Messages) -> bool:
     """Whether a prompt ends in words of the assistant, which the completion is to go on with."""
     last = messages[-1]
     return last["role"] == "assistant" and bool((last.get("content") or "").strip()) and not last.get("tool_calls")
+
+
+def _as_parts(messages: Messages) -> Messages:
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def as_messages(text: Text, role: str) -> Messages:

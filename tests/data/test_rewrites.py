@@ -100,7 +100,7 @@ def test_words_of_the_templates_markers_are_not_taken_for_the_answer():
     """`sentence` stands in the end marker too, and the rendered prompt ends in an opened thought."""
     tokenizer = tokenizer_with(R1_OPENS)
     said = refused([row("sentence", "end")], tokenizer)
-    assert r"'sentence' put behind '<think>\n'" in said
+    assert r"'sentence' put behind '<｜Assistant｜><think>\n'" in said  # noqa: RUF001
     (pair,), _ = tokenize_pairs([row("sentence", "end")], tokenizer, rewritten="template")
     assert texts(pair, tokenizer) == ("sentence<｜end▁of▁sentence｜>", "end<｜end▁of▁sentence｜>")  # noqa: RUF001
 
@@ -175,6 +175,29 @@ def test_a_template_that_drops_a_system_prompt_refuses_it():
     system = {"role": "system", "content": "Be brief."}
     said = refused([row("Yes.", "No.", [system, ASK])], tokenizer_with(template))
     assert "the chat template leaves out or changes a message of the system" in said
+
+
+def test_a_template_that_takes_parts_only_is_given_parts():
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = tokenizer_with(template)
+    (pair,), report = tokenize_pairs([row("From the third.", "No idea.")], tokenizer)
+
+    def parts(message):
+        return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+    answers = assistant("From the third."), assistant("No idea.")
+    assert_rendered(tokenizer, pair, [parts(ASK)], *map(parts, answers))
+    assert not report.notes and tokenizer.decode(pair.prompt_ids).count(ASK["content"]) == 1
+
+
+def test_thoughts_behind_a_prompt_that_ends_them_are_refused():
+    tokenizer = tokenizer_with(QWEN3)
+    said = refused([row(THOUGHT, OTHER)], tokenizer, chat_template_kwargs={"enable_thinking": False})
+    assert r"put behind '<|im_start|>assistant\n<think>\n\n</think>\n\n'" in said
 
 
 def test_strict_templates_refuse_what_they_cannot_say():
