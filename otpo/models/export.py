@@ -79,7 +79,9 @@ def export(
         (partial / "README.md").write_text(card)
         write_template(partial, template)
         with no_bars():
-            check_reloaded(partial, type(model), weights, trained)
+            # not its type: FSDP2 gives a sharded model a class of its own
+            kind = RewardModel if isinstance(model, RewardModel) else PolicyModel
+            check_reloaded(partial, kind, weights, trained)
         for folder, name in ((adapter, out.with_name("adapter")), (partial, out)):
             if folder.exists():
                 shutil.rmtree(name, ignore_errors=True)
