@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.architectures import make
 from support.oracles.official_otpo import official_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
@@ -240,3 +241,27 @@ def test_unknown_options_are_named():
         cost_matrix(p, p, one, one, cost="manhattan")
     with pytest.raises(ValueError, match="mean"):
         cost_matrix(p, p, one, one, normalizer="mean")
+
+
+@pytest.mark.parametrize(("reg", "atol"), [(1.0, 1e-5), (0.1, 1e-5), (0.03, 1e-4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_weights_by_float32_iterations_are_those_of_pot(family, dtype, reg, atol):
+    """As a GPU computes them, on states of a model; both sides get the same rounded states."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 64, (2, 48), generator=generator)
+    with torch.no_grad():
+        states = make(family, "sdpa").to(dtype)(ids, output_hidden_states=True).hidden_states[-1].float()
+    masks = [torch.arange(48) < length for length in (48, 37)]
+    costs = cost_matrix(*(states[i][None] for i in (0, 1)), *(mask[None] for mask in masks))
+    masses = [mask[None].double() for mask in masks]
+
+    def weights(log_plan):
+        plan = log_plan.exp()
+        return [37 * plan.sum(axis) / plan.sum() for axis in (2, 1)]
+
+    found = weights(sinkhorn_unbalanced(costs, *masses, reg=reg, reg_m=0.2, largest_cost=1.0, precision=torch.float32))
+    expected = weights(sinkhorn_pot(costs, *masses, reg=reg, reg_m=0.2))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+    assert (expected[0].max() - expected[0].min()) > 1e-3, "not even"

@@ -1,8 +1,9 @@
 """Optimal transport between the tokens of two completions: the cost matrix and the unbalanced Sinkhorn solvers.
 
-Everything here is float64, whatever the model's precision: in float32 the distance between nearly equal tokens is
-rounding noise (`torch.cdist`'s |p|^2 + |q|^2 - 2pq changes OTPO's weights by up to 1e-3), and a float64 matrix product
-is still several times faster than computing each difference.
+Costs are float64, whatever the model's precision: in float32 the distance between nearly equal tokens is rounding noise
+(`torch.cdist`'s |p|^2 + |q|^2 - 2pq changes OTPO's weights by up to 1e-3), and a float64 matrix product is still
+several times faster than computing each difference. The solver's iterations may be float32: their error shrinks like
+any other error of the potentials, and 1e-6 of it changes weights by less than 1e-5. A GPU takes them so, compiled.
 
 Shape legend: B pairs, M and N padded lengths of the chosen and rejected completions, D hidden size.
 Source: https://github.com/Mimasss2/OTPO (scripts/otpo_trainer.py); the solver is Chizat et al. 2018, Algorithm 2.
@@ -10,14 +11,19 @@ Source: https://github.com/Mimasss2/OTPO (scripts/otpo_trainer.py); the solver i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from otpo.kernels.cpu import uses_cpu_kernels
+
 COST_OFFSET = 1e-6  # added to every distance by the official code
-LARGEST_EXPONENT = 700.0  # exp(-700) is still a normal float64
+LARGEST_EXPONENT = {torch.float64: 700.0, torch.float32: 80.0}  # exp of its negative is still a normal number
+FLOAT32_TOLERANCE = 1e-6  # of the log-potentials, the least that float32 reaches
+UNROLLED = 8  # iterations of the compiled solver in one piece
 
 
 def cost_matrix(
@@ -92,6 +98,7 @@ def sinkhorn_unbalanced(
     iterations: int | None = None,
     tol: float = 1e-9,
     largest_cost: float = math.inf,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Unbalanced entropic transport of a batch of pairs, in the log domain.
 
@@ -109,6 +116,8 @@ def sinkhorn_unbalanced(
         tol: factor by which the initial error of the log-potentials must shrink.
         largest_cost: an upper bound of `cost`, if known. If it shows that exp(-cost / reg) cannot underflow, each
             iteration is a matrix product (ten times faster on a CPU) instead of a log-sum-exp.
+        precision: of the iterations; float32 reaches `FLOAT32_TOLERANCE`. By default float64 on a CPU and float32 on a
+            GPU.
 
     Returns:
         (B, M, N) float64 logarithm of the transport plan, -inf where masked. The plan itself may underflow where costs
@@ -118,26 +127,66 @@ def sinkhorn_unbalanced(
         cost, a, b = cost.double(), a.double(), b.double()
         if 0 in cost.shape:
             return cost
+        on_cpu = uses_cpu_kernels(cost)
+        precision = precision or (torch.float64 if on_cpu else torch.float32)
+        if precision == torch.float32:
+            tol = max(tol, FLOAT32_TOLERANCE)
+        count = iterations_for(tol, reg, reg_m) if iterations is None else iterations
         valid = (a > 0)[:, :, None] & (b > 0)[:, None, :]
         kernel = (cost / -reg).masked_fill(~valid, -torch.inf)
         # the potentials spread at most as far as the kernel, hence the 2
-        scaled = 2 * largest_cost / reg <= LARGEST_EXPONENT
-        matrix = kernel.exp() if scaled else kernel
-
-        def log_product(matrix: Tensor, potential: Tensor) -> Tensor:
-            """log(exp(kernel) @ exp(potential)) for each pair."""
-            if not scaled:
-                return (matrix + potential[:, None, :]).logsumexp(2)
-            top = potential.amax(1, keepdim=True)
-            return (matrix @ (potential - top).exp()[:, :, None])[:, :, 0].log() + top
-
-        exponent = reg_m / (reg_m + reg)
+        scaled = 2 * largest_cost / reg <= LARGEST_EXPONENT[precision]
+        matrix = (kernel.exp() if scaled else kernel).to(precision)
         no_row, no_column = ~valid.any(2), ~valid.any(1)
-        g = torch.zeros_like(b).masked_fill(no_column, -torch.inf)
-        for _ in range(iterations_for(tol, reg, reg_m) if iterations is None else iterations):
-            f = (exponent * (a.log() - log_product(matrix, g))).masked_fill(no_row, -torch.inf)
-            g = (exponent * (b.log() - log_product(matrix.mT, f))).masked_fill(no_column, -torch.inf)
-        return kernel + f[:, :, None] + g[:, None, :]
+        state = (
+            matrix, a.log().to(precision), b.log().to(precision), no_row, no_column, reg_m / (reg_m + reg), scaled
+        )  # fmt: skip
+        f = torch.zeros_like(a, dtype=precision)
+        g = torch.zeros_like(b, dtype=precision).masked_fill(no_column, -torch.inf)
+        iterate = _iterate if on_cpu else _compiled_iterate()
+        for start in range(0, count, UNROLLED):
+            f, g = iterate(*state, f, g, min(UNROLLED, count - start))
+        return kernel + f.double()[:, :, None] + g.double()[:, None, :]
+
+
+def _iterate(
+    matrix: Tensor,
+    log_a: Tensor,
+    log_b: Tensor,
+    no_row: Tensor,
+    no_column: Tensor,
+    exponent: float,
+    scaled: bool,
+    f: Tensor,
+    g: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """Some Sinkhorn iterations of the log-potentials f (B, M) and g (B, N).
+
+    Args:
+        matrix: (B, M, N) the kernel, exponentiated if `scaled`.
+        log_a, log_b: logarithms of the masses.
+        no_row, no_column: which tokens have no mass or no partner.
+        exponent: reg_m / (reg_m + reg).
+    """
+
+    def log_product(matrix: Tensor, potential: Tensor) -> Tensor:
+        """log(exp(kernel) @ exp(potential)) for each pair."""
+        if not scaled:
+            return (matrix + potential[:, None, :]).logsumexp(2)
+        top = potential.amax(1, keepdim=True)
+        return (matrix @ (potential - top).exp()[:, :, None])[:, :, 0].log() + top
+
+    for _ in range(count):
+        f = (exponent * (log_a - log_product(matrix, g))).masked_fill(no_row, -torch.inf)
+        g = (exponent * (log_b - log_product(matrix.mT, f))).masked_fill(no_column, -torch.inf)
+    return f, g
+
+
+@functools.cache
+def _compiled_iterate() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`_iterate` compiled: launches, not arithmetic, are what it costs on a GPU."""
+    return torch.compile(_iterate, dynamic=True)
 
 
 def sinkhorn_pot(
