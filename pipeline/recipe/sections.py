@@ -104,7 +104,12 @@ class TrainConfig(Section):
     global_batch_size: int = Field(
         128, ge=1, description="Pairs (or completions) of one optimizer step, over all workers and micro-batches."
     )
-    micro_batch_size: int = Field(4, ge=1, description="Most pairs (or completions) that a worker computes at once.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Most pairs (or completions) that a worker computes at once. Unset: 4 on a CPU; on a GPU as many as"
+        " micro_batch_tokens allows.",
+    )
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Most tokens that a worker computes at once. Unset: 2,048 on a CPU, 16,384 on a GPU."
     )
@@ -114,9 +119,10 @@ class TrainConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="Computes activations again in the backward pass: less memory, more time."
     )
-    torch_compile: bool = Field(
-        False,
-        description="Compiles the layers and the loss over the vocabulary, which takes 10 to 20 seconds once.",
+    torch_compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compiles the layers and the loss over the vocabulary, which takes 10 to 20 seconds once. auto does"
+        " on GPUs.",
     )
     seed: int = Field(42, description="Seed of the order of rows, of dropout and of the held-out rows.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations on held-out rows. Unset: none.")

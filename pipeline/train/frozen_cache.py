@@ -29,7 +29,7 @@ from otpo.data.collate import collate_prompts
 from otpo.data.micro_batches import micro_batches
 from otpo.data.token_file import column
 from otpo.models.policy import PolicyModel
-from otpo.records import PromptCompletions
+from otpo.records import PromptCompletions, on_device
 from pipeline.recipe import digest
 
 PART_BATCHES = 64  # micro-batches between two writes
@@ -63,7 +63,7 @@ class FrozenLogProbs:
             if key >= 0:
                 logps = self.rows[key][which]
                 values[index, : len(logps)] = logps
-        return torch.from_numpy(values).to(mask.device)
+        return on_device(torch.from_numpy(values), mask.device)
 
 
 class _Part:
@@ -122,7 +122,7 @@ def fill_cache(
     model: PolicyModel,
     items: Sequence[PromptCompletions],
     *,
-    micro_batch_size: int,
+    micro_batch_size: int | None,
     micro_batch_tokens: int | None,
     rank: int,
     world: int,
@@ -143,7 +143,7 @@ def fill_cache(
     if not len(missing):
         return cache
     device = next(model.parameters()).device
-    size, budget = 2 * micro_batch_size, 2 * micro_batch_tokens if micro_batch_tokens else None
+    size, budget = (None if limit is None else 2 * limit for limit in (micro_batch_size, micro_batch_tokens))
     tokens = column(items, "tokens")
     for start in range(0, len(missing), PASS_ITEMS):
         chosen = missing[start : start + PASS_ITEMS]

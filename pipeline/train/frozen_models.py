@@ -30,7 +30,7 @@ class JobFrozenModels:
 
     Args:
         policy: the trained model, before its first step: until then it is the reference.
-        micro_batch_tokens: of training.
+        micro_batch_size, micro_batch_tokens: of training.
         prepare: called with each model that is loaded beside the policy, which is then used.
 
     Attributes:
@@ -44,10 +44,12 @@ class JobFrozenModels:
         policy: PolicyModel,
         mesh: DeviceMesh,
         *,
+        micro_batch_size: int | None,
         micro_batch_tokens: int,
         prepare: Callable[[PolicyModel], object] = lambda model: None,
     ):
-        self.job, self.policy, self.mesh, self.micro_batch_tokens = job, policy, mesh, micro_batch_tokens
+        self.job, self.policy, self.mesh = job, policy, mesh
+        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         self.prepare = prepare
         self.caches: dict[str, FrozenLogProbs] = {}
         self.prompts: Sequence[PromptCompletions] = []
@@ -90,7 +92,7 @@ class JobFrozenModels:
             folder,
             model,
             items,
-            micro_batch_size=self.job.train["micro_batch_size"],
+            micro_batch_size=self.micro_batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
             rank=dist.get_rank(),
             world=dist.get_world_size(),

@@ -109,7 +109,7 @@ def fit(
     on_gpu = room.check(train.workers, use_gpu=train.use_gpu)
     for job in jobs:
         check_quantization(job.quantization, gpu=on_gpu)
-        if job.train["torch_compile"] and not on_gpu:
+        if job.train["torch_compile"] is True and not on_gpu:
             check_compiler("train.torch_compile")
     cpus = cpus or room.cpus_per_worker(train.workers, gpu=on_gpu)
     place = RunFolder(folder)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from otpo.data.micro_batches import TOKENS, micro_batches
+from otpo.data.micro_batches import SIZES, TOKENS, micro_batches
 from otpo.data.sampler import next_indices
 from otpo.data.token_file import Item, Joined, column, load_tokens
 from otpo.dtypes import torch_dtype
@@ -100,6 +100,7 @@ class _Trainer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = ray.train.torch.get_device()
         self.budget = self.train.micro_batch_tokens or TOKENS[self.device.type]
+        self.size = self.train.micro_batch_size or SIZES[self.device.type]
         self.items = load_tokens(job.tokens)
         self.validation = load_tokens(job.validation_tokens) if job.validation_tokens else []
         self.takes = tuple((each["items"], each["taken"]) for each in job.sets) or None
@@ -128,13 +129,21 @@ class _Trainer:
         )
         start = JobStart(self.job, self.model, self.objective, self.items, self.device, dtype)
         start.check_forward()
-        if self.train.torch_compile:
+        if self.size is None and not self.model.backbone.shares_prompts:
+            self.size = len(self.items)  # padded sequences of a micro-batch should be of similar length
+        on_gpu = self.device.type == "cuda"
+        if on_gpu if self.train.torch_compile == "auto" else self.train.torch_compile:
             compile_layers(self.model)
         # only the adapters' dropout knows train mode (`otpo.models.backbone.set_mode`); at step 0 adapters add nothing
         self.model.train((self.job.lora or {}).get("lora_dropout", 0) > 0)
         self.optimizer = adamw(self.model, lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
         frozen = JobFrozenModels(
-            self.job, self.model, self.mesh, micro_batch_tokens=self.budget, prepare=start.check_frozen
+            self.job,
+            self.model,
+            self.mesh,
+            micro_batch_size=self.size,
+            micro_batch_tokens=self.budget,
+            prepare=start.check_frozen,
         )
         losses = self.objective.losses(self.model, Joined(self.items, self.validation), frozen)
         start.check_losses(losses, frozen, writes=self.rank == 0)
@@ -180,6 +189,7 @@ class _Trainer:
             figures = optimisation_step(
                 self.model, self.optimizer, self._batches(members), losses,
                 denominator=self.objective.denominator(members), max_grad_norm=train.max_grad_norm, lr=lr,
+                reduce_each=self.device.type == "cuda",
             )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
@@ -199,7 +209,7 @@ class _Trainer:
         """Micro-batches of this rank, `times` as large as in training."""
         for indices in micro_batches(
             column(members, "tokens").tolist(),
-            size=times * self.train.micro_batch_size,
+            size=self.size and times * self.size,
             budget=times * self.budget,
             rank=self.rank,
             world=self.world,

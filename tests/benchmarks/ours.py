@@ -41,10 +41,11 @@ def one_worker() -> Iterator[DeviceMesh]:
 def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[SequenceBatch]]:
     """The micro-batches of each step, as a worker makes them; an EOS stands behind each completion of the shape."""
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
-    budget = TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    on_gpu = torch.cuda.is_available()
+    size, budget = (None, TOKENS["cuda"]) if on_gpu else (pairs, TOKENS["cpu"])
 
     def micro(members: list[TokenPair]) -> list[SequenceBatch]:
-        groups = micro_batches([item.tokens for item in members], size=pairs, budget=budget, rank=0, world=1)
+        groups = micro_batches([item.tokens for item in members], size=size, budget=budget, rank=0, world=1)
         return [collate_pairs([members[i] for i in group]) for group in groups]
 
     return [micro(items[start : start + pairs]) for start in range(0, len(items), pairs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,7 @@ def test_the_cache_gives_what_the_model_says_in_any_batch(tmp_path, model):
 
 def test_padding_is_zero(tmp_path, model):
     cache = fill(tmp_path, model, PAIRS)
-    batch = collate_pairs(PAIRS)
-    batch.rows[[0, 3]] = -1
+    batch = collate_pairs([replace(PAIRS[0], row=-1), *PAIRS[1:]])
     values = beside(cache, batch)
     assert (values[[0, 3]] == 0).all() and (values[~batch.mask] == 0).all() and (values[1, :1] != 0).all()
 

@@ -1,6 +1,8 @@
 """One optimisation step: batching over ranks, learning rates, accumulation, losses at step 0."""
 
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 from otpo.data.collate import collate_completions, collate_pairs
-from otpo.data.micro_batches import micro_batches
+from otpo.data.micro_batches import micro_batches, waiting
 from otpo.errors import WorkError
 from otpo.methods import FROZEN_MODELS, resolve
 from otpo.models.policy import PolicyModel
@@ -44,6 +46,30 @@ def test_each_item_is_computed_once_and_every_rank_has_as_many_micro_batches(tok
         assert all(sum(tokens[i] for i in b) <= budget for batches in ranks for b in batches if len(b) > 1)
     used = sum(bool(batch) for batches in ranks for batch in batches)
     assert len(ranks[0]) == math.ceil(used / world), "no more steps than needed"
+
+
+@given(
+    tokens=st.lists(st.integers(1, 500), min_size=1, max_size=60), budget=st.integers(1, 2000), world=st.integers(1, 9)
+)
+def test_balanced_micro_batches_hold_each_item_once_within_the_budget(tokens, budget, world):
+    ranks = [micro_batches(tokens, size=None, budget=budget, rank=rank, world=world) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(len(tokens)))
+    assert all(sum(tokens[i] for i in b) <= budget for batches in ranks for b in batches if len(b) > 1)
+
+
+def test_balanced_micro_batches_are_few_and_ranks_finish_together():
+    """Lengths like UltraFeedback's: a cap of 4 items would leave 16,384 tokens a micro-batch mostly empty."""
+    generator = random.Random(0)
+    tokens = [min(4096, int(generator.lognormvariate(6.6, 0.5))) for _ in range(256)]
+    found = [micro_batches(tokens, size=None, budget=16384, rank=rank, world=8) for rank in range(8)]
+    capped = [micro_batches(tokens, size=4, budget=16384, rank=rank, world=8) for rank in range(8)]
+    assert len(found[0]) == math.ceil(sum(tokens) / 16384 / 8) < len(capped[0])
+    assert waiting(tokens, found) < 0.02 < waiting(tokens, capped)
+
+
+def test_waiting_by_hand():
+    assert waiting([3, 1, 2, 2], [[[0], [2]], [[1], [3]]]) == pytest.approx(1 - 8 / 10)
 
 
 def test_items_of_like_length_share_a_micro_batch():
@@ -156,8 +182,7 @@ def test_a_padding_row_counts_for_nothing():
     model = PolicyModel(small_lm())
     losses = preference_losses(model, resolve("otpo", {}), reference(model), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    padding = batches_of([1])[0]
-    padding.rows[:] = -1
+    padding = collate_pairs([replace(PAIRS[1], row=-1)])
     found = [
         optimisation_step(model, optimizer, batches, losses, denominator=3, max_grad_norm=1.0, lr=0.0)
         for batches in (batches_of([0, 1, 2]), [*batches_of([0, 1, 2]), padding])
