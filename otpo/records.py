@@ -6,6 +6,8 @@ T padded length of a completion, D hidden size.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,12 +74,68 @@ class PromptCompletions:
         return len(self.prompt_ids) + sum(map(len, self.completions))
 
 
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Attention of all segments of a batch as one call of a variable-length kernel.
+
+    The queries are the segments as they lie in the flat row. The keys of a completion are its prompt's and its own,
+    those of a prompt its own; with causal attention aligned at the last key, each token sees what stands before it in
+    its sequence.
+
+    Attributes:
+        keys: (K,) index into N: the keys of the first segment, then those of the second, ...
+        query_starts, key_starts: (segments + 1,) int32, where each segment's queries and keys begin, and their ends.
+        longest_query, longest_key: of a segment.
+    """
+
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, segments: Sequence[int], sequences: Sequence[tuple[int, int]]) -> VarlenPlan:
+        """The plan of a batch with these `segments` and `sequences`, on the CPU."""
+        ends = [0, *itertools.accumulate(segments)]
+        prompt_of = {completion: prompt for prompt, completion in sequences}
+        pieces, sizes = [], []
+        for segment, size in enumerate(segments):
+            prompt = prompt_of.get(segment)
+            if prompt is not None:
+                pieces.append(torch.arange(ends[prompt], ends[prompt + 1]))
+            pieces.append(torch.arange(ends[segment], ends[segment + 1]))
+            sizes.append(size + (0 if prompt is None else segments[prompt]))
+        return cls(
+            keys=torch.cat(pieces),
+            query_starts=torch.tensor(ends, dtype=torch.int32),
+            key_starts=torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32),
+            longest_query=max(segments),
+            longest_key=max(sizes),
+        )
+
+    def to(self, device: torch.device | str) -> VarlenPlan:
+        """The plan on a device."""
+        keys, queries, starts = (on_device(x, device) for x in (self.keys, self.query_starts, self.key_starts))
+        return replace(self, keys=keys, query_starts=queries, key_starts=starts)
+
+
+def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; on the way to a GPU the host does not wait for the copy."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass
 class SequenceBatch:
     """S sequences, each a prompt and a completion, as one flat row of N tokens.
 
     The row consists of segments: a prompt, then the completions that share it, then the next prompt. The prompt is
     stored once. Only the tensors with one row a sequence are padded.
+
+    Everything that the host must know about a batch (lengths, data rows, which places of the padded tensors hold
+    tokens) is worked out when the batch is made, so that a step never waits for a GPU to tell it.
 
     Attributes:
         input_ids: (N,) token ids.
@@ -88,6 +146,10 @@ class SequenceBatch:
         targets: (S, T) the completion's token ids; 0 where padded.
         mask: (S, T) bool, True on completion tokens (EOS included).
         rows: (S,) the data row of each sequence; -1 for a padding sequence, which keeps a micro-batch from being empty.
+        row_numbers: `rows` on the host.
+        flat: (n,) index of each completion token into the flattened (S, T), in order.
+        ends: (S,) index into N of the last token of each sequence.
+        varlen: how attention computes all segments in one call; only made for devices where it does.
     """
 
     input_ids: Tensor
@@ -98,15 +160,26 @@ class SequenceBatch:
     targets: Tensor
     mask: Tensor
     rows: Tensor
+    row_numbers: tuple[int, ...]
+    flat: Tensor
+    ends: Tensor
+    varlen: VarlenPlan | None = None
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence, prompt and completion."""
         return [self.segments[prompt] + self.segments[completion] for prompt, completion in self.sequences]
 
+    @property
+    def completion_lengths(self) -> list[int]:
+        """Tokens of each sequence's completion."""
+        return [self.segments[completion] for _, completion in self.sequences]
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The batch on a device."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: on_device(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        if torch.device(device).type == "cuda":
+            moved["varlen"] = VarlenPlan.of(self.segments, self.sequences).to(device)
         return replace(self, **moved)
 
 
@@ -180,7 +253,10 @@ class LossOutput:
     Attributes:
         losses: (B,) float32 with gradient.
         metrics: detached, each (B,), under TRL's names ("rewards/chosen", "rewards/margins", ...).
+        not_finite: what a model gave (its name says what) -> (B,) bool, True for the items where it is NaN or infinite
+            (`otpo.methods.finite`).
     """
 
     losses: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    not_finite: dict[str, Tensor] = field(default_factory=dict)

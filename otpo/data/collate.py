@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair
+from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair, on_device
 
 
 def collate_pairs(pairs: Sequence[TokenPair]) -> SequenceBatch:
@@ -73,6 +73,9 @@ def _lay_out(segments: list[list[int]], sequences: list[tuple[int, int]], rows: 
         targets=targets,
         mask=mask,
         rows=torch.tensor(rows, dtype=torch.long),
+        row_numbers=tuple(rows),
+        flat=mask.flatten().nonzero()[:, 0],
+        ends=torch.tensor([ends[completion + 1] - 1 for _, completion in sequences], dtype=torch.long),
     )
 
 
@@ -84,12 +87,16 @@ def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
         predicts each completion token, 0 where padded.
     """
     device = batch.input_ids.device
-    pieces = batch.input_ids.split(batch.segments)
-    sequences = [torch.cat([pieces[prompt], pieces[completion]]) for prompt, completion in batch.sequences]
-    lengths = torch.tensor(batch.lengths, device=device)
-    starts = torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences], device=device)
-    # any id may pad: causal attention never looks to the right
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    attention_mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    ends = [0, *itertools.accumulate(batch.segments)]
+    # laid out on the host, which knows all lengths, so that it need not wait for the device
+    places = torch.zeros(len(batch.sequences), max(batch.lengths), dtype=torch.long)
+    for index, (prompt, completion) in enumerate(batch.sequences):
+        start, length = batch.segments[prompt], batch.lengths[index]
+        places[index, :start] = torch.arange(ends[prompt], ends[prompt + 1])
+        places[index, start:length] = torch.arange(ends[completion], ends[completion + 1])
+    attention_mask = (torch.arange(places.shape[1]) < torch.tensor(batch.lengths)[:, None]).long()
+    starts = on_device(torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences]), device)
     steps = torch.arange(batch.mask.shape[1], device=device)
-    return ids, attention_mask, torch.where(batch.mask, starts[:, None] + steps - 1, 0)
+    positions = torch.where(batch.mask, starts[:, None] + steps - 1, 0)
+    # any id may pad: causal attention never looks to the right
+    return batch.input_ids[on_device(places, device)], on_device(attention_mask, device), positions

@@ -123,16 +123,13 @@ class UnpairedBatch(SequenceBatch):
 
     Attributes:
         labels: (B,) bool, True for desirable ones.
+        keys: the `cache_key` of each row.
         mismatched: the same prompts with completions of other ones.
     """
 
     labels: Tensor
+    keys: tuple[int, ...]
     mismatched: SequenceBatch
-
-    @property
-    def keys(self) -> list[int]:
-        """The `cache_key` of each row."""
-        return [cache_key(row, label) for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True)]
 
     def to(self, device: torch.device | str) -> UnpairedBatch:
         """The batch on a device."""
@@ -147,5 +144,6 @@ def collate_unpaired(items: Sequence[TokenCompletion]) -> UnpairedBatch:
     return UnpairedBatch(
         **vars(collate_completions(items)),
         labels=torch.tensor([bool(item.label) for item in items]),
+        keys=tuple(cache_key(item.row, item.label) for item in items),
         mismatched=collate_completions(others),
     )

@@ -3,7 +3,8 @@
 The flat layout of `SequenceBatch` goes through the model as one row of N tokens. Everything but attention works on each
 token alone, so a shared prompt is computed once and no sequence is padded. Attention puts the sequences together again:
 the keys and values of a prompt stand before those of each of its completions. On a CPU `otpo.kernels.cpu.attention`
-computes it; on a GPU, and for longer sequences, torch's causal kernels take one sequence at a time.
+computes it, on a GPU in half precision one call of flash attention (`otpo.kernels.varlen`). Otherwise (in float32 on a
+GPU, with a soft cap, for long sequences on a CPU) torch's causal kernels take one sequence at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from otpo.kernels.cpu import uses_cpu_kernels
 from otpo.kernels.cpu.attention import blocked_attention, plan_of
+from otpo.kernels.varlen import takes_varlen, varlen_attention
 from otpo.records import SequenceBatch
 
 SHARED_PROMPTS = "shared_prompts"
@@ -59,6 +61,10 @@ def shared_prompts_attention(
         (1, N, H, E), None.
     """
     segments, sequences, longest = batch.segments, batch.sequences, max(batch.lengths)
+    if batch.varlen is not None and takes_varlen(query, softcap):
+        narrow = None if sliding_window is None or sliding_window >= longest else sliding_window
+        q, k, v = (x.squeeze(0) for x in (query, key, value))  # a view in backward too, unlike x[0]
+        return varlen_attention(q, k, v, batch.varlen, scale=scaling, window=narrow)[None], None
     # 0 * NaN is NaN: blocks hold several sequences, and one that is not finite would spoil the others
     if uses_cpu_kernels(query) and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
         window = sliding_window if sliding_window is not None and sliding_window < longest else None

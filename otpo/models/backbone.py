@@ -6,7 +6,6 @@ D hidden size.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from otpo.data.collate import padded
 from otpo.kernels.cpu.buckets import bucket_size
 from otpo.models.attention import share_prompts
-from otpo.records import SequenceBatch
+from otpo.records import SequenceBatch, on_device
 
 
 class Backbone:
@@ -88,13 +87,24 @@ class Backbone:
         sequences = torch.arange(len(states), device=states.device)
         return states[sequences[:, None], padded(batch)[2]]
 
+    def of_tokens(self, states: Tensor, batch: SequenceBatch, first: int = 0) -> Tensor:
+        """(n, D) of the states that predict the completions' tokens, in the order of `SequenceBatch.flat`.
+
+        Args:
+            first: the place, in its padded sequence, of the first state that there is.
+        """
+        if self.shares_prompts:
+            return states.squeeze(0).index_select(0, batch.positions.flatten()[batch.flat])
+        starts = torch.arange(len(states), device=states.device) * states.shape[1] - first
+        places = (padded(batch)[2] + starts[:, None]).flatten()[batch.flat]
+        return states.flatten(0, 1).index_select(0, places)
+
     def last(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """(S, D) of the states of the sequences' last tokens; see `predicting`."""
         if self.shares_prompts:
-            ends = list(itertools.accumulate(batch.segments))
-            return states[0][[ends[completion] - 1 for _, completion in batch.sequences]]
+            return states[0][batch.ends]
         sequences = torch.arange(len(states), device=states.device)
-        return states[sequences, torch.tensor(batch.lengths, device=states.device) - 1]
+        return states[sequences, on_device(torch.tensor(batch.lengths), states.device) - 1]
 
 
 def set_mode(lm: PreTrainedModel, training: bool) -> None:

@@ -74,13 +74,13 @@ class PolicyModel(nn.Module):
         """
         hidden, logits = self._states_and_logits(batch, layer if "hidden" in wanted else None)
         values = logits.logprobs(
-            batch.targets[batch.mask],
+            batch.targets.flatten()[batch.flat],
             squares="log_sum_squares" in wanted,
             reference=reference if "reference_kl" in wanted else None,
         )
+        places = (batch.flat // batch.mask.shape[1], batch.flat % batch.mask.shape[1])
         logps, log_sum_squares, kl = (
-            None if flat is None else flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
-            for flat in values
+            None if flat is None else flat.new_zeros(batch.mask.shape).index_put(places, flat) for flat in values
         )
         assert logps is not None
         extras = {"log_sum_squares": log_sum_squares, "reference_kl": kl}
@@ -120,26 +120,27 @@ class PolicyModel(nn.Module):
         inner = number < layers  # transformers' last states are those after the norm
         if inner:
             hook = self.lm.get_decoder().layers[number - 1].register_forward_hook(lambda _, __, out: kept.append(out))
-        predicting = self.backbone.predicting(self.backbone.decode(batch), batch)
+        states = self.backbone.decode(batch)
         head = self.lm.get_output_embeddings()
-        lazy = LazyLogits(predicting[batch.mask], head.weight, head.bias, self.scale, self.softcap, self.kernels)
-        if not inner:
-            return predicting if layer is not None else None, lazy
-        hook.remove()
-        states = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+        predicting = self.backbone.of_tokens(states, batch)
+        lazy = LazyLogits(predicting, head.weight, head.bias, self.scale, self.softcap, self.kernels)
+        if layer is None:
+            return None, lazy
+        if inner:
+            hook.remove()
+            states = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
         return self.backbone.predicting(states.detach(), batch), lazy
 
     def _own_states_and_logits(self, batch: SequenceBatch, layer: int | None) -> tuple[Tensor | None, Logits]:
-        ids, attention_mask, positions = padded(batch)
-        first = int(positions[batch.mask].min()) if batch.mask.any() else 0
+        ids, attention_mask, _ = padded(batch)
+        first = min(batch.segments[prompt] for prompt, _ in batch.sequences) - 1
         options: dict[str, Any] = {"output_hidden_states": True} if layer is not None else {}
         if "logits_to_keep" in inspect.signature(self.lm.forward).parameters:
             options["logits_to_keep"] = ids.shape[1] - first  # those of what all prompts share are not needed
         else:
             first = 0
         output = self.lm(input_ids=ids, attention_mask=attention_mask, use_cache=False, **options)
-        of_token = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)[batch.mask]
-        held = HeldLogits(output.logits[of_token, positions[batch.mask] - first])
+        held = HeldLogits(self.backbone.of_tokens(output.logits, batch, first))
         if layer is None:
             return None, held
         return self.backbone.predicting(output.hidden_states[layer].detach(), batch), held
@@ -158,7 +159,7 @@ def pair_logprobs(
     half = len(logps) // 2
 
     def side(part: slice) -> LogProbs:
-        width = max(1, int(batch.mask[part].sum(-1).max())) if half else 1
+        width = max(batch.completion_lengths[part], default=1)
         cut = (part, slice(0, width))
         return LogProbs(
             policy=logps[cut],

@@ -85,10 +85,10 @@ def _prepare(model: PolicyModel | RewardModel, device: str, activation_checkpoin
     if all(p.is_floating_point() for p in model.parameters()):
         model.to(device)  # loading has put quantised weights there already
     if activation_checkpointing:
-        _checkpoint_layers(model)
+        checkpoint_layers(model)
 
 
-def _checkpoint_layers(model: PolicyModel | RewardModel) -> None:
+def checkpoint_layers(model: PolicyModel | RewardModel) -> None:
     """Let each decoder layer keep only its inputs for backward and compute the rest again.
 
     transformers does so only in train mode, which would wake dropout and router jitter. A layer's hooks (FSDP2's, those

@@ -38,7 +38,9 @@ def lay_out(families):
 def flat(segments, sequences):
     """What attention reads of a batch."""
     nothing = torch.empty(0)
-    return SequenceBatch(nothing, nothing, segments, sequences, nothing, nothing, nothing, nothing)
+    return SequenceBatch(
+        nothing, nothing, segments, sequences, *[nothing] * 4, row_numbers=(), flat=nothing, ends=nothing
+    )
 
 
 def tensors(segments, *, heads=4, groups=2, size=8, dtype=torch.float64, seed=0):

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,9 +80,9 @@ def test_each_labelled_completion_has_a_cache_key_of_its_own():
         keys[0], items[0].prompt_ids, (items[0].completion_ids, items[0].mismatched_ids or [])
     )
     batch = collate_unpaired(items)
-    assert batch.keys == keys
-    batch.rows[2] = -1
-    assert batch.keys == [*keys[:2], -1, *keys[3:]]
+    assert batch.keys == tuple(keys)
+    padding = collate_unpaired([*items[:2], replace(items[2], row=-1), *items[3:]])
+    assert padding.keys == (*keys[:2], -1, *keys[3:])
 
 
 # ---- steps ----
@@ -111,8 +112,7 @@ def train(groups, *, steps=4, items=ITEMS, padding=False, **settings):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     batches = batches_of(groups, items)
     if padding:
-        batches += batches_of([[3]], items)
-        batches[-1].rows[:] = -1
+        batches.append(collate_unpaired([replace(items[3], row=-1)]))
     lines = [
         optimisation_step(model, optimizer, batches, losses, denominator=len(items), max_grad_norm=1.0, lr=0.05)
         for _ in range(steps)

@@ -161,8 +161,9 @@ def test_scores_are_those_of_transformers_for_every_architecture(family, tmp_pat
 def test_scores_that_are_not_finite_name_row_and_side(tmp_path):
     model = reward_model(tmp_path)
     model.lm.get_input_embeddings().weight.data[14] = math.nan  # the end of the first rejected completion
-    with pytest.raises(WorkError, match="found NaN or infinity in data row 0, rejected completion"):
-        reward_losses(model, resolve("reward-model", {}))(collate_pairs(PAIRS))
+    losses = reward_losses(model, resolve("reward-model", {}))
+    with pytest.raises(WorkError, match="infinity in data row 0: scores of the reward model, rejected completion"):
+        evaluate([collate_pairs(PAIRS)], losses, denominator=3)
 
 
 # ---- training ----

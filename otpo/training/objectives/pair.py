@@ -10,14 +10,14 @@ from torch import Tensor
 
 from otpo.data.collate import collate_pairs
 from otpo.data.token_file import Prompts, column
-from otpo.methods.finite import check_finite
+from otpo.methods.finite import not_finite, pair_sides
 from otpo.methods.losses import pair_loss
 from otpo.methods.spec import MethodSpec
 from otpo.methods.weights import shared_prefix_gradient, token_weights
 from otpo.models.policy import PolicyModel, pair_logprobs
 from otpo.records import LossOutput, PairLogProbs, PromptCompletions, SequenceBatch, TokenPair, TokenWeights
 from otpo.training.objectives.base import CachedLogProbs, FrozenModels, Reference, Start, load_policy
-from otpo.training.step import CoupledLosses, LossFunction
+from otpo.training.step import Collected, CoupledLosses, LossFunction
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pair_prompts(pairs: Sequence[TokenPair]) -> Prompts:
 
 def cached_pairs(cached: Mapping[str, CachedLogProbs], batch: SequenceBatch) -> dict[str, Tensor]:
     """Frozen models' log-probabilities of a batch of pairs: name -> (2B, T), 0 where padded."""
-    rows = batch.rows[: len(batch.rows) // 2].tolist()
+    rows = batch.row_numbers[: len(batch.row_numbers) // 2]
     return {
         name: torch.cat([model.logprobs(rows, side, batch.mask) for side in (0, 1)]) for name, model in cached.items()
     }
@@ -87,7 +87,7 @@ def preference_losses(
         reference: the frozen start itself, for methods that need its whole distribution ("reference_kl").
     """
 
-    def logprobs_and_weights(batch: SequenceBatch) -> tuple[PairLogProbs, TokenWeights]:
+    def logprobs_and_weights(batch: SequenceBatch) -> tuple[PairLogProbs, TokenWeights, dict[str, Tensor]]:
         expected = None
         if "reference_kl" in spec.method.needs:
             assert reference is not None, f"{spec.method.name} needs the reference model beside the policy"
@@ -95,22 +95,29 @@ def preference_losses(
                 expected = reference.lazy_logits(batch)
         logps, extras = model(batch, spec.method.needs, expected, spec.layer)
         pairs = pair_logprobs(logps, extras, batch, frozen(batch))
-        check_finite(pairs)
+        bad = not_finite(pair_sides(pairs))
         if spec.hyperparameters["swap_answers"]:
             pairs = PairLogProbs(pairs.rejected, pairs.chosen)
         with torch.no_grad():
             weights = token_weights(spec, pairs, seed=seed)
-        return pairs, weights
+        return pairs, weights, bad
 
     def losses(batch: SequenceBatch, global_values: Tensor | None = None) -> LossOutput:
-        pairs, weights = logprobs_and_weights(batch)
+        pairs, weights, bad = logprobs_and_weights(batch)
         output = pair_loss(spec, pairs, weights, global_values)
         metrics = {
             "lengths/chosen": pairs.chosen.lengths,
             "lengths/rejected": pairs.rejected.lengths,
             "weights/shared_prefix_gradient": shared_prefix_gradient(weights, batch),
         }
-        return LossOutput(output.losses, output.metrics | metrics)
+        return LossOutput(output.losses, output.metrics | metrics, bad)
 
-    collect = spec.method.loss.collect
-    return CoupledLosses(lambda batch: collect(*logprobs_and_weights(batch)), losses) if collect else losses
+    values_of = spec.method.loss.collect
+    if values_of is None:
+        return losses
+
+    def collect(batch: SequenceBatch) -> Collected:
+        pairs, weights, bad = logprobs_and_weights(batch)
+        return Collected(values_of(pairs, weights), bad)
+
+    return CoupledLosses(collect, losses)

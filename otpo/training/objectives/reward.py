@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 
 from otpo.data.collate import collate_pairs
 from otpo.data.rows import BadRow, Row, number_of
-from otpo.errors import UserError, WorkError
+from otpo.errors import UserError
 from otpo.methods.spec import MethodSpec
 from otpo.models.reward_model import RewardModel, load_reward_lm
-from otpo.records import LossOutput, SequenceBatch, TokenPair
+from otpo.records import LossOutput, SequenceBatch, TokenPair, on_device
 from otpo.training.objectives.base import FrozenModels, Start
 from otpo.training.step import LossFunction
 
@@ -64,31 +63,21 @@ def reward_losses(model: RewardModel, spec: MethodSpec, margins: Mapping[int, fl
 
     def losses(batch: SequenceBatch) -> LossOutput:
         sides, lengths = list(model.scores(batch).chunk(2)), list(batch.mask.sum(-1).chunk(2))
-        rows = batch.rows[: len(sides[0])].tolist()
-        _check_finite(sides, rows)
+        rows = batch.row_numbers[: len(sides[0])]
+        bad = {
+            f"scores of the reward model, {side} completion": ~torch.isfinite(scores.detach())
+            for side, scores in zip(("chosen", "rejected"), sides, strict=True)
+        }
         if spec.hyperparameters["swap_answers"]:
             sides, lengths = sides[::-1], lengths[::-1]
         margin = None
         if margins is not None:
-            margin = torch.tensor([margins.get(row, 0.0) for row in rows], device=batch.rows.device)
+            margin = on_device(torch.tensor([margins.get(row, 0.0) for row in rows]), batch.rows.device)
         output = loss(*sides, margin, **spec.arguments(loss))
         metrics = {"lengths/chosen": lengths[0], "lengths/rejected": lengths[1]}
-        return LossOutput(output.losses, output.metrics | metrics)
+        return LossOutput(output.losses, output.metrics | metrics, bad)
 
     return losses
-
-
-def _check_finite(sides: list[Tensor], rows: list[int]) -> None:
-    bad = (~torch.isfinite(torch.stack(sides))).cpu()
-    if bad.any():
-        found = [
-            f"data row {rows[index]}, {('chosen', 'rejected')[side]} completion"
-            for side, index in bad.nonzero().tolist()
-        ]
-        raise WorkError(
-            f"Expected finite scores from the reward model, found NaN or infinity in {'; '.join(found[:8])}. Look at"
-            " these rows; if they are sound, lower the learning rate or train in float32."
-        )
 
 
 # ---- margins ----

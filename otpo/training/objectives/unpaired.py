@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from otpo.data.unpaired import UnpairedBatch, collate_unpaired, unpaired_prompts
-from otpo.methods.finite import check_sides
+from otpo.methods.finite import not_finite
 from otpo.methods.losses import completion_loss
 from otpo.methods.losses.unpaired import kto_values
 from otpo.methods.spec import MethodSpec
 from otpo.models.policy import PolicyModel
 from otpo.records import LogProbs, LossOutput, SequenceBatch, TokenCompletion
 from otpo.training.objectives.base import CachedLogProbs, FrozenModels, Start, load_policy
-from otpo.training.step import CoupledLosses
+from otpo.training.step import Collected, CoupledLosses
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ def unpaired_losses(
     def logprobs(batch: SequenceBatch, logps: Tensor, reference_logps: Tensor) -> LogProbs:
         return LogProbs(logps, batch.mask, batch.rows, {"reference": reference_logps})
 
-    def collect(batch: SequenceBatch) -> Tensor:
+    def collect(batch: SequenceBatch) -> Collected:
         assert isinstance(batch, UnpairedBatch)
         others = batch.mismatched
         found = logprobs(others, model(others)[0], reference(batch)[1])
-        check_sides({"mismatched completion": found})
-        return kto_values(found, labels_of(batch))
+        return Collected(kto_values(found, labels_of(batch)), not_finite({"mismatched completion": found}))
 
     def losses(batch: SequenceBatch, global_values: Tensor) -> LossOutput:
         assert isinstance(batch, UnpairedBatch)
         completions, labels = logprobs(batch, model(batch)[0], reference(batch)[0]), labels_of(batch)
-        check_sides(
+        bad = not_finite(
             {
                 f"{side} completion": replace(completions, mask=completions.mask & of_side[:, None])
                 for side, of_side in (("desirable", batch.labels), ("undesirable", ~batch.labels))
             }
         )
-        return completion_loss(spec, completions, labels, global_values)
+        output = completion_loss(spec, completions, labels, global_values)
+        return LossOutput(output.losses, output.metrics, bad)
 
     return CoupledLosses(collect, losses)
