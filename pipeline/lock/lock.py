@@ -115,8 +115,12 @@ class _Claims:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return None
-        with os.fdopen(file, "w") as opened:
-            opened.write(holder.text)
+        try:
+            with os.fdopen(file, "w") as opened:
+                opened.write(holder.text)
+        except OSError:  # a full disk: half a claim would be waited for
+            path.unlink(missing_ok=True)
+            raise
         return read_claim(path, number)
 
 

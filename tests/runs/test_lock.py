@@ -30,16 +30,16 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from pipeline.lock.lock import one_writer
-with one_writer(Path(sys.argv[1]), otherwise="-"):
+with one_writer(Path(sys.argv[1]), HELD_FILE, otherwise="-"):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 @contextmanager
-def holding(folder: Path, *words: str) -> Iterator[subprocess.Popen]:
-    """Another process that holds the folder."""
-    command = [sys.executable, "-c", HOLD, str(folder), *words]
+def holding(folder: Path, *words: str, file: str = "") -> Iterator[subprocess.Popen]:
+    """Another process that holds the folder, or a file in it."""
+    command = [sys.executable, "-c", HOLD.replace("HELD_FILE", repr(file)), str(folder), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert process.stdout is not None
     try:
@@ -233,6 +233,14 @@ def test_verbs_that_write_a_folder_hold_it(tmp_path, words):
     with holding(tmp_path / "out") as other:
         done = otpo(tmp_path, *words, "--out", "out")
     refused(done, "out is being written", f"pid {other.pid}", "--out")
+
+
+def test_outputs_are_held_file_by_file(tmp_path, tiny_llama):
+    """Before an engine is loaded."""
+    (tmp_path / "prompts.json").write_text('[{"instruction": "q"}]')
+    with holding(tmp_path / "out", file="model_outputs.json") as other:
+        done = otpo(tmp_path, "generate", tiny_llama, "--task", "prompts.json", "--max-tokens", "4", "--out", "out")
+    refused(done, "out/model_outputs.json is being written", f"pid {other.pid}", "--out")
 
 
 @pytest.mark.slow
