@@ -28,7 +28,8 @@ class Backbone:
     `otpo.kernels.mixed_precision` hold the weights ready.
 
     Attributes:
-        attn_implementation: transformers' name of the attention that the model was loaded with.
+        attn_implementation: transformers' name of the attention of padded batches: the one that the model was loaded
+            with, but eager where that would leave out a soft cap.
         shares_prompts: whether the model takes flat batches, in which a prompt is computed once for all its
             completions. Otherwise sequences are padded.
     """
@@ -36,7 +37,12 @@ class Backbone:
     def __init__(self, lm: PreTrainedModel):
         self.lm = lm
         self.attn_implementation: str = lm.config._attn_implementation
+        capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
         self.shares_prompts = share_prompts(lm)
+        if capped and self.attn_implementation == "sdpa":  # transformers' sdpa drops the cap without a word
+            self.attn_implementation = "eager"
+            if not self.shares_prompts:
+                lm.set_attn_implementation("eager")
 
     def pad(self) -> None:
         """Take padded batches from now on, with the attention that the model was loaded with."""

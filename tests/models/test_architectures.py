@@ -71,3 +71,13 @@ def test_the_states_of_any_layer_are_transformers_own(layer, attention):
 
 def test_every_architecture_that_shares_prompts_is_tested():
     assert {family.split("-")[0] for family in FAMILIES} >= ARCHITECTURES
+
+
+def test_a_soft_cap_that_sdpa_would_drop_is_kept_in_every_layout():
+    ours, theirs = PolicyModel(make("gemma2-window", "sdpa")), make("gemma2-window", "eager")
+    batch = collate_pairs(PAIRS)
+    expected, _ = by_transformers(theirs)
+    torch.testing.assert_close(ours.own_logprobs(batch)[batch.mask], expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(ours(batch)[0][batch.mask], expected, rtol=1e-5, atol=2e-5)
+    ours.backbone.pad()
+    torch.testing.assert_close(ours(batch)[0][batch.mask], expected, rtol=1e-5, atol=2e-5)
