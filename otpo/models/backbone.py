@@ -35,7 +35,7 @@ class Backbone:
     """
 
     def __init__(self, lm: PreTrainedModel):
-        self.lm = lm
+        self.lm = lm.eval()  # see `set_mode`
         self.attn_implementation: str = lm.config._attn_implementation
         capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
         self.shares_prompts = share_prompts(lm)

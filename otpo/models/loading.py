@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -19,7 +18,7 @@ from otpo.models.disk.loaded import check_loaded, check_precision
 def load_causal_lm(
     path: str | Path, *, attn_implementation: str = "sdpa", four_bit: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """A causal LM in the precision it was saved in, with dropout off. No code from the model's folder is run.
+    """A causal LM in the precision it was saved in. No code from the model's folder is run.
 
     Args:
         four_bit: the precision to compute in with 4-bit weights (NF4 with doubly quantised scales, as in QLoRA,
@@ -56,16 +55,6 @@ def load_causal_lm(
         raise UserError(f"No causal language model could be loaded from '{path}': {reason:.400}") from error
     lm, info = found
     check_loaded(path, info)
-    return without_dropout(lm)
-
-
-def without_dropout(lm: PreTrainedModel) -> PreTrainedModel:
-    """Switch off a model's dropout, in place, in training mode too."""
-    for module in lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
     return lm
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from otpo.data.collate import padded
 from otpo.kernels.held_logits import HeldLogits, Logits
-from otpo.kernels.logprobs import LazyLogits, VocabularyKernels
+from otpo.kernels.logprobs import CHUNK_LOGITS, LazyLogits, VocabularyKernels, slices
 from otpo.models.backbone import Backbone, set_mode
 from otpo.models.loading import layer_number
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
@@ -104,9 +104,10 @@ class PolicyModel(nn.Module):
             for index, (prompt, completion) in enumerate(batch.sequences):
                 ids = torch.cat([pieces[prompt], pieces[completion]])[None]
                 logits = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-                count = len(pieces[completion])
-                predicted = logits[-count - 1 : -1].float().log_softmax(-1)
-                logps[index, :count] = predicted.gather(-1, pieces[completion][:, None])[:, 0]
+                targets = pieces[completion]
+                predicting = HeldLogits(logits[-len(targets) - 1 : -1])
+                for rows in slices(len(targets), CHUNK_LOGITS // logits.shape[-1]):
+                    logps[index, rows] = predicting.log_softmax(rows).gather(-1, targets[rows, None])[:, 0]
         return logps
 
     def _states_and_logits(self, batch: SequenceBatch, layer: int | None = None) -> tuple[Tensor | None, Logits]:

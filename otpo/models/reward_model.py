@@ -27,7 +27,6 @@ from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError
 from otpo.models.backbone import Backbone, set_mode
 from otpo.models.disk.loaded import check_loaded, check_precision
-from otpo.models.loading import without_dropout
 from otpo.records import SequenceBatch, TokenCompletion
 
 
@@ -87,7 +86,7 @@ class RewardModel(nn.Module):
 def load_reward_lm(
     path: str | Path, *, new_head: bool = False, pad_id: int | None = None, attn_implementation: str = "sdpa"
 ) -> PreTrainedModel:
-    """A reward model as transformers' classifier, in the precision it was saved in, with dropout off.
+    """A reward model as transformers' classifier, in the precision it was saved in.
 
     Args:
         path: a reward model, or with `new_head` also a causal LM.
@@ -133,7 +132,7 @@ def load_reward_lm(
         if pad_id >= lm.get_input_embeddings().weight.shape[0]:
             lm.resize_token_embeddings(pad_id + 1, mean_resizing=False)
         lm.config.pad_token_id = lm.config.get_text_config().pad_token_id = pad_id
-    return without_dropout(lm)
+    return lm
 
 
 class RewardScorer:

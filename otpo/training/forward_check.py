@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otpo.data.collate import collate_completions
 from otpo.errors import UserError
 from otpo.models.backbone import set_mode
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
-from otpo.records import SequenceBatch
+from otpo.records import SequenceBatch, TokenCompletion
 
 Model = PolicyModel | RewardModel
 
@@ -108,13 +109,15 @@ def check_forward(model: Model, batch: SequenceBatch, dtype: torch.dtype, *, nam
         name: of the model, for messages.
 
     Raises:
-        UserError: no way agrees, or the model's own forward fails or is not finite.
+        UserError: no way agrees, or the model's own forward fails, is not finite, or looks at tokens that follow.
     """
     tolerance, model_name = TOLERANCES[dtype], name or model.lm.name_or_path or type(model.lm).__name__
     values = _scoring(model, batch) if isinstance(model, RewardModel) else _predicting(model, batch)
     fallbacks: list[str] = []
     with quietly(model):
         truth = _truth(values.own, model_name)
+        if isinstance(model, PolicyModel):
+            _check_causal(model, batch, truth, tolerance, model_name)
         for layout, head, take in _ways(model):
             take()
             found, computed = _difference(truth, values)
@@ -128,12 +131,12 @@ def check_forward(model: Model, batch: SequenceBatch, dtype: torch.dtype, *, nam
     raise UserError(_refusal(model, batch, model_name, fallbacks, found, tolerance))
 
 
-@torch.no_grad()
 def check_repeats(model: Model, batch: SequenceBatch, dtype: torch.dtype, before: Tensor, *, name: str = "") -> float:
     """Compute a batch twice in the mode that training uses, with other random numbers; the largest difference.
 
-    The adapters' dropout, which was asked for, is off meanwhile. On a device whose sums depend on the order in which
-    threads finish, two passes with the same random numbers say how much that is.
+    The adapters' dropout, which was asked for, is off meanwhile. Gradients are on, so that a compiled model compiles
+    what it needs anyway. On a device whose sums depend on the order in which threads finish, two passes with the same
+    random numbers say how much that is.
 
     Args:
         before: `ForwardCheck.values`, which the model must still compute (compiled since then, for example).
@@ -146,7 +149,7 @@ def check_repeats(model: Model, batch: SequenceBatch, dtype: torch.dtype, before
 
     def computed(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return values.ours().float()
+        return values.ours().detach().float()
 
     def apart(one: Tensor, other: Tensor) -> float:
         return agreed(float((one - other).abs().nan_to_num(math.inf, math.inf).max()))[0]
@@ -222,6 +225,27 @@ def _truth(own: Callable[[], Tensor], name: str) -> Tensor:
     if not agreed(0.0 if values.isfinite().all() else 1.0)[0] == 0:
         raise UserError(f"{name}: the model's own forward gives values that are not finite on rows of the data.")
     return values
+
+
+def _check_causal(model: PolicyModel, batch: SequenceBatch, truth: Tensor, tolerance: Tolerance, name: str) -> None:
+    """Raise a `UserError` if a completion's log-probabilities change when its last token is taken away."""
+    pieces = batch.input_ids.split(batch.segments)
+    lengths = batch.mask.sum(-1)
+    index = int(lengths.where(lengths > 1, lengths.max()).argmin())  # a short one
+    prompt, completion = (pieces[segment].tolist() for segment in batch.sequences[index])
+    if len(completion) < 2:
+        return
+    row = int(batch.rows[index])
+    shorter = collate_completions([TokenCompletion(row, prompt, completion[:-1])]).to(batch.input_ids.device)
+    start = int(batch.mask[:index].sum())
+    whole = truth[start : start + len(completion) - 1]
+    found = difference(whole, model.own_logprobs(shorter)[0], shorter.rows.expand_as(whole))
+    if not found.within(tolerance):
+        raise UserError(
+            f"{name} is no causal language model: the log-probability of a token in data row {row} is {found.own:.4f}"
+            f" with the token that ends the completion and {found.found:.4f} without it, so the model looks at tokens"
+            " that follow. Take a decoder (for some encoders, `is_decoder: true` in config.json)."
+        )
 
 
 def _difference(truth: Tensor, values: _Values) -> tuple[Difference, Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from otpo.data.collate import collate_prompts
@@ -23,14 +22,15 @@ from otpo.training.forward_check import (
     TOLERANCES,
     Difference,
     ForwardCheck,
+    agreed,
     difference,
     quietly,
     without_adapters_dropout,
 )
 from otpo.training.objectives import CachedLogProbs, Objective
-from otpo.training.step import CoupledLosses, LossFunction, evaluate
+from otpo.training.step import CoupledLosses, LossFunction, uncoupled
 
-LONGEST = {"cpu": 512, "cuda": 4096}
+LONGEST = {"cpu": 512, "cuda": 8192}
 """Tokens of the longest row that is checked, by device: a forward pass of it takes well below a second."""
 SAMPLE = 256  # rows among which those to check are chosen
 SHORTEST = 2  # of these; and the longest that fits, because a sliding window shows only in long sequences
@@ -51,12 +51,17 @@ class Sized(Protocol):
 Row = TypeVar("Row", bound=Sized)
 
 
-def choose_rows(items: Sequence[Row], device: str) -> list[Row]:
-    """A few rows to check: the shortest, and the longest that is not too long for a check of seconds."""
+def choose_rows(items: Sequence[Row], device: str, budget: int | None = None) -> list[Row]:
+    """A few rows to check: the `SHORTEST` first, then the longest that is not too long for a check of seconds.
+
+    Args:
+        budget: tokens of a micro-batch, which the longest row may not exceed either.
+    """
     some = sorted(items[:SAMPLE], key=lambda item: item.tokens)
     chosen, rest = some[:SHORTEST], some[SHORTEST:]
-    longest = [item for item in rest if item.tokens <= LONGEST.get(device, min(LONGEST.values()))]
-    return chosen + longest[-1:]
+    limit = LONGEST.get(device, min(LONGEST.values()))
+    limit = limit if budget is None else min(limit, budget)
+    return chosen + [item for item in rest if item.tokens <= limit][-1:]
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class StartCheck:
     """What was found before the first step.
 
     Attributes:
+        what: was compared: "log-probabilities", or a reward model's "scores".
         completions: how many were compared.
         repeated: the largest difference between two passes over them.
         cached: between the cached log-probabilities of the reference and this model's, None without a reference.
@@ -72,6 +78,7 @@ class StartCheck:
     """
 
     forward: ForwardCheck
+    what: str
     completions: int
     repeated: float
     cached: Difference | None
@@ -81,39 +88,39 @@ class StartCheck:
 
     @property
     def fallback(self) -> str:
-        """Why the fastest way to compute was not taken, as half a sentence; empty if it was."""
+        """Why the fastest way to compute was not taken, as a sentence; empty if it was."""
         if not self.forward.fallbacks:
             return ""
-        ways = {"padded": "batches are padded", "own": "the model's own head is run"}
-        taken = [ways[part] for part in (self.forward.layout, self.forward.head) if part in ways]
-        return (
-            f"{' and '.join(taken)}, because log-probabilities differ otherwise ({'; '.join(self.forward.fallbacks)})"
-        )
+        way = "The model's own head is run" if self.forward.head == "own" else "Batches are padded"
+        return f"{way}, because faster ways compute other {self.what} ({'; '.join(self.forward.fallbacks)})"
 
     def __str__(self) -> str:
         layout = "flat and padded" if self.forward.also else self.forward.layout
         text = (
-            f"equal to the model's own forward to {self.forward.difference.worst:.1g} ({self.completions} completions,"
-            f" {layout}), repeated to {self.repeated:.1g}"
+            f"{self.what} equal the model's own forward to {self.forward.difference.worst:.1g} ({self.completions}"
+            f" completions, {layout} batches)"
         )
+        text += f" and {f'differ by {self.repeated:.1g}' if self.repeated else 'are the same'} when computed again"
         if self.cached is not None:
-            text += f", cached reference equal to {self.cached.worst:.1g}"
+            text += f"; the cached reference equals them to {self.cached.worst:.1g}"
         if self.loss is not None and self.expected is not None:
             log_two = " = ln 2" if abs(self.expected - math.log(2)) < 1e-6 else ""
-            text += f", loss {self.loss:.4f} where {self.expected:.4f}{log_two} is expected"
-        return f"{text}; {self.seconds:.1f} s" + (f"; {self.fallback}" if self.fallback else "")
+            text += f"; loss {self.loss:.4f}, expected {self.expected:.4f}{log_two}"
+        return f"{text}; {self.seconds:.1f} s" + (f". {self.fallback}." if self.fallback else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         values = asdict(self)
         del values["forward"]["values"]
+        also = self.forward.also
+        if also is not None and not math.isfinite(also.worst):
+            values["forward"]["also"] = str(also)  # JSON has no infinity
         return {"line": str(self), "fallback": self.fallback, **values}
 
 
 # ---- the reference ----
 
 
-@torch.no_grad()
 def check_cached(
     model: PolicyModel, cache: CachedLogProbs, prompts: Sequence[PromptCompletions], dtype: torch.dtype, *, where: str
 ) -> Difference:
@@ -128,7 +135,7 @@ def check_cached(
     """
     batch = collate_prompts(prompts).to(next(model.parameters()).device)
     with quietly(model), without_adapters_dropout(model):
-        live = model(batch)[0]
+        live = model(batch)[0].detach()
     keys, count = [prompt.key for prompt in prompts], len(prompts[0].completions)
     cached = torch.cat([cache.logprobs(keys, which, batch.mask) for which in range(count)])
     rows = batch.rows[:, None].expand_as(batch.mask)[batch.mask]
@@ -167,8 +174,7 @@ class _Live:
 
     def __init__(self, model: PolicyModel, prompts: Sequence[PromptCompletions]):
         batch = collate_prompts(prompts).to(next(model.parameters()).device)
-        with torch.no_grad():
-            self.logps = model(batch)[0]
+        self.logps = model(batch)[0].detach()
         self.keys = [prompt.key for prompt in prompts]
 
     def logprobs(self, keys: Sequence[int], which: int, mask: Tensor) -> Tensor:
@@ -197,11 +203,14 @@ def check_loss(
     Raises:
         UserError: they differ: the policy does not begin at its reference.
     """
-    denominator = objective.denominator(rows) * (dist.get_world_size() if dist.is_initialized() else 1)
     with quietly(model), without_adapters_dropout(model):
         same = objective.losses(model, rows, SameReference(model, cached))
-        loss, expected = (evaluate([batch], each, denominator=denominator)["eval_loss"] for each in (losses, same))
-    if not abs(loss - expected) <= LOSS_TOLERANCES[dtype] * max(1.0, abs(expected)):
+        loss, expected = (
+            float(uncoupled(each, [batch])(batch).losses.detach().sum()) / objective.denominator(rows)
+            for each in (losses, same)
+        )
+    apart = math.inf if math.isnan(loss - expected) else abs(loss - expected)
+    if agreed(apart)[0] > LOSS_TOLERANCES[dtype] * max(1.0, abs(expected)):
         raise UserError(
             f"Before the first step the loss is {loss:.4f}; a policy that equals its reference has {expected:.4f}. So"
             f" the reference is not {model.lm.name_or_path}: delete the cached log-probabilities in `scorers` beside"

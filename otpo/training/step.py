@@ -78,7 +78,7 @@ def optimisation_step(
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     batches = list(batches)
-    losses = _uncoupled(losses, batches)
+    losses = uncoupled(losses, batches)
     totals = Totals()
     for number, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
@@ -120,7 +120,7 @@ def evaluate(
         sets: name of a data set -> its rows are numbered from, to before. Its figures are means over its rows and have
             the names that the Trainer gives them: `eval_NAME_loss`.
     """
-    losses = _uncoupled(losses, batches)
+    losses = uncoupled(losses, batches)
     totals, parts = Totals(), {name: Totals() for name in sets or {}}
     for batch in batches:
         output = losses(batch)
@@ -137,7 +137,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _uncoupled(losses: LossFunction | CoupledLosses, batches: Iterable[SequenceBatch]) -> LossFunction:
+def uncoupled(losses: LossFunction | CoupledLosses, batches: Iterable[SequenceBatch]) -> LossFunction:
     """A loss of single batches: for coupled losses, a first pass over the global batch collects what they need."""
     if not isinstance(losses, CoupledLosses):
         return losses

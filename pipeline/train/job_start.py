@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from otpo.files import write_atomically
 from otpo.models.policy import PolicyModel
 from otpo.training.forward_check import ForwardCheck, check_forward, check_repeats
 from otpo.training.objectives import Objective, TrainedModel
-from otpo.training.start_check import StartCheck, check_cached, check_loss, choose_rows
+from otpo.training.start_check import SHORTEST, StartCheck, check_cached, check_loss, choose_rows
 from otpo.training.step import CoupledLosses, LossFunction
 from pipeline.run.folder import LabelFolder
 from pipeline.train.frozen_models import JobFrozenModels
@@ -27,7 +28,7 @@ class JobStart:
 
     Args:
         items: all that will be trained on.
-        dtype: that the model computes in.
+        dtype: that the model computes in. budget: tokens of a micro-batch.
     """
 
     def __init__(
@@ -37,11 +38,15 @@ class JobStart:
         objective: Objective,
         items: Sequence[Item],
         device: torch.device,
+        *,
         dtype: torch.dtype,
+        budget: int,
     ):
-        self.job, self.model, self.objective, self.device, self.dtype = job, model, objective, device, dtype
-        self.rows = choose_rows(items, device.type)
-        self.batch = objective.collate(self.rows).to(device)
+        self.job, self.model, self.objective, self.dtype = job, model, objective, dtype
+        self.choose = partial(choose_rows, device=device.type, budget=budget)
+        self.device, rows = device, self.choose(items)
+        self.batch = objective.collate(rows).to(device)
+        self.short = rows[:SHORTEST]  # enough for what does not depend on length
         self.seconds = 0.0
         self.forward: ForwardCheck | None = None
 
@@ -76,15 +81,23 @@ class JobStart:
             cached = loss = expected = None
             if "reference" in frozen.caches and isinstance(model, PolicyModel):
                 cache = frozen.caches["reference"]
-                prompts = choose_rows(frozen.prompts, self.device.type)
+                prompts = self.choose(frozen.prompts)[:SHORTEST]
                 cached = check_cached(model, cache, prompts, dtype, where=str(cache.folder))
-                loss, expected = check_loss(
-                    model, self.objective, self.rows, self.batch, losses, frozen.caches, dtype
-                )  # fmt: skip
+                batch = self.objective.collate(self.short).to(self.device)
+                loss, expected = check_loss(model, self.objective, self.short, batch, losses, frozen.caches, dtype)
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
         self.seconds += time.perf_counter() - started
-        found = StartCheck(self.forward, len(self.batch.sequences), repeated, cached, loss, expected, self.seconds)
+        found = StartCheck(
+            forward=self.forward,
+            what="log-probabilities" if isinstance(model, PolicyModel) else "scores",
+            completions=len(self.batch.sequences),
+            repeated=repeated,
+            cached=cached,
+            loss=loss,
+            expected=expected,
+            seconds=self.seconds,
+        )
         if writes:
             write_atomically(self.job.folder.start_check, json.dumps(found.to_dict(), indent=1))
 

@@ -127,7 +127,7 @@ class _Trainer:
         self.model = distribute(
             model, self.mesh, dtype=dtype, activation_checkpointing=self.train.activation_checkpointing
         )
-        start = JobStart(self.job, self.model, self.objective, self.items, self.device, dtype)
+        start = JobStart(self.job, self.model, self.objective, self.items, self.device, dtype=dtype, budget=self.budget)
         start.check_forward()
         if self.size is None and not self.model.backbone.shares_prompts:
             self.size = len(self.items)  # padded sequences of a micro-batch should be of similar length

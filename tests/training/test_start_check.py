@@ -1,184 +1,144 @@
-"""What is checked before the first step: that training computes what the model itself computes, each time again."""
+"""Before the first step: the reference is the model, and the first loss is that of a policy that equals it."""
+
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from support.random_pairs import PAIR_METHODS, spec_of
 from support.small_lm import PAIRS, small_lm
-from transformers import (
-    AutoModelForCausalLM,
-    FalconH1Config,
-    HyperCLOVAXConfig,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    ModernBertDecoderConfig,
-    RecurrentGemmaConfig,
-)
+from transformers import HyperCLOVAXConfig, HyperCLOVAXForCausalLM
 
-from otpo.data.collate import collate_pairs
+from otpo.data.unpaired import mismatched, split_pairs, unpaired_prompts
 from otpo.errors import UserError
-from otpo.models import attention
+from otpo.methods import METHODS
 from otpo.models.policy import PolicyModel
-from otpo.models.reward_model import RewardModel
-from otpo.training.forward_check import check_forward, check_repeats
-from otpo.training.start_check import choose_rows
+from otpo.records import TokenPair
+from otpo.training.objectives import objective_of
+from otpo.training.objectives.pair import pair_prompts
+from otpo.training.start_check import SameReference, check_cached, check_loss, choose_rows
+from pipeline.run.folder import LabelFolder
+from pipeline.train.frozen_cache import fill_cache
+from pipeline.train.job_start import JobStart, fallback_notes, start_line
 
-SHAPE = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-OTHER_HEADS = {
-    "a factor of the decoder's": FalconH1Config(
-        **SHAPE, num_key_value_heads=2, lm_head_multiplier=0.5, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8,
-        mamba_d_state=8, mamba_n_groups=1,
-    ),
-    "a factor where others have a divisor": HyperCLOVAXConfig(**SHAPE, num_key_value_heads=2, logits_scaling=0.125),
-    "a soft cap of another name": RecurrentGemmaConfig(
-        **SHAPE, num_key_value_heads=1, lru_width=32, attention_window_size=8, logits_soft_cap=1.0
-    ),
-    "layers before the head's matrix": ModernBertDecoderConfig(**SHAPE, cls_token_id=1, sep_token_id=2),
-}  # fmt: skip
+AGAINST_REFERENCE = [name for name in PAIR_METHODS if "reference" in METHODS[name].needs]
 
 
-def made(config) -> PolicyModel:
+def filled(folder, model, prompts):
+    return fill_cache(folder, model, prompts, micro_batch_size=4, micro_batch_tokens=None, rank=0, world=1)
+
+
+def other_lm():
+    lm = small_lm()
+    lm.lm_head.weight.data *= 1.05
+    return lm
+
+
+class Cached:
+    """Frozen models whose log-probabilities are all those of a policy; the live reference is another model."""
+
+    def __init__(self, caches, live):
+        self.caches, self.live = caches, live
+
+    def cached(self, items):
+        return self.caches
+
+    def live_reference(self):
+        return self.live
+
+
+def first_loss(name, tmp_path, *, reference):
+    """(loss, expected) of a method's first rows, with the frozen models filled by `reference`."""
+    spec = spec_of(name)
+    objective = objective_of(spec, seed=0)
+    rows = PAIRS if spec.method.objective == "pair" else mismatched(split_pairs(PAIRS), seed=0)
+    prompts = list((pair_prompts if spec.method.objective == "pair" else unpaired_prompts)(rows))
+    policy = PolicyModel(small_lm())
+    cache = filled(tmp_path, reference, prompts)
+    caches = {model: cache for model in spec.method.needs if model in {"reference", "oracle", "positive", "negative"}}
+    losses = objective.losses(policy, rows, Cached(caches, reference))
+    batch = objective.collate(rows)
+    return check_loss(policy, objective, rows, batch, losses, caches, torch.float32)
+
+
+@pytest.mark.parametrize("name", [*AGAINST_REFERENCE, "kto"])
+def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(tmp_path, name):
+    loss, expected = first_loss(name, tmp_path, reference=PolicyModel(small_lm()))
+    assert loss == pytest.approx(expected, abs=1e-4)
+    golden = {"dpo": math.log(2), "otpo": math.log(2), "tdpo2": math.log(2), "ipo": 25.0, "hinge": 1.0, "kto": 0.5}
+    if name in golden:
+        assert expected == pytest.approx(golden[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpo", "tdpo1", "kto"])
+def test_a_first_loss_against_another_reference_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"Before the first step the loss is .* a policy that equals its reference has"):
+        first_loss(name, tmp_path, reference=PolicyModel(other_lm()))
+
+
+def test_the_cache_of_another_model_is_refused(tmp_path):
+    model, prompts = PolicyModel(small_lm()), list(pair_prompts(PAIRS))
+    own = filled(tmp_path / "own", model, prompts)
+    assert check_cached(model, own, prompts, torch.float32, where="").worst < 1e-6
+    stale = filled(tmp_path / "stale", PolicyModel(other_lm()), prompts)
+    with pytest.raises(UserError, match=f"in {tmp_path}/stale are not those of .* delete that folder"):
+        check_cached(model, stale, prompts, torch.float32, where=f"{tmp_path}/stale")
+
+
+def test_a_live_reference_is_read_by_its_keys():
+    model, prompts = PolicyModel(small_lm()), list(pair_prompts(PAIRS))
+    live = SameReference(model, {}).cached(prompts)["reference"]
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    found = live.logprobs([1], 1, mask)[0]
+    ids = torch.tensor([*PAIRS[1].prompt_ids, *PAIRS[1].rejected_ids])
+    expected = small_lm()(ids[None]).logits[0, :-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    torch.testing.assert_close(found[:7], expected, atol=1e-5, rtol=1e-5)
+    assert found[7:].eq(0).all()
+
+
+# ---- a job ----
+
+
+def start_of(tmp_path, lm, *, method="dpo"):
+    spec = spec_of(method)
+    policy, objective = PolicyModel(lm), objective_of(spec, seed=0)
+    job = SimpleNamespace(label="mine", model="models/theirs", folder=LabelFolder(tmp_path / "models" / "mine"))
+    return JobStart(job, policy, objective, PAIRS, torch.device("cpu"), dtype=torch.float32, budget=2048)
+
+
+def checked(start, reference, tmp_path):
+    prompts = list(pair_prompts(PAIRS))
+    start.check_forward()
+    caches = {"reference": filled(tmp_path / "scorers", reference, prompts)}
+    losses = start.objective.losses(start.model, PAIRS, Cached(caches, reference))
+    start.check_losses(losses, SimpleNamespace(caches=caches, prompts=prompts), writes=True)
+
+
+def test_a_job_leaves_one_line_and_a_note_of_what_was_slower(tmp_path):
     torch.manual_seed(0)
-    return PolicyModel(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+    lm = HyperCLOVAXForCausalLM(
+        HyperCLOVAXConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            logits_scaling=0.125,
+        )
+    )  # fmt: skip
+    start = start_of(tmp_path, lm)
+    checked(start, start.model, tmp_path)
+    assert start_line(start.job.folder).startswith("log-probabilities equal the model's own forward to ")
+    (note,) = fallback_notes([start.job.folder])
+    assert note.startswith("mine: The model's own head is run, because faster ways compute other log-probabilities (")
+    assert fallback_notes([LabelFolder(tmp_path)]) == []
 
 
-def by_transformers(lm, batch):
-    """Log-probabilities of each completion by the model's own logits, one sequence at a time."""
-    found = []
-    pieces = batch.input_ids.split(batch.segments)
-    for prompt, completion in batch.sequences:
-        ids = torch.cat([pieces[prompt], pieces[completion]])
-        logps = lm(ids[None]).logits[0, :-1].log_softmax(-1)
-        found.append(logps.gather(-1, ids[1:, None])[-len(pieces[completion]) :, 0])
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("head", OTHER_HEADS)
-@torch.no_grad()
-def test_a_head_that_is_more_than_one_matrix_is_run_itself(head):
-    model, batch = made(OTHER_HEADS[head]), collate_pairs(PAIRS)
-    truth = by_transformers(model.lm, batch)
-    found = check_forward(model, batch, torch.float32)
-    assert (found.layout, found.head, len(found.fallbacks)) == ("padded", "own", 1)
-    torch.testing.assert_close(model(batch)[0][batch.mask], truth, atol=1e-5, rtol=1e-5)
-    model.own_head = False  # what was computed without the check
-    try:
-        wrong = model(batch)[0][batch.mask]
-    except TypeError:
-        return  # this model's decoder is not found
-    assert (wrong - truth).abs().max() > 0.02
-
-
-@torch.no_grad()
-def test_a_sound_model_keeps_the_fastest_way_and_the_random_state():
-    model, batch = PolicyModel(small_lm()), collate_pairs(PAIRS)
-    before = torch.get_rng_state()
-    found = check_forward(model, batch, torch.float32)
-    assert (found.layout, found.head, found.fallbacks) == ("flat", "fused", ())
-    assert found.difference.worst < 1e-5 and found.also is not None and found.also.worst < 1e-5
-    assert check_repeats(model, batch, torch.float32, found.values) == 0
-    assert model.backbone.shares_prompts and not model.own_head
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@torch.no_grad()
-def test_padded_batches_take_the_place_of_flat_ones_that_differ(monkeypatch):
-    broken = {"flat": True}
-
-    def without_the_prompt(*args, batch, **kwargs):
-        output, weights = attention.shared_prompts_attention(*args, batch=batch, **kwargs)
-        return (output * 0.5 if broken["flat"] else output), weights
-
-    model, batch = PolicyModel(small_lm()), collate_pairs(PAIRS)
-    truth = by_transformers(small_lm(), batch)
-    attention.AttentionInterface.register(attention.SHARED_PROMPTS, without_the_prompt)
-    try:
-        assert (model(batch)[0][batch.mask] - truth).abs().max() > 0.1
-        found = check_forward(model, batch, torch.float32)
-    finally:
-        attention.AttentionInterface.register(attention.SHARED_PROMPTS, attention.shared_prompts_attention)
-    assert (found.layout, found.head) == ("padded", "fused") and found.fallbacks[0].startswith("flat batches")
-    torch.testing.assert_close(model(batch)[0][batch.mask], truth, atol=1e-5, rtol=1e-5)
-
-
-def test_the_models_own_head_gives_all_that_methods_read():
-    fused, own, batch = PolicyModel(small_lm()), PolicyModel(small_lm()), collate_pairs(PAIRS)
-    own.use_own_head()
-    other = PolicyModel(small_lm(attention_bias=True))
-    wanted = ("hidden", "log_sum_squares", "reference_kl")
-    gradients = []
-    for model in (fused, own):
-        with torch.no_grad():
-            reference = other.lazy_logits(batch)
-        logps, extras = model(batch, wanted, reference, 1)
-        last = model(batch, ("hidden",))[1]["hidden"]
-        (logps.exp().sum() + extras["reference_kl"].sum()).backward()
-        found = [logps, extras["log_sum_squares"], extras["reference_kl"], extras["hidden"], last]
-        gradients.append([*found, *(parameter.grad for parameter in model.parameters())])
-    for mine, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
-
-
-def test_a_reference_may_take_its_own_head():
-    policy, reference, batch = PolicyModel(small_lm()), PolicyModel(small_lm(attention_bias=True)), collate_pairs(PAIRS)
-    fused = policy(batch, ("reference_kl",), reference.lazy_logits(batch))[1]["reference_kl"]
-    reference.use_own_head()
-    own = policy(batch, ("reference_kl",), reference.lazy_logits(batch))[1]["reference_kl"]
-    torch.testing.assert_close(own, fused, atol=1e-5, rtol=1e-5)
-
-
-def test_a_model_without_finite_values_is_refused():
-    model = PolicyModel(small_lm())
-    model.lm.model.norm.weight.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="not finite"):
-        check_forward(model, collate_pairs(PAIRS), torch.float32)
-
-
-def test_a_model_that_draws_random_numbers_is_refused():
-    model, batch = PolicyModel(small_lm()), collate_pairs(PAIRS)
-    model.lm.model.layers[0].mlp.register_forward_hook(lambda _, __, out: out + 1e-3 * torch.randn_like(out))
-    with pytest.raises(UserError, match="computed twice"):
-        check_repeats(model, batch, torch.float32, model(batch)[0][batch.mask])
-
-
-def test_a_model_that_computes_something_else_than_before_is_refused():
-    model, batch = PolicyModel(small_lm()), collate_pairs(PAIRS)
-    before = check_forward(model, batch, torch.float32).values
-    model.softcap = 0.5
-    with pytest.raises(UserError, match="when it was loaded"):
-        check_repeats(model, batch, torch.float32, before)
-
-
-# ---- reward models ----
-
-
-def reward_model(**changes) -> RewardModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, num_key_value_heads=1, num_labels=1)
-    config.update(changes)
-    lm = LlamaForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
-    torch.nn.init.zeros_(lm.score.weight)  # as a new one
-    return RewardModel(lm)
-
-
-@torch.no_grad()
-def test_a_reward_model_scores_as_transformers_does():
-    found = check_forward(reward_model(), collate_pairs(PAIRS), torch.float32)
-    assert found.layout == "flat" and found.difference.worst < 1e-5
-    # one completion at a time
-    assert check_forward(reward_model(pad_token_id=None), collate_pairs(PAIRS), torch.float32).difference.worst < 1e-5
-
-
-def test_a_reward_model_that_transformers_would_read_elsewhere_is_refused():
-    ends = PAIRS[0].chosen_ids[-1]
-    with pytest.raises(UserError, match=f"end in token {ends}, which is also the padding token"):
-        check_forward(reward_model(pad_token_id=ends), collate_pairs(PAIRS), torch.float32)
+def test_a_job_whose_cache_is_of_another_model_names_label_and_folder(tmp_path):
+    with pytest.raises(UserError, match=f"^mine: The cached log-probabilities in {tmp_path}/scorers are not"):
+        checked(start_of(tmp_path, small_lm()), PolicyModel(other_lm()), tmp_path)
 
 
 # ---- rows ----
 
 
 def test_the_shortest_rows_are_checked_and_a_long_one():
-    rows = choose_rows([*PAIRS, *PAIRS], "cpu")
-    assert [item.tokens for item in rows] == [9, 9, 12]
+    pairs = [*PAIRS, *PAIRS, TokenPair(9, [1], [2] * 40, [3])]
+    assert [item.tokens for item in choose_rows(pairs, "cpu", 2048)] == [9, 9, 42]
+    assert [item.tokens for item in choose_rows(pairs, "cpu", 41)] == [9, 9, 12]

@@ -150,6 +150,17 @@ def test_the_first_loss_is_ln_2(two, one, label):
         assert losses(trained.label(label))[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize("label", ["base", *METHODS])
+def test_every_training_leaves_what_it_checked_before_the_first_step(two, label):
+    found = json.loads((two.label(label) / "start_check.json").read_text())
+    tolerance = 0.01 if label == "bf16" else 1e-5
+    assert (found["forward"]["layout"], found["forward"]["head"], found["fallback"]) == ("flat", "fused", "")
+    assert found["forward"]["difference"]["worst"] < tolerance and found["repeated"] < 1e-6
+    if label != "base":
+        assert found["loss"] == pytest.approx(math.log(2), abs=1e-4) and found["cached"]["worst"] < tolerance
+        assert "expected 0.6931 = ln 2" in found["line"]
+
+
 def test_bf16_learns_what_fp32_does_and_keeps_the_precision_of_its_start(two, one):
     exact = losses(two.label("otpo"))
     for trained in (two, one):
