@@ -152,8 +152,13 @@ class Chat:
     def render(self, messages: Messages, parts: Parts, **how: bool) -> str:
         """The messages through the template. Raises BadRow where it refuses them."""
         variables = {**self.kwargs, **(parts.template_kwargs or {}), **how}
+        given = _as_parts(messages) if self._in_parts else messages
         try:
-            return self._apply(_as_parts(messages) if self._in_parts else messages, tools=parts.tools, **variables)
+            try:
+                return self._apply(given, tools=parts.tools, **variables)
+            except TypeError:
+                # Some templates, such as DeepSeek's, write a call's arguments as they are and take them as JSON.
+                return self._apply(_with_json_arguments(given), tools=parts.tools, **variables)
         except (TemplateError, ValueError, TypeError) as error:
             raise BadRow(f"the chat template refuses the messages: {error}") from None
 
@@ -223,6 +228,22 @@ def _as_parts(messages: Messages) -> Messages:
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
+
+
+def _with_json_arguments(messages: Messages) -> Messages:
+    def written(call: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(call.get("function"), dict):
+            return {**call, "function": written(call["function"])}
+        arguments = call.get("arguments")
+        text = json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict | list) else arguments
+        return {**call, "arguments": text}
+
+    return [
+        {**message, "tool_calls": [written(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
         else message
         for message in messages
     ]

@@ -228,12 +228,14 @@ def report_of(found: Tokenised, sets: Sequence[DataSet], template: str) -> DataR
             f"{each.name}: {why}": [row + start for row in rows] for why, rows in report.problems.items()
         }
         whole.notes |= {f"{each.name}: {why}": [row + start for row in rows] for why, rows in report.notes.items()}
+        whole.shown |= {f"{each.name}: {remark}": example for remark, example in report.shown.items()}
         for label, count in report.labels.items():
             whole.labels[label] = whole.labels.get(label, 0) + count
         for unit, counts in report.longer.items():
             totals = whole.longer.setdefault(unit, dict.fromkeys(counts, 0))
             whole.longer[unit] = {side: totals[side] + count for side, count in counts.items()}
-    whole.choose(of_rows(template, {name for r in found.reports for name in r.template.split(" and ")}))
+    kwargs = {name: value for report in found.reports for name, value in report.chat_template_kwargs.items()}
+    whole.choose(of_rows(template, {name for r in found.reports for name in r.template.split(" and ")}, kwargs))
     return whole
 
 

@@ -170,6 +170,22 @@ def test_a_template_that_knows_no_tools_or_calls_refuses_them():
     assert "A board." in tokenizer_with(QWEN3).decode(pair.chosen_ids)
 
 
+def test_a_template_that_writes_arguments_as_they_are_gets_them_as_json():
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}{% for call in m.tool_calls or [] %}"
+        "{{ call.function.name + ' ' + call.function.arguments }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    calls = [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        for city in ("Zürich", "Oslo")
+    ]
+    chosen, rejected = ({"role": "assistant", "content": "", "tool_calls": [call]} for call in calls)
+    tokenizer = tokenizer_with(template)
+    (pair,), _ = tokenize_pairs([{"prompt": [ASK], "chosen": [chosen], "rejected": [rejected]}], tokenizer)
+    assert texts(pair, tokenizer)[0] == 'weather {"city": "Zürich"}<|im_end|>'
+
+
 def test_a_template_that_drops_a_system_prompt_refuses_it():
     template = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
     system = {"role": "system", "content": "Be brief."}
