@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from support.architectures import make
 from support.small_lm import PAIRS, small_lm
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import WorkError
@@ -18,6 +22,15 @@ from otpo.models.export import export
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel, load_reward_lm
+from otpo.models.sharding import shard
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -58,6 +71,22 @@ def test_a_sound_export_passes(tmp_path, tiny_llama, dtype, adapted, tied):
     assert not list(tmp_path.glob("*.partial")) and (tmp_path / "adapter").exists() is adapted
     weights = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward model"])
+@pytest.mark.parametrize("family", ["gemma2-window", "qwen3_moe", "gpt_neox"])
+def test_sharded_models_of_other_architectures_pass(mesh, tmp_path, tiny_llama, family, kind):
+    """Soft caps that sdpa ignores, experts that are saved one by one, biases, and the classes that FSDP2 makes."""
+    make(family, "sdpa").save_pretrained(tmp_path / "start")
+    if kind == "policy":
+        model, options = PolicyModel(load_causal_lm(tmp_path / "start")), {}
+    else:
+        model, options = RewardModel(load_reward_lm(tmp_path / "start", new_head=True, pad_id=0)), {"pad_id": 0}
+        torch.nn.init.normal_(model.lm.score.weight, generator=torch.Generator().manual_seed(2))
+    model = shard(moved(model.eval()), mesh, dtype=torch.float32)
+    folder = save(model, tmp_path, tiny_llama, trained=values_of(model), **options)
+    names = [load_file(each / "model.safetensors").keys() for each in (tmp_path / "start", folder)]
+    assert names[1] - {"score.weight"} <= names[0]
 
 
 def test_an_export_that_gives_other_log_probabilities_gets_no_name(tmp_path, tiny_llama):

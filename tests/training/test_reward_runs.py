@@ -157,7 +157,7 @@ def test_the_label_judges_the_answers_of_its_run(rewarded):
         for name in ("base", "dpo")
     )
     scorer = RewardScorer(this.folder.model("rm"))
-    assert scorer.template == "literal", "as the pairs, which are strings, were rendered"
+    assert str(scorer.template) == "literal", "as the pairs, which are strings, were rendered"
     ours, theirs = scorer(PROMPTS, dpo), scorer(PROMPTS, base)
     expected = [1 + 1 / (1 + math.exp(b - a)) for a, b in zip(ours, theirs, strict=True)]
     verdicts = pd.read_parquet(this.folder.verdicts("small"))
