@@ -20,6 +20,8 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal LM in the precision it was saved in. No code from the model's folder is run.
 
+    Its attribute `weights_not_read` names weights in its files that it has no use for.
+
     Args:
         four_bit: the precision to compute in with 4-bit weights (NF4 with doubly quantised scales, as in QLoRA,
             https://arxiv.org/abs/2305.14314), by bitsandbytes on this process's GPU; None does not quantise.
@@ -55,6 +57,7 @@ def load_causal_lm(
         raise UserError(f"No causal language model could be loaded from '{path}': {reason:.400}") from error
     lm, info = found
     check_loaded(path, info)
+    lm.weights_not_read = tuple(sorted(info["unexpected_keys"]))
     return lm
 
 

@@ -22,6 +22,8 @@ from pipeline.run.folder import LabelFolder
 from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
 
+SHOWN = 4  # names of weights in a note
+
 
 class JobStart:
     """Checks one job on this rank; every rank checks the same rows.
@@ -99,7 +101,8 @@ class JobStart:
             seconds=self.seconds,
         )
         if writes:
-            write_atomically(self.job.folder.start_check, json.dumps(found.to_dict(), indent=1))
+            not_read = {"not_read": list(getattr(model.lm, "weights_not_read", ()))}
+            write_atomically(self.job.folder.start_check, json.dumps(found.to_dict() | not_read, indent=1))
 
 
 def start_line(folder: LabelFolder) -> str:
@@ -107,10 +110,22 @@ def start_line(folder: LabelFolder) -> str:
     return str(_read(folder).get("line", ""))
 
 
-def fallback_notes(folders: Sequence[LabelFolder]) -> list[str]:
-    """A sentence for each label whose log-probabilities could not be computed in the fastest way."""
-    found = ((folder.path.name, _read(folder).get("fallback")) for folder in folders)
-    return [f"{label}: {fallback}." for label, fallback in found if fallback]
+def start_notes(folders: Sequence[LabelFolder]) -> list[str]:
+    """A sentence for each label whose log-probabilities could not be computed in the fastest way, or whose start has
+    weights in its files that no part of the model takes.
+    """
+    notes = []
+    for folder in folders:
+        found, label = _read(folder), folder.path.name
+        if fallback := found.get("fallback"):
+            notes.append(f"{label}: {fallback}.")
+        if names := found.get("not_read"):
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            notes.append(
+                f"{label}: weights in the start's files are not part of the model that is trained and exported:"
+                f" {', '.join(names[:SHOWN])}{more}."
+            )
+    return notes
 
 
 def _read(folder: LabelFolder) -> dict[str, Any]:

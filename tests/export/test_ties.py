@@ -18,11 +18,14 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
+from otpo.files import write_json
 from otpo.models.adapters import add_adapters
 from otpo.models.export import export
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
 from otpo.models.sharding import shard
+from pipeline.run.folder import LabelFolder
+from pipeline.train.job_start import start_notes
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -119,6 +122,20 @@ def test_weights_that_would_be_drawn_at_random_are_refused(tmp_path):
         load_causal_lm(without(tmp_path / "a", "lm_head.weight"))
     with pytest.raises(UserError, match=r"found none for model\.layers\.1\.mlp\.up_proj\.weight: "):
         load_causal_lm(without(tmp_path / "b", "model.layers.1.mlp.up_proj.weight"))
+
+
+def test_weights_that_no_part_takes_are_named(tmp_path):
+    """They are not exported either: those of a vision tower, of layers that predict further tokens."""
+    folder = without(tmp_path / "start")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"vision.{i}.weight": torch.ones(2) for i in range(6)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    names = load_causal_lm(folder).weights_not_read
+    assert names == tuple(f"vision.{i}.weight" for i in range(6))
+    label = LabelFolder(tmp_path / "dpo")
+    write_json(label.start_check, {"line": "equal", "fallback": "", "not_read": names})
+    (note,) = start_notes([label])
+    assert note.startswith("dpo: weights") and note.endswith("vision.3.weight and 2 more.")
 
 
 def test_weights_of_other_sizes_are_refused(tmp_path):

@@ -19,7 +19,7 @@ from otpo.training.objectives.pair import pair_prompts
 from otpo.training.start_check import SameReference, check_cached, check_loss, choose_rows
 from pipeline.run.folder import LabelFolder
 from pipeline.train.frozen_cache import fill_cache
-from pipeline.train.job_start import JobStart, fallback_notes, start_line
+from pipeline.train.job_start import JobStart, start_line, start_notes
 
 AGAINST_REFERENCE = [name for name in PAIR_METHODS if "reference" in METHODS[name].needs]
 
@@ -125,9 +125,9 @@ def test_a_job_leaves_one_line_and_a_note_of_what_was_slower(tmp_path):
     start = start_of(tmp_path, lm)
     checked(start, start.model, tmp_path)
     assert start_line(start.job.folder).startswith("log-probabilities equal the model's own forward to ")
-    (note,) = fallback_notes([start.job.folder])
+    (note,) = start_notes([start.job.folder])
     assert note.startswith("mine: The model's own head is run, because faster ways compute other log-probabilities (")
-    assert fallback_notes([LabelFolder(tmp_path)]) == []
+    assert start_notes([LabelFolder(tmp_path)]) == []
 
 
 def test_a_job_whose_cache_is_of_another_model_names_label_and_folder(tmp_path):

@@ -86,7 +86,7 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     supervised = labels == ["base"]
     tokens = run.sources.tokens(supervised=supervised)
     from pipeline.cluster.connect import connect
-    from pipeline.train.job_start import fallback_notes
+    from pipeline.train.job_start import start_notes
     from pipeline.train.launcher import fit, make_job, padded_batches
 
     connect(run.recipe.cluster.address)
@@ -97,5 +97,5 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     group = run.recipe.train_of("base") if supervised else run.recipe.train
     say_plan(run, labels, model, tokens, group)
     fit(jobs, folder, name="base" if supervised else "methods", train=group, progress=run.progress)
-    run.notes.extend(fallback_notes([job.folder for job in jobs]))
+    run.notes.extend(start_notes([job.folder for job in jobs]))
     return {job.label: job.tokens for job in jobs}
