@@ -82,34 +82,34 @@ def test_one_worker_keeps_what_is_planned(tmp_path: Path, model_type: str, tied:
     assert found == {name: planned[name] for name in found}
 
 
-def _rank(rank: int, path: str, out: str, lora) -> None:
+def _rank(rank: int, path: str, out: str) -> None:
     store = torch.distributed.FileStore(f"{out}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    lm = random_model(Path(path))
-    if lora:
-        add_adapters(lm, lora, seed=0)
-    model = distribute(PolicyModel(lm), init_device_mesh("cpu", (2,)), dtype=torch.bfloat16)
-    found = kept_bytes(model, adamw(model, lr=1e-3, weight_decay=0.0))
-    # a micro-batch that is not the last one: gradients are not reduced
-    model.set_requires_gradient_sync(False)
-    batch = collate_pairs([TokenPair(0, [5, 6, 7], [8, 9], [10])])
-    model(batch)[0].sum().backward()
-    groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if isinstance(m, FSDPModule)]
-    whole = [p.unsharded_accumulated_grad for group in groups if group for p in group.fsdp_params]
-    found["gradients between micro-batches"] = sum(t.numel() * t.element_size() for t in whole if t is not None)
-    save_file({name: torch.tensor(value) for name, value in found.items()}, f"{out}/rank{rank}.safetensors")
+    for name, lora in (("all", None), ("lora", LORA)):
+        lm = random_model(Path(path))
+        if lora:
+            add_adapters(lm, lora, seed=0)
+        model = distribute(PolicyModel(lm), init_device_mesh("cpu", (2,)), dtype=torch.bfloat16)
+        found = kept_bytes(model, adamw(model, lr=1e-3, weight_decay=0.0))
+        # a micro-batch that is not the last one: gradients are not reduced
+        model.set_requires_gradient_sync(False)
+        model(collate_pairs([TokenPair(0, [5, 6, 7], [8, 9], [10])]))[0].sum().backward()
+        groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if isinstance(m, FSDPModule)]
+        whole = [p.unsharded_accumulated_grad for group in groups if group for p in group.fsdp_params]
+        found["gradients between micro-batches"] = sum(t.numel() * t.element_size() for t in whole if t is not None)
+        save_file({part: torch.tensor(value) for part, value in found.items()}, f"{out}/{name}{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
-def test_two_workers_keep_what_is_planned(tmp_path: Path, lora) -> None:
+def test_two_workers_keep_what_is_planned(tmp_path: Path) -> None:
     """Every dimension is even, so both ranks hold exactly half."""
     path = folder(tmp_path / "model")
-    mp.spawn(_rank, (str(path), str(tmp_path), lora), nprocs=2)
-    planned = memory_parts(shape_of(path, lora), replace(LOAD, adapters=lora is not None, micro_batches=2), ranks=2)
-    for rank in range(2):
-        found = {name: int(value) for name, value in load_file(tmp_path / f"rank{rank}.safetensors").items()}
-        assert found == {name: planned[name] for name in found}
+    mp.spawn(_rank, (str(path), str(tmp_path)), nprocs=2)
+    for name, lora in (("all", None), ("lora", LORA)):
+        planned = memory_parts(shape_of(path, lora), replace(LOAD, adapters=lora is not None, micro_batches=2), ranks=2)
+        for rank in range(2):
+            found = {part: int(value) for part, value in load_file(tmp_path / f"{name}{rank}.safetensors").items()}
+            assert len(found) == 4 and found == {part: planned[part] for part in found}
 
 
 PAIRS = [

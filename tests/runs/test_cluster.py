@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.reward import export_reward_model
@@ -156,7 +157,7 @@ found = {"on_gpu": training_room().check(4, use_gpu="auto"), "grows": grows()}
 
 # a misfit that only generation would meet, and one of training: refused before anything is trained
 tree = {"model": {"path": str(model)}, "data": {"path": str(work / "pairs.jsonl")}, "methods": {"dpo": {}},
-        "judge": {"reward_model": str(rewards)}, "train": {"max_steps": 1, "workers": 1},
+        "judge": {"reward_model": str(rewards)}, "train": {"max_steps": 1, "workers": 1, "warmup_ratio": 0},
         "generate": {"tasks": [str(work / "prompts.jsonl")]}}
 for section, change in {"generate": {"tensor_parallel_size": 8}, "train": {"workers": 5, "use_gpu": True}}.items():
     try:
@@ -187,6 +188,20 @@ cluster.shutdown()
 """
 
 
+def in_a_process(script: str, *words: Path) -> Any:
+    """What a script that has a cluster of its own finds."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        # on a busy machine a node that is slow to answer is not a dead one
+        env=os.environ | {"RAY_health_check_failure_threshold": "50"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.split("FOUND")[1])
+
+
 def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_llama: Path) -> None:
     """A real cluster with declared GPUs: what does not fit is refused, and what fits is placed where it belongs."""
     pair = {"prompt": "Say one.", "chosen": "one", "rejected": "two"}
@@ -196,16 +211,7 @@ def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_l
     model, tokenizer = tmp_path / "model", AutoTokenizer.from_pretrained(tiny_llama)
     make_model(tokenizer, hidden=256, layers=1, heads=8).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    done = subprocess.run(
-        [sys.executable, "-c", POOLS, str(tmp_path), str(model), str(rewards)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        # on a busy machine a node that is slow to answer is not a dead one
-        env=os.environ | {"RAY_health_check_failure_threshold": "50"},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.split("FOUND")[1])
+    found = in_a_process(POOLS, tmp_path, model, rewards)
     assert found["on_gpu"] is True and found["grows"] is False
     assert "engines of 8 GPUs" in found["generate"] and "has 4 GPUs for training" in found["train"]
     assert not found["trained generate"] and not found["trained train"]
@@ -213,3 +219,42 @@ def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_l
     assert found["gpus_of_scorer"] == 1
     here = RewardScorer(rewards)(["Say 1."] * 2, ["one", "two"])
     assert found["scores"] == pytest.approx(here, abs=1e-5) and here[0] != here[1]
+
+
+GROWING = """
+import json, os, sys, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipeline.cluster.placement import grows
+from pipeline.generate.engine import EngineConfig, Sampling
+from pipeline.generate.pool import EnginePool
+from eval.tasks import Prompt
+
+work, model = map(Path, sys.argv[1:])
+os.environ["RAY_NODE_TYPE_NAME"] = "generate"  # as autoscalers start their nodes
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+cluster.add_node(num_cpus=2, resources={"generate": 1})
+ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+prompts, said = [Prompt(str(i), f"Say {i}.", "test") for i in range(8)], []
+config = EngineConfig(backend="transformers", device="cpu", workers=2, max_model_len=64, batch_size=1)
+with EnginePool(config, model) as pool:
+    say = lambda what, done, total, remark: said.append(remark)
+    early = pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "early", progress=say).outputs
+    cluster.add_node(num_cpus=2, resources={"generate": 1})
+    deadline = time.monotonic() + 300
+    while pool._engines.up() < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    late = pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "late", progress=say).outputs
+print("FOUND" + json.dumps({"grows": grows(), "said": said, "same": early == late, "outputs": len(early)}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_whose_node_comes_late_joins_the_others(tmp_path: Path, tiny_llama: Path) -> None:
+    found = in_a_process(GROWING, tmp_path, tiny_llama)
+    assert found["grows"] and found["same"] and found["outputs"] == 8
+    assert len(found["said"]) == 16 and all(remark.endswith(", 1 of 2 engines") for remark in found["said"][:8])
+    assert not any("engines" in remark for remark in found["said"][8:])
