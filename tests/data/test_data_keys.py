@@ -60,6 +60,20 @@ def test_a_run_refuses_completions_that_its_template_rewrites_unless_told(folder
     assert tokenizer.decode(load_tokens(run.tokens().train)[0].chosen_ids) == "It is 0.<|im_end|>"
 
 
+def test_a_mix_has_columns_for_each_set_and_one_rendering(folder):
+    more = [{"prompt": f"Is it {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
+    (folder / "more.jsonl").write_text("\n".join(map(json.dumps, more)))
+    path, kwargs = str(folder / "pairs.jsonl"), {"enable_thinking": False}
+    run = sources(
+        folder, path=None, template="chat", chat_template_kwargs=kwargs,
+        datasets={"fragen": {"path": path, "columns": COLUMNS}, "more": {"path": str(folder / "more.jsonl")}},
+    )  # fmt: skip
+    assert run.tokens().report.rendering == Rendering("chat", kwargs)
+    texts = [tokenizer_with(QWEN3).decode(item.prompt_ids) for item in load_tokens(run.tokens().train)]
+    assert len(texts) == 9 and all(text.endswith("<think>\n\n</think>\n\n") for text in texts)
+    assert "What is 3?" in texts[3] and "Is it 1?" in texts[7]
+
+
 def test_a_base_has_columns_of_its_own(folder):
     (folder / "base.jsonl").write_text("\n".join(json.dumps({"q": f"What is {n}?", "a": "It."}) for n in range(3)))
     tree = {"name": "trial", "model": {"path": str(folder / "model")}}

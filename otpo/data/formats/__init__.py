@@ -84,6 +84,11 @@ FORMATS: dict[str, Format] = {
         ("chosen", "rejected"), columns.preference_implicit, pairs=True, renamed=True,
         about="the prompt is what both completions begin with",
     ),
+    "openai-preference": Format(
+        ("input", "preferred_output", "non_preferred_output"), columns.openai_preference, pairs=True,
+        looks=lambda row: isinstance(row["input"], dict) and "messages" in row["input"],
+        about="as OpenAI's preference fine-tuning; input holds messages and tools",
+    ),
     "tldr": Format(
         ("info", "summaries", "choice"), datasets.tldr, pairs=True, messages=datasets.tldr_messages,
         about="comparisons of summaries as in summarize_from_feedback; prompt = SUBREDDIT, TITLE, POST, 'TL;DR:'",

@@ -71,12 +71,19 @@ def preference_implicit(row: Row) -> Parts:
     return Parts(chosen[:split], (chosen[split:], rejected[split:]))
 
 
+def openai_preference(row: Row) -> Parts:
+    """`{input: {messages, tools}, preferred_output, non_preferred_output}`: OpenAI's preference fine-tuning."""
+    prompt, tools = text_of(row["input"], "messages"), row["input"].get("tools")
+    parts = Parts(prompt, (text_of(row, "preferred_output"), text_of(row, "non_preferred_output")))
+    return parts if is_blank(tools) else replace(parts, tools=listed_of(tools, "tools"))
+
+
 # ---- instructions ----
 
 
 def instruction(row: Row) -> Parts:
     """`{instruction, input, chosen, rejected}`: the prompt is the instruction, a blank line and the input if any."""
-    return Parts(instruction_of(row), (text_of(row, "chosen"), text_of(row, "rejected")))
+    return preference({**row, "prompt": instruction_of(row)})
 
 
 def instruction_ranked(row: Row) -> Parts:

@@ -29,7 +29,9 @@ class Context:
             BadRow: the prompt has another system message.
         """
         prompt = _with_context(parts.prompt, self.system, self.history)
-        return replace(parts, prompt=prompt, tools=self.tools or None, template_kwargs=self.template_kwargs or None)
+        return replace(
+            parts, prompt=prompt, tools=self.tools or parts.tools, template_kwargs=self.template_kwargs or None
+        )
 
 
 def context_of(row: Row, columns: Mapping[str, str]) -> Context:

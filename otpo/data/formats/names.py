@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TEXTS = ("prompt", "question", "query", "problem", "user_prompt", "user_input", "user", "input")
-CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "trajectory")
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": TEXTS,

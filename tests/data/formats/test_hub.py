@@ -63,6 +63,18 @@ MESSAGES = {
         {"instruction": "Is a whale", "input": "a fish?", **TEXTS, "history": [["Hello!", "Hi."]]},
         [user("Hello!"), assistant("Hi."), user("Is a whale\n\na fish?")],
     ),
+    "magpie-dpo": ({"instruction": ASK["content"], "chosen": [ASK, YES], "rejected": [ASK, NO], "model": "m"}, [ASK]),
+    "UltraInteract": ({"task": "Math", "trajectory": [{"from": "user", "value": ASK["content"]}], **TEXTS}, [ASK]),
+    "HuggingFaceH4/orca_dpo_pairs": (
+        {"system": "Be brief.", "question": ASK["content"], "chosen": [system("Be brief."), ASK, YES],
+         "rejected": [system("Be brief."), ASK, NO]},
+        [system("Be brief."), ASK],
+    ),
+    "OpenAI's preferences": (
+        {"input": {"messages": [ASK], "tools": [TOOL], "parallel_tool_calls": True}, "preferred_output": [YES],
+         "non_preferred_output": [NO]},
+        [ASK], [TOOL],
+    ),
     "HelpSteer3": (
         {"domain": "code", "language": "en", "context": [ASK], "response1": NO["content"], "response2": YES["content"],
          "overall_preference": 2, "individual_preference": []},
