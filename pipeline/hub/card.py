@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from eval.board.leaderboard import read_leaderboard
+from otpo.files import ROW_SUFFIXES
 from pipeline.recipe import Recipe
 from pipeline.run.folder import RunFolder
 from pipeline.run.metrics import read_metrics
@@ -25,12 +26,14 @@ class Origin:
 
     Attributes:
         start: hub name of the model that training started from; None for a local one.
-        data: hub name of the data; None for a file.
+        data: hub names of the data sets.
+        files: how many data sets are files.
         rows: how many rows were used, in words.
     """
 
     start: str | None
-    data: str | None
+    data: list[str]
+    files: int
     rows: str
 
 
@@ -40,8 +43,9 @@ def origin(run: RunFolder, recipe: Recipe, label: str) -> Origin:
     start = _said(card, "Start and reference")
     if recipe.base and label != "base":  # trained here from the recipe's model, as the base's own card says
         start = _said(_readme(run, "base"), "Start and reference")
-    source, _, rows = _line(card, "Data").partition("`, ")
-    return Origin(_hub_name(start), _hub_name(source.strip("`")), rows)
+    sources, _, rows = _line(card, "Data").partition("`, ")
+    data = [_hub_name(source) for source in sources.strip("`").split(", ")]
+    return Origin(_hub_name(start), [name for name in data if name], data.count(None), rows)
 
 
 def hub_card(run: RunFolder, recipe: Recipe, label: str, *, name: str, license: str | None, adapter: bool) -> str:
@@ -62,7 +66,7 @@ def hub_card(run: RunFolder, recipe: Recipe, label: str, *, name: str, license: 
         pipeline_tag="text-classification" if rewards else "text-generation",
         base_model=made.start,
         base_model_relation="adapter" if adapter else "finetune",
-        datasets=[made.data] if made.data else None,
+        datasets=made.data or None,
         tags=list(dict.fromkeys(["otpo", kind, *([method.method.name] if method else [])])),
     )
     title = "supervised training" if method is None else f"[{method.method.title}]({method.method.paper})"
@@ -70,7 +74,7 @@ def hub_card(run: RunFolder, recipe: Recipe, label: str, *, name: str, license: 
         f"---\n{data.to_yaml()}\n---\n\n# {name.split('/')[1]}",
         f"Trained by the OTPO pipeline with {title}, as the label `{label}` of the run `{recipe.name}`.",
         f"- Start{'' if rewards or method is None else ' and reference'}: {_link(made.start)}\n"
-        f"- Data: {_link(made.data, 'datasets/') if made.data else 'a local file'}"
+        f"- Data: {', '.join([_link(name, 'datasets/') for name in made.data] + ['a local file'] * made.files)}"
         + (f", {made.rows}" if made.rows else ""),
         *_board(run, label),
         *_evaluation(run, label),
@@ -100,7 +104,8 @@ def _said(card: str, name: str) -> str:
 
 
 def _hub_name(source: str) -> str | None:
-    return source if _HUB_NAME.fullmatch(source) and not Path(source).exists() else None
+    file = source.endswith((*ROW_SUFFIXES, ".gz")) or Path(source).exists()
+    return source if _HUB_NAME.fullmatch(source) and not file else None
 
 
 def _link(name: str | None, kind: str = "") -> str:

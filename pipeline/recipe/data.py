@@ -44,13 +44,11 @@ class DataConfig(Section):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None,
-        description="Variables of the chat template for the whole run, such as {enable_thinking: false}. Unset: those"
-        " that the model was trained with here, if any.",
+        description="Variables of the chat template, as {enable_thinking: false}. Unset: as in the model's training.",
     )
     rewritten: Literal["refuse", "drop", "template", "text"] = Field(
         "refuse",
-        description="Completions that the chat template rewrites: refuse the run, drop the rows, train what the"
-        " template makes of them, or train their text as written.",
+        description="What to do with completions that the template rewrites; template or text is what is then trained.",
     )
     max_length: int = Field(1024, ge=8, description="Most tokens of a prompt and one completion together.")
     max_prompt_length: int | None = Field(

@@ -314,7 +314,7 @@ def _as_recipe(tree: Mapping[str, Any], where: str) -> str:
     needed = {
         "name": _NAME_LIKE.sub("-", Path(where).stem).strip("-._") or "mine",
         "model.path": "...",
-        "data.path": "...",
+        **({} if "data.datasets" in found.settings else {"data.path": "..."}),
     }
     for key, value in sorted((needed | found.settings).items(), key=lambda item: item[0].count(".")):
         section = recipe

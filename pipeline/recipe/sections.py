@@ -107,8 +107,7 @@ class TrainConfig(Section):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Most pairs (or completions) that a worker computes at once. Unset: 4 on a CPU; on a GPU as many as"
-        " micro_batch_tokens allows.",
+        description="Most pairs (or completions) that a worker computes at once. Unset: 4 on a CPU, all on a GPU.",
     )
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Most tokens that a worker computes at once. Unset: 2,048 on a CPU, 16,384 on a GPU."

@@ -26,7 +26,7 @@ from pipeline.train.model_card import model_card
 from pipeline.train.tokens import prepare_tokens
 
 TOKEN = "hf_a_token_of_the_test_" + "x" * 20
-START, DATA = "someone/small-chat", "someone/pairs"
+START, DATA, MORE = "someone/small-chat", "someone/pairs", "another/pairs"
 
 
 @pytest.fixture
@@ -77,7 +77,8 @@ def finished(tmp_path, tiny_llama) -> RunFolder:
     write_pairs(tmp_path / "pairs.json")
     methods = {"dpo": {"beta": 0.2}, "otpo": {}, "rest": {"method": "ipo"}}
     recipe = make_recipe(settings(tmp_path, tiny_llama, methods=methods))
-    finish(run, recipe, "dpo", tiny_llama, start=START, source=DATA)
+    mix = f"{DATA}, {tmp_path / 'pairs.json'}, {MORE}"
+    finish(run, recipe, "dpo", tiny_llama, start=START, source=mix)
     run.model("otpo").mkdir(parents=True)  # begun, and killed while it was exported
     write_leaderboard(board("dpo"), run.leaderboard)
     return run
@@ -120,12 +121,13 @@ def test_what_arrives_is_the_folder_and_a_card(tmp_path, finished, hub):
     _, front, text = there["README.md"].decode().split("---\n", 2)
     assert yaml.safe_load(front) == {
         "license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-generation",
-        "base_model": START, "base_model_relation": "finetune", "datasets": [DATA],
+        "base_model": START, "base_model_relation": "finetune", "datasets": [DATA, MORE],
         "tags": ["otpo", "preference-optimization", "dpo"],
     }  # fmt: skip
     for word in (
         "# my-dpo", "[DPO](https://arxiv.org/abs/2305.18290)", f"https://huggingface.co/{START}",
-        f"https://huggingface.co/datasets/{DATA}", "60 of 60 rows used", '"beta": 0.2',
+        f"[{DATA}](https://huggingface.co/datasets/{DATA})",
+        f"(https://huggingface.co/datasets/{MORE}), a local file, 60 of 60 rows used", '"beta": 0.2',
         "after step 20: eval_loss 0.6100",
         "| mine | my-judge (preference) | base | 61.2 [55.0, 67.5] | 58.1 [51.0, 65.2] | 812.0 | 1.07 | 240 |",
     ):  # fmt: skip
@@ -140,7 +142,7 @@ def test_a_card_names_no_local_path_and_no_user(tmp_path, tiny_llama, hub):
     tree = settings(tmp_path, tiny_llama, methods={"rm": {"method": "reward-model"}, "dpo": {}})
     tree["model"]["lora"] = None
     recipe = make_recipe(tree)
-    source = str(tmp_path / "pairs.json")
+    source = f"{tmp_path / 'pairs.json'}, /home/anna/a, b/secret.jsonl"
     for label in ("rm", "dpo"):
         finish(run, recipe, label, tiny_llama, start=str(tiny_llama), source=source)
     write_leaderboard(board("dpo"), run.leaderboard)
@@ -153,7 +155,7 @@ def test_a_card_names_no_local_path_and_no_user(tmp_path, tiny_llama, hub):
         assert done.code == 0, done.err
         there = hub.repositories[words[2]].branches["main"]
         for name, content in there.items():
-            for secret in (str(tmp_path), str(tiny_llama), str(Path.home()), f"/{getpass.getuser()}/"):
+            for secret in (str(tmp_path), str(tiny_llama), str(Path.home()), f"/{getpass.getuser()}/", "secret.jsonl"):
                 assert len(secret) < 4 or secret.encode() not in content, f"{name}: {secret}"
         card = there["README.md"].decode()
         assert (

@@ -73,7 +73,8 @@ def test_answers_name_keys_that_exist(trainer):
 
 def recipe_of(settings) -> Recipe:
     """A small recipe with these settings; only what they say is trained."""
-    tree = {"name": "x", "model": {"path": "m"}, "data": {"path": "d.json"}, "train": {"eval_every": 5}}
+    data = {} if "data.datasets" in settings else {"path": "d.json"}
+    tree = {"name": "x", "model": {"path": "m"}, "data": data, "train": {"eval_every": 5}}
     for key, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
         set_key(tree, key, value)
     return make_recipe(tree)
@@ -118,7 +119,13 @@ def recipe_of(settings) -> Recipe:
         ("peft_config", {"r": 8, "bias": "none"}, {}, {"model.lora": {"r": 8}}),
         ("adapter", "qlora", {}, {"model.lora": {}, "model.quantization": "4bit"}),
         ("datasets", [{"path": "a.jsonl", "type": "chatml.intel"}], {}, {"data.path": "a.jsonl"}),
-        ("datasets", [{"path": "a"}, {"path": "b"}], {}, {}),
+        ("datasets", ["a.jsonl"], {}, {"data.path": "a.jsonl"}),
+        ("datasets", [{"path": "x/a", "split": "train[:9]"}, {"path": "x/b", "type": "dpo"}], {},
+         {"data.datasets": [{"path": "x/a", "split": "train[:9]"}, {"path": "x/b"}]}),
+        ("dataset", "a, b", {"interleave_probs": "0.7,0.3"},
+         {"data.datasets": [{"path": "a", "fraction": 0.7}, {"path": "b", "fraction": 0.3}]}),
+        ("datasets", [{"data_files": "x"}], {}, {}),
+        ("mix_strategy", "interleave_over", {}, {"data.stopping_strategy": "all_exhausted"}),
         ("val_set_size", 0.05, {}, {"data.validation": 0.05}),
         ("rl", "kto", {}, {"methods.kto": {}}),
         ("sequence_len", 2048, {}, {"data.max_length": 2048}),
@@ -218,7 +225,8 @@ FILES = {
             "name": "config", "model": {"path": "NousResearch/Llama-3.2-1B", "quantization": "4bit",
                                         "lora": {"r": 32, "target_modules": "all-linear"},
                                         "attn_implementation": "flash_attention_2"},
-            "data": {"path": "argilla/pairs", "validation": 0.1, "max_length": 2048}, "methods": {"dpo": {"beta": 0.3}},
+            "data": {"path": "argilla/pairs", "split": "train", "validation": 0.1, "max_length": 2048},
+            "methods": {"dpo": {"beta": 0.3}},
             "train": {"micro_batch_size": 2, "global_batch_size": 2, "epochs": 2, "lr_scheduler": "cosine",
                       "learning_rate": 2e-4, "dtype": "bf16", "warmup_ratio": 0.1, "weight_decay": 0.0},
         },

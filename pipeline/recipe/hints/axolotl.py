@@ -62,7 +62,9 @@ AXOLOTL: dict[str, Hint] = {
         _KERNELS,
     ),
     **each("gptq bnb_config_kwargs", TRL["load_in_8bit"]),
-    "datasets": Hint("data.path", "a file, or a hub name; the format is recognised by its columns", source),
+    "datasets": Hint(
+        "", "`data.path`, or `data.datasets` for a mix: files or hub names, recognised by their columns", source
+    ),
     "test_datasets": TRL["dataset_test_split"],
     "val_set_size": Hint("data.validation", "a fraction if below 1, else a number of rows"),
     **each(

@@ -135,13 +135,22 @@ def name_of(value: Any, config: Config) -> str | None:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(value)).name).strip(".-_") or None
 
 
-def source(value: Any, config: Config) -> str | None:
-    """The one data set that is named: a name, or the `path` of the only entry of a list."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, Mapping):
-        value = value.get("path")
-    return value if isinstance(value, str) and "," not in value else None
+def source(value: Any, config: Config) -> Settings | None:
+    """Data sets: a name, names with commas between, or a list of names or of `{path: ...}`; several make a mix."""
+    listed = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    sets = []
+    for item in listed:
+        named = item if isinstance(item, Mapping) else {"path": item.strip() if isinstance(item, str) else None}
+        if not isinstance(named.get("path"), str) or not named["path"]:
+            return None
+        sets.append({key: named[key] for key in ("path", "split", "fraction") if named.get(key)})
+    if len(sets) == 1:
+        return {f"data.{key}": sets[0][key] for key in ("path", "split") if key in sets[0]}
+    shares = config.get("interleave_probs")
+    shares = shares.split(",") if isinstance(shares, str) else shares
+    if isinstance(shares, list) and len(shares) == len(sets):
+        sets = [each | {"fraction": float(share)} for each, share in zip(sets, shares, strict=True)]
+    return {"data.datasets": sets} if sets else None
 
 
 def target_modules(value: Any, config: Config) -> Any:

@@ -7,6 +7,7 @@ from pipeline.recipe.hints.convert import (
     METHODS,
     above_zero,
     attention,
+    choice,
     nothing,
     of_method,
     only_if,
@@ -53,7 +54,9 @@ LLAMA_FACTORY: dict[str, Hint] = {
         "reward_model_adapters reward_model_quantization_bit reward_model_type ppo_score_norm ppo_epochs",
         not_needed("PPO is not built in; a reward model judges (judge.reward_model) or scores pairs"),
     ),
-    "dataset": Hint("data.path", "a file, or a hub name; the format is recognised by its columns", source),
+    "dataset": Hint(
+        "", "`data.path`, or `data.datasets` for a mix: files or hub names, recognised by their columns", source
+    ),
     "dataset_dir": Hint("data.path", "a path of its own; no dataset_info.json is read", nothing),
     **each("eval_dataset", TRL["dataset_test_split"]),
     "val_size": Hint("data.validation", "a fraction if below 1, else a number of rows"),
@@ -65,7 +68,12 @@ LLAMA_FACTORY: dict[str, Hint] = {
         " data_shared_file_system buffer_size",
         _PREPARED,
     ),
-    **each("mix_strategy interleave_probs", TRL["dataset_streaming"]),
+    "mix_strategy": Hint(
+        "data.stopping_strategy",
+        "of a mix with fractions",
+        choice({"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}),
+    ),
+    "interleave_probs": Hint("data.datasets", "`fraction` of each data set", nothing),
     **each("mask_history train_on_prompt efficient_eos ignore_pad_token_for_loss", TRL["completion_only_loss"]),
     **each("neat_packing", TRL["packing"]),
     "default_system": TRL["chat_template"],

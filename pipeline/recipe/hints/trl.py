@@ -120,7 +120,7 @@ TRL: dict[str, Hint] = {
         _BITS,
     ),
     # ---- the data ----
-    "dataset_name": Hint("data.path", "a file, or a hub name", source),
+    "dataset_name": Hint("", "`data.path`: a file, or a hub name", source),
     "dataset_config": not_needed("a hub name is read in its default configuration: save another as a file"),
     "dataset_train_split": Hint("data.split", "of a hub data set"),
     "dataset_test_split": Hint("data.validation", "rows held out of the training rows", nothing),
