@@ -136,3 +136,7 @@ def test_the_science_and_the_evaluation_load_without_ray():
 
 def test_data_is_checked_without_ray():
     assert loaded("import pipeline.run.run, pipeline.train.tokens, jobs.worlds", "ray", "vllm") == []
+
+
+def test_a_finished_run_is_found_without_torch():
+    assert loaded("import pipeline.run.run, jobs.worlds", "ray", "torch", "transformers") == []

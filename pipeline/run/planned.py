@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.recipe import ModelConfig, TrainConfig
 from pipeline.run.context import RunContext
-from pipeline.train.tokens import Tokens
+
+if TYPE_CHECKING:
+    from pipeline.train.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
