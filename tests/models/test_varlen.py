@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import FAMILIES, PAIRS, make
-from support.varlen import emulated_varlen, through_varlen
+from support.gpu.varlen import emulated_varlen, through_varlen
 from test_architectures import by_transformers
 from test_attention import lay_out, one_by_one, tensors
 

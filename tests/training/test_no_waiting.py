@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.gpu_path import Launches, take_gpu_path
+from support.gpu.path import Launches, take_gpu_path
 from support.random_pairs import PAIR_METHODS, spec_of
 from support.small_lm import small_lm
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -16,7 +16,7 @@ from otpo.kernels import logprobs, mixed_precision
 from otpo.kernels.cpu import buckets
 from otpo.methods.weights import transport
 from otpo.models import attention
-from support.varlen import through_varlen
+from support.gpu.varlen import through_varlen
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS = {  # they launch nothing
