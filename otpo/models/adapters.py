@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from otpo.errors import UserError
 from otpo.kernels.held_logits import Logits
+from otpo.models.disk.architecture import language_config, read_config, skeleton
 from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch
 
@@ -68,13 +69,7 @@ def check_adapters(path: str | Path, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: there is no such model, or it cannot have these adapters.
     """
-    try:
-        config = AutoConfig.from_pretrained(path)
-        with torch.device("meta"):
-            lm = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UserError(f"No causal language model could be loaded from '{path}': {error}") from error
-    add_adapters(lm, settings, seed=0)
+    add_adapters(skeleton(language_config(read_config(path)), "eager"), settings, seed=0)
 
 
 def check_quantization(quantization: str, *, gpu: bool) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from otpo.errors import UserError
+from otpo.models.disk.architecture import is_multimodal, read_config, text_config
 from otpo.models.disk.loaded import check_loaded, check_precision
+from otpo.models.disk.text_model import load_text_model
 
 
 def load_causal_lm(
@@ -30,7 +32,8 @@ def load_causal_lm(
         UserError: there is no such model, it needs code of its own, it is quantised, or some of its weights are not in
             its files.
     """
-    check_precision(path)
+    config = read_config(path)
+    check_precision(path, config)
     options: dict[str, Any] = {"dtype": "auto"}
     if four_bit is not None:
         quantization = BitsAndBytesConfig(
@@ -41,6 +44,13 @@ def load_causal_lm(
         )
         device = torch.device("cuda", torch.cuda.current_device())
         options = {"dtype": four_bit, "quantization_config": quantization, "device_map": {"": device}}
+    if is_multimodal(config):
+        if four_bit is not None:
+            raise UserError(
+                f"{path} is a multimodal model ({config.model_type}): its text model cannot be read in 4 bits. Set"
+                " model.quantization=none, or give a language model."
+            )
+        return load_text_model(path, attn_implementation=attn_implementation)
     try:
         with no_bars() if Path(path).is_dir() else nullcontext():  # the bar of a download is useful
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -68,7 +78,7 @@ def layer_number(layer: int, layers: int) -> int:
 
 def check_layer(where: str, path: str | Path, layer: int) -> None:
     """Raise a `UserError` if a model (its folder or hub name) has no such layer of hidden states."""
-    layers = AutoConfig.from_pretrained(path).num_hidden_layers
+    layers = text_config(read_config(path)).num_hidden_layers
     if not 1 <= layer_number(layer, layers) <= layers:
         raise UserError(
             f"{where}: {path} has {layers} decoder layers: expected 1 to {layers}, or -1 (the last) to -{layers},"

@@ -162,8 +162,15 @@ class TransformersEngine:
             return
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        network: Any = AutoModelForCausalLM.from_pretrained(model.path, dtype=self.dtype)
-        self.network = network.to(self.device).eval()
+        from otpo.models.disk.architecture import is_multimodal, read_config
+        from otpo.models.disk.text_model import load_text_model
+
+        network: Any = (
+            load_text_model(model.path)
+            if is_multimodal(read_config(model.path))
+            else AutoModelForCausalLM.from_pretrained(model.path, dtype=self.dtype)
+        )
+        self.network = network.to(self.device, self.dtype).eval()
         self.network.generation_config = GenerationConfig()
         self.model = model
 

@@ -17,6 +17,7 @@ from pipeline.run.context import RunContext
 from pipeline.run.engines import engine_config
 from pipeline.run.judges import reference_of, reference_rows
 from pipeline.run.sources import SHOWN
+from pipeline.train.models import check_models
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -28,6 +29,8 @@ PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
 def check_training(run: RunContext) -> None:
     """Check the files, models and rows that training reads."""
     _check_sources(run)
+    waiting = ["base"] if run.recipe.base and not run.manifest.finished("base") else []
+    run.notes.extend(check_models(run.recipe, [*waiting, *_untrained(run)], run.sources.resolve))
     _check_adapters(run)
     _check_layers(run)
     _check_data(run)
@@ -90,7 +93,7 @@ def _check_sources(run: RunContext) -> None:
         if looks_local and not Path(sources.resolve(source)).exists():
             raise UserError(f"{key}: there is no file or folder '{source}'. Give a path that exists, or a hub name.")
     model = Path(sources.resolve(recipe.model.path))
-    if model.is_dir() and not (model / "config.json").is_file():
+    if model.is_dir() and not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
 
 

@@ -10,6 +10,7 @@ from otpo.data.template import AS_TRAINED, Choice, Rendering, of_run, one_line, 
 from pipeline.progress import Progress
 from pipeline.recipe import WORLD_PREFIX, ModelConfig, Recipe
 from pipeline.run.folder import RunFolder
+from pipeline.train.models import check_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +107,9 @@ class Sources:
                 self.recipe, self.folder.path,
                 model=model, source=source, supervised=supervised, progress=self.progress,
             )  # fmt: skip
+            labels = ["base"] if supervised else list(self.recipe.methods)
+            name = Path(source).name if isinstance(source, str) else ", ".join(source)
+            check_tokens(tokens, self.recipe, model, name, labels)
             self._tokens[supervised] = tokens
             self.say_template()
             for report, remark in [(each.report, str(each)) for each in tokens.sets] or [(tokens.report, "")]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from transformers import AutoConfig
 
 from otpo.identity import model_fingerprint
 from otpo.kernels.cpu.allocator import ALLOCATOR
 from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
+from otpo.models.disk.architecture import read_config, text_config
 from otpo.training.schedule import total_steps
 from pipeline.cluster.placement import training_room
 from pipeline.progress import Progress
@@ -34,7 +34,8 @@ from pipeline.train.worker import train_worker
 
 def padded_batches(model: ModelConfig) -> list[str]:
     """A note about a model that cannot share prompts, which makes training slower; empty for other models."""
-    why = why_padded(AutoConfig.from_pretrained(model.path).model_type, model.attn_implementation)
+    kind = text_config(read_config(model.path)).model_type
+    why = why_padded(kind, model.attn_implementation)
     return [f"Batches were padded and prompts computed once for each completion: {why}."] if why else []
 
 

@@ -265,5 +265,5 @@ def test_dropout_is_off_when_the_model_trains(tmp_path: Path):
 
 
 def test_what_is_no_model_is_a_user_error(tmp_path: Path):
-    with pytest.raises(UserError, match="No model could be loaded"):
+    with pytest.raises(UserError, match="expected a model of transformers"):
         load_causal_lm(tmp_path)

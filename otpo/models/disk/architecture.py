@@ -1,0 +1,246 @@
+"""What a model's folder or hub name holds, told from its configuration before any weight is read.
+
+Everything here raises `UserError` for what cannot be trained, in words: an adapter without its base, a masked language
+model, an encoder-decoder, a classifier, quantised weights, code of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
+
+from otpo.errors import UserError
+from otpo.models.disk.loaded import check_precision
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Text models of multimodal wrappers that are another architecture with other names: for text alone their rotary
+# positions are the ordinary ones. `otpo.models.disk.text_model` proves it on the weights each time.
+SAME_AS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+MERGE = (
+    'python -c "from peft import AutoPeftModelForCausalLM as Model; from transformers import AutoTokenizer as Tok;'
+    " Model.from_pretrained('{path}').merge_and_unload().save_pretrained('merged');"
+    " Tok.from_pretrained('{path}').save_pretrained('merged')\""
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What token ids a model can be given.
+
+    Attributes:
+        tokens: ids are smaller than this: the rows of the embeddings, which a padded vocabulary has more of than the
+            tokenizer has tokens.
+        positions: the most tokens of a sequence; None where nothing limits them.
+        learned: whether positions are a table, which has no entry beyond.
+        recomputes: whether activation checkpointing is known to the architecture.
+        text_model: class of the text model that is read out of a multimodal model; None for a language model.
+    """
+
+    tokens: int
+    positions: int | None
+    learned: bool = False
+    recomputes: bool = True
+    text_model: str | None = None
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The configuration of a model that transformers knows. No code from the model's folder is run.
+
+    Raises:
+        UserError: an adapter, no configuration, or one of an architecture that this transformers does not have.
+    """
+    adapter = Path(path) / ADAPTER_CONFIG
+    if adapter.is_file():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        raise UserError(
+            f"{path} is an adapter of the model '{base}' ({ADAPTER_CONFIG}): expected a whole model. Merge the two, and"
+            f" give the merged folder: {MERGE.format(path=path)}"
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for one thing: the configuration cannot be used
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"expected a model of transformers (config.json with a known model_type) at {path}; it cannot be read:"
+            f" {reason:.400}"
+        ) from error
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a configuration that describes the language model; of most models it is the whole."""
+    return config if config.is_encoder_decoder else config.get_text_config()
+
+
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether a model has a text model inside, which alone is trained (`otpo.models.disk.text_model`)."""
+    return text_config(config) is not config
+
+
+def language_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration that the causal language model to train is built from.
+
+    Raises:
+        UserError: transformers has no causal language model for it.
+    """
+    inner = text_config(config)
+    if inner is not config and type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        raise UserError(f"'{config.model_type}' is no language model, nor a multimodal one that answers with text.")
+    if type(inner) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return inner
+    if same := SAME_AS.get(inner.model_type):
+        values = inner.to_diff_dict()
+        values.pop("model_type", None)
+        rope = dict(values.pop("rope_parameters", None) or {})
+        rope.pop("mrope_section", None), rope.pop("mrope_interleaved", None)
+        if rope.get("rope_type") in ("default", "mrope"):
+            rope["rope_type"] = "default"
+        return AutoConfig.for_model(same, **values, **({"rope_parameters": rope} if rope else {}))
+    if inner is not config:
+        raise UserError(
+            f"'{config.model_type}' is a multimodal model, and transformers has no causal language model for its text"
+            f" part '{inner.model_type}': it cannot be trained here. Give a language model, or a multimodal model whose"
+            " text model is one (Gemma 3, Llava, Mistral 3, Qwen2-VL, Qwen3-VL, ...)."
+        )
+    raise UserError(
+        f"'{config.model_type}' is no causal language model: transformers has none of this architecture. Give a model"
+        " that AutoModelForCausalLM loads."
+    )
+
+
+def check_language_model(path: str | Path, *, attn_implementation: str = "sdpa") -> Limits:
+    """Check that a model can be trained as a policy, from its configuration and the shapes that follow from it.
+
+    Returns:
+        What its token ids may be.
+
+    Raises:
+        UserError: it cannot be trained, and why.
+    """
+    config = read_config(path)
+    check_precision(path, config)
+    try:
+        _check_purpose(config)
+        lm = skeleton(language_config(config), attn_implementation)
+        _check_embeddings(lm)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return limits_of(lm, type(lm).__name__ if is_multimodal(config) else None)
+
+
+def check_reward_start(path: str | Path) -> Limits:
+    """As `check_language_model`, for a model that gets a scalar head: a language model or a classifier.
+
+    Whether transformers has a classifier of the architecture is seen when it is loaded.
+    """
+    config = read_config(path)
+    check_precision(path, config)
+    if config.is_encoder_decoder:
+        raise UserError(f"{path}: '{config.model_type}' is an encoder-decoder; expected a decoder for a reward model.")
+    inner = text_config(config)
+    return Limits(tokens=inner.vocab_size, positions=positions_of(inner))
+
+
+def skeleton(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """A causal language model without weights.
+
+    Raises:
+        UserError: it cannot be built: attention that it does not have, or a package that is not installed.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    except Exception as error:  # each architecture has its own complaints about what it cannot be built with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if attn_implementation != "eager" and "attention implementation" in str(error):
+            raise UserError(
+                f"'{config.model_type}' has no {attn_implementation} attention in transformers: set"
+                " model.attn_implementation=eager."
+            ) from error
+        raise UserError(f"transformers cannot build a '{config.model_type}' from this config: {reason:.400}") from error
+
+
+def limits_of(lm: PreTrainedModel, text_model: str | None = None) -> Limits:
+    """What the token ids of a model may be, from the shapes of its weights."""
+    config = text_config(lm.config)
+    embeddings: Any = lm.get_input_embeddings()
+    tables = [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Embedding) and module is not embeddings and _is_position_table(name)
+    ]
+    return Limits(
+        tokens=min(rows for end in (embeddings, lm.get_output_embeddings()) if (rows := _rows(end))),
+        positions=min(tables) if tables else positions_of(config),
+        learned=bool(tables),
+        recomputes=lm.supports_gradient_checkpointing,
+        text_model=text_model,
+    )
+
+
+def _is_position_table(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last == "wpe" or "position" in last
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Positions that a text model's configuration names, under whichever name; None where nothing limits them."""
+    if getattr(getattr(config, "attn_config", config), "alibi", False):
+        return None  # a bias by distance, which has no end
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _check_purpose(config: PreTrainedConfig) -> None:
+    """Refuse models that `AutoModelForCausalLM` would load, but that are made for something else."""
+    kind, name = config.model_type, (config.architectures or [""])[0]
+    if config.is_encoder_decoder or text_config(config).is_encoder_decoder:
+        raise UserError(
+            f"'{kind}' is an encoder-decoder: its prompt goes through an encoder, and a causal language model was"
+            " expected, which reads the prompt and its completion in one row."
+        )
+    if name.endswith(CLASSIFIERS):
+        raise UserError(
+            f"{name} has no head over the vocabulary: a policy would start with a random one. Give the language model"
+            " itself."
+        )
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"'{kind}' is a masked language model: each token sees those after it, so it gives no log-probabilities of"
+            " a completion. Expected a causal language model (in config.json of a decoder: is_decoder true)."
+        )
+
+
+def _check_embeddings(lm: PreTrainedModel) -> None:
+    """Refuse models that do not begin with a table of embeddings. Other oddities are found when the model computes."""
+    try:
+        rows = _rows(lm.get_input_embeddings())
+    except (NotImplementedError, AttributeError):
+        rows = None
+    if rows is None:
+        raise UserError(f"{type(lm).__name__} does not say where its table of input embeddings is.")
+
+
+def _rows(end: Any) -> int | None:
+    """Rows of an embedding or a head, one for each token."""
+    weight = getattr(end, "weight", None)
+    return None if weight is None or weight.dim() != 2 else weight.shape[0]
