@@ -41,6 +41,7 @@ Trained by the OTPO pipeline with {method}.
 
 - Start and reference: `{start}`
 - Data: `{report.source}`, {report.n_usable} of {report.n_groups} {report.counted} used ({report.format})
+- Prompts: {report.rendering}
 {SCORING.format(template=report.template) if rewards else ""}
 ## Settings
 

@@ -176,6 +176,7 @@ def _content(content: Any, column: str) -> str | None:
     """The text of a message; of a list of parts, theirs one after the other, as templates write them."""
     if content is None or isinstance(content, str):
         return content
+    content = [content] if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise BadRow(f"{column} has a message whose content is not text")
     texts = []

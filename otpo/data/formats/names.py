@@ -35,6 +35,9 @@ CONTEXT: dict[str, tuple[str, ...]] = {
 }
 """Columns that belong to the prompt in every format, and the names that they may have in a file."""
 
+BESIDE = ("input", "context", "passage", "document", "documents", "reference_text")
+"""Columns with a text that a prompt is about: dropped only where the prompt holds it already."""
+
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 """Columns that no text stands for: rows that have one are refused."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from otpo.data.formats import FORMATS, Format
 from otpo.data.formats.cells import is_blank, is_null, string_of
 from otpo.data.formats.context import check_repeats, context_of, joined, last_role, way
-from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, MEDIA, TEXTS
+from otpo.data.formats.names import ALIASES, BESIDE, CONTEXT, CONVERSATIONS, HINTS, MEDIA, TEXTS
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
@@ -250,18 +250,19 @@ def _check_beside(reading: Reading, rest: Sequence[str], parts: Sequence[tuple[R
     """Refuse columns that usually belong to the prompt, or may be it, and would be dropped."""
     if not {"prompt", "instruction"} & {*reading.format.columns, *reading.format.also}:
         return
-    for column in [column for column in rest if column in ("input", "context", "reference_text", "document")]:
-        beside = [(str(row[column]), each) for row, each in parts if isinstance(row.get(column), str)]
-        missing = sum(text.strip() not in content(each.prompt) for text, each in beside if not is_blank(text))
+    for column in [column for column in rest if column in BESIDE]:
+        told = [(row[column], content(each.prompt)) for row, each in parts if not is_blank(row.get(column))]
+        missing = [cell for cell, prompt in told if not (isinstance(cell, str) and cell.strip() in prompt)]
         if missing:
+            text = f" {way('input', column)} puts it after the prompt and a blank line;"
             raise UserError(
-                f"{source}: the column {column} says something that the prompt does not, in {missing} of {len(parts)}"
-                f" rows. {way('input', column)} puts it after the prompt and a blank line; {way(column, None)} leaves"
+                f"{source}: the column {column} says something that the prompt does not, in {len(missing)} of"
+                f" {len(parts)} rows.{text * all(isinstance(cell, str) for cell in missing)} {way(column, None)} leaves"
                 " it out."
             )
     named = {"prompt": "instruction"} if "instruction" in reading.format.columns else {}
-    for column, taken in {**named, **reading.names}.items():
-        aliases = (*TEXTS, "instruction") if column == "prompt" else ALIASES.get(column, ())
+    for column, taken in {**named, **reading.context, **reading.names}.items():
+        aliases = (*TEXTS, "instruction") if column == "prompt" else ALIASES.get(column, CONTEXT.get(column, ()))
         if others := [other for other in rest if other in aliases]:
             raise UserError(
                 f"{source}: expected one column that is the {column}, found {', '.join([taken, *others])}. Say which it"

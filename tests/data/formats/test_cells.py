@@ -72,6 +72,7 @@ def test_messages_as_text_that_cannot_be_parsed_are_not_trained_as_text(broken):
         ([{"role": "user", "content": "a", "name": None, "weight": 0}], [{**user("a"), "weight": 0}]),
         ([{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}], [user("a b")]),
         ([{"role": "user", "content": ["a", {"text": "b"}]}], [user("ab")]),
+        ([{"role": "user", "content": {"type": "text", "text": "a"}}], [user("a")]),
         ([{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}],
          [{"role": "assistant", "content": None,
            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}]),

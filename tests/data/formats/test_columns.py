@@ -144,6 +144,19 @@ def test_a_text_to_the_question_is_not_dropped(column):
     assert read(same)[0].prompt == same["prompt"]
 
 
+def test_documents_beside_a_prompt_are_not_dropped():
+    row = {"prompt": "Who sold it?", "documents": [{"title": "Letter", "text": "Anna sold it."}], **TEXTS}
+    said = refused([row])
+    assert "the column documents says something" in said and "puts it after" not in said
+    assert read(row, columns={"documents": None})[0].prompt == "Who sold it?"
+
+
+def test_of_two_system_prompts_none_is_guessed():
+    row = {"system": "Be brief.", "system_prompt": "Be long.", "prompt": ASK, **TEXTS}
+    assert "expected one column that is the system, found system, system_prompt" in refused([row])
+    assert read(row, columns={"system": "system_prompt"})[0].prompt[0]["content"] == "Be long."
+
+
 def test_of_several_columns_that_may_be_the_prompt_none_is_guessed():
     said = refused([{"question": "Is it?", "query": "it?", **TEXTS}])
     assert "expected one column that is the prompt, found question, query" in said
