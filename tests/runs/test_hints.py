@@ -7,6 +7,8 @@ import re
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from otpo.errors import UserError
@@ -281,6 +283,21 @@ def test_a_whole_configuration_is_answered_with_the_recipe(tmp_path, trainer):
     assert make_recipe(found)
     for word in words:
         assert word.lower() in said.lower(), said
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(
+    st.fixed_dictionaries({key: VALUES for key in ("loss_type", "loss_weights", "interleave_probs", "beta")}), VALUES
+)
+def test_any_value_of_any_key_has_an_answer(config, value):
+    for key in KEYS:
+        assert answer_for(key, value, config)
 
 
 def test_a_recipe_with_one_foreign_key_stays_a_recipe():

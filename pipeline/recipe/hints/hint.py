@@ -40,7 +40,10 @@ class Hint:
         """The keys of a recipe that say what `value` says; empty where none has to be set."""
         if not self.key and self.convert is as_it_is:
             return {}
-        found = self.convert(value, config)
+        try:
+            found = self.convert(value, config)
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
+            return {}  # a value that the other trainer would not take either
         if found is None:
             return {}
         return {self.key: found} if self.key else found
