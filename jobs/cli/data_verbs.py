@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,13 @@ from otpo.errors import UserError
 
 
 def data(
-    source: Annotated[str, typer.Argument(help="a JSON, JSONL, CSV or parquet file (also .gz), or a hub name")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="JSON, JSONL, CSV or parquet files (also .gz), hub names, or a recipe (.yaml), which stands for its"
+            " data sets and how it reads them"
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", help="count tokens with this model's tokenizer too, and show one training example"),
@@ -34,25 +41,63 @@ def data(
     chat_template_kwargs: ChatTemplateKwargs = None,
     rewritten: Rewritten = "refuse",
 ) -> None:
-    """What a data file holds: format, template, lengths, how often the longer completion is chosen, unusable rows."""
-    from otpo.data.convert import convert
-    from otpo.data.load import load_rows
+    """What data files hold: format, template, lengths, how often the longer completion is chosen, unusable rows."""
+    asked: dict[str, Any] = {
+        "template": one_of("--template", template, "auto", "chat", "literal"), "max_length": max_length,
+        "columns": columns_of(column), "chat_template_kwargs": kwargs_of(chat_template_kwargs), "rewritten": rewritten,
+    }  # fmt: skip
+    sets: list[tuple[str, dict[str, Any]]] = []
+    for source in sources:
+        recipe = source.endswith((".yaml", ".yml"))
+        sets += _sets_of(source) if recipe else [(source, {"split": split} | asked)]
+    for number, (source, how) in enumerate(sets):
+        if number:
+            show("")
+        _say_what_is_in(source, model, **how)
 
-    setting = one_of("--template", template, "auto", "chat", "literal")
-    rows = load_rows(source, split)
-    columns, kwargs = columns_of(column), kwargs_of(chat_template_kwargs)
-    _, report = convert(rows, source, template=setting, columns=columns)
+
+def _sets_of(recipe: str) -> list[tuple[str, dict[str, Any]]]:
+    """The data sets of a recipe, each with the settings that it is read with."""
+    from pipeline.recipe import load_recipe
+
+    data = load_recipe(recipe).data
+    names = ("template", "max_length", "max_prompt_length", "truncation", "chat_template_kwargs", "rewritten")
+    how = {name: getattr(data, name) for name in names}
+    sets: list[Any] = [*data.datasets.values()] or [data]
+    if not data.given:
+        raise UserError(f"{recipe}: expected a recipe with data.path or data.datasets, found neither.")
+    return [(str(each.path), how | {k: getattr(each, k) for k in ("split", "limit", "columns")}) for each in sets]
+
+
+def _say_what_is_in(
+    source: str,
+    model: str | None,
+    *,
+    split: str,
+    template: str,
+    columns: dict[str, str | None],
+    chat_template_kwargs: dict[str, Any] | None,
+    limit: int | None = None,
+    **how: Any,
+) -> None:
+    """Show the report of one data set, whose rows are read one after the other."""
+    from otpo.data.convert import read_examples
+    from otpo.data.load import open_rows
+
+    rows = open_rows(source, split, limit)
+    examples, report = read_examples(rows, source, template=template, columns=columns)
+    deque(examples, maxlen=0)
     if model:
         from otpo.data.template import trained_kwargs, trained_with
-        from otpo.data.tokens import load_tokenizer, tokenize_completions, tokenize_pairs
+        from otpo.data.tokens import load_tokenizer, read_tokens
 
-        tokenize: Any = tokenize_pairs if "chosen characters" in report.lengths else tokenize_completions
-        given = trained_kwargs(model) if kwargs is None else kwargs
+        given = trained_kwargs(model) if chat_template_kwargs is None else chat_template_kwargs
+        items, report = read_tokens(
+            rows, load_tokenizer(model), pairs="chosen characters" in report.lengths, template=template,
+            columns=columns, chat_template_kwargs=given, source=source, **how,
+        )  # fmt: skip
         try:
-            _, report = tokenize(
-                rows, load_tokenizer(model), template=setting, max_length=max_length, columns=columns,
-                chat_template_kwargs=given, rewritten=rewritten, source=source,
-            )  # fmt: skip
+            deque(items, maxlen=0)
         except UserError:
             for line in report.lines():
                 show(line)

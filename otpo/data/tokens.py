@@ -21,7 +21,7 @@ from otpo.data.template import of_rows
 from otpo.errors import UserError
 from otpo.records import TokenCompletion, TokenPair
 
-CHUNK = 2048  # examples handed to the tokenizer at a time: enough for its threads, little enough for memory
+CHUNK = 256  # examples handed to the tokenizer at a time: enough for its threads, little enough for memory
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

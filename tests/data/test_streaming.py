@@ -8,9 +8,12 @@ import itertools
 import json
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from otpo import files
 from otpo.data import convert as conversion
 from otpo.data.convert import convert, read_examples
@@ -100,3 +103,18 @@ def test_the_first_rows_tell_the_format(monkeypatch):
     monkeypatch.setattr(conversion, "RECOGNISED", 2)
     _, report = convert([*ROWS[1:3], *({"prompt": "a", "completion": "b"} for _ in range(9))])
     assert report.format == "preference" and report.problems == {"no chosen": list(range(2, 11))}
+
+
+def test_the_command_says_what_is_in_several_files_or_in_a_recipes_data_sets(tmp_path, tiny_llama):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    (tmp_path / "kto.json").write_text(json.dumps([{"frage": f"{i}", "completion": "b", "label": 1} for i in range(9)]))
+    paths = [str(tmp_path / name) for name in ("rows.json", "kto.json")]
+    done = CliRunner().invoke(app, ["data", paths[0], paths[0], "--model", str(tiny_llama)])
+    assert done.exit_code == 0 and done.output.count("rows      50, usable 42") == 2
+    assert done.output.count("example   prompt") == 2
+    mix = {"a": {"path": paths[0], "limit": 20}, "b": {"path": paths[1], "columns": {"prompt": "frage"}}}
+    recipe = {"name": "mix", "model": {"path": str(tiny_llama)}, "data": {"datasets": mix, "template": "literal"}}
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
+    done = CliRunner().invoke(app, ["data", str(tmp_path / "mix.yaml")])
+    assert done.exit_code == 0 and "rows      20, usable 17" in done.output and "labels    9 true" in done.output
+    assert done.output.count("template  literal: as asked for") == 2
