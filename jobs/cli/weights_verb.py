@@ -46,7 +46,7 @@ def weights(
 
     used = as_trained(setting, model)
     items, report = tokenize_pairs(
-        load_rows(source)[:limit],
+        load_rows(source, limit=limit),
         load_tokenizer(model),
         template=used,
         max_length=max_length,

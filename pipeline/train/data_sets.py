@@ -24,7 +24,7 @@ from otpo.training.objectives.reward import margins_of
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 
-SHOWN_FROM = 10_000  # rows from which tokenisation shows its progress
+SHOWN_FROM = 2**25  # bytes of a file from which tokenisation shows its progress
 STRIDE = 2_000  # items between two calls of the progress
 
 
@@ -175,13 +175,16 @@ def _fractions(recipe: Recipe) -> list[float] | None:
 
 def _shown(items: Iterator[Item], report: DataReport, each: DataSet, progress: Progress) -> Iterator[Item]:
     """The items as they come; progress of long work is told."""
-    total = each.rows.count()
+    path = Path(each.source).expanduser()
+    if path.is_file() and path.stat().st_size < SHOWN_FROM:
+        yield from items
+        return
+    total, what = each.rows.count(), f"tokenise {path.name}"
     for number, item in enumerate(items):
-        if total >= SHOWN_FROM and number % STRIDE == 0:
-            progress(f"tokenise {Path(each.source).name}", report.n_rows, total, "")
+        if number % STRIDE == 0:
+            progress(what, report.n_rows, total, "")
         yield item
-    if total >= SHOWN_FROM:
-        progress(f"tokenise {Path(each.source).name}", total, total, "")
+    progress(what, total, total, "")
 
 
 def set_rows(recipe: Recipe, sets: Sequence[DataSet], found: Tokenised) -> tuple[SetRows, ...]:

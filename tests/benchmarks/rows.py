@@ -27,6 +27,7 @@ import numpy as np
 from otpo.kernels.cpu.allocator import ALLOCATOR
 
 SHAPE = {"prompt": 250, "chosen": 300, "rejected": 300}  # words of a row, on average
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 50
 BATCH = 128
 
@@ -39,16 +40,24 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     found: dict[str, list[dict[str, float]]] = {"driver": [], "worker": []}
     for count in options.rows:
-        with tempfile.TemporaryDirectory() as name:
-            write_data(Path(name), count, options.shorter)
-            for side, figures in found.items():
-                call = f"from tests.benchmarks.rows import {side}, print_figures; print_figures({side}, {name!r})"
-                # not the allocator settings of training, which keep what is freed
-                plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
-                done = subprocess.run([sys.executable, "-c", call], env=plain, stdout=subprocess.PIPE, check=True)
-                figures.append({"rows": count} | json.loads(done.stdout.splitlines()[-1]))
-                print(_line(side, figures), flush=True)
+        for side, figures in measure(count, options.shorter).items():
+            found[side].append({"rows": count} | figures)
+            print(_line(side, found[side]), flush=True)
     print(json.dumps({"benchmark": "rows", "shorter": options.shorter, **found}))
+
+
+def measure(count: int, shorter: int) -> dict[str, dict[str, float]]:
+    """What each side takes for a number of rows, in a process of its own: bytes of memory and seconds."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder), count, shorter)
+        for side in ("driver", "worker"):
+            call = f"from tests.benchmarks.rows import {side}, print_figures; print_figures({side}, {folder!r})"
+            # not the allocator settings of training, which keep what is freed
+            plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
+            done = subprocess.run([sys.executable, "-c", call], env=plain, stdout=subprocess.PIPE, check=True, cwd=ROOT)
+            found[side] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _line(side: str, figures: list[dict[str, float]]) -> str:
