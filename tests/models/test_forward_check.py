@@ -86,6 +86,18 @@ def test_a_head_that_is_more_than_one_matrix_is_run_itself(head):
     assert (wrong - truth).abs().max() > 0.02
 
 
+def test_a_sharded_model_trains_after_a_way_that_failed(mesh):
+    model, batch = made(OTHER_HEADS["layers before the head's matrix"]), collate_pairs(PAIRS)
+    whole = made(OTHER_HEADS["layers before the head's matrix"])
+    whole.use_own_head()
+    shard(model, mesh, dtype=torch.float32)
+    assert "fails" in check_forward(model, batch, torch.float32).fallbacks[0]
+    for each in (model, whole):
+        each(batch)[0].sum().backward()
+    for mine, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.full_tensor(), theirs.grad, atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_a_sound_model_keeps_the_fastest_way_and_the_random_state():
     model, batch = PolicyModel(small_lm()), collate_pairs(PAIRS)
