@@ -46,7 +46,11 @@ def frozen_models(folder: Path, start: Path, oracle: Path, dtype: str) -> JobFro
         caches=str(folder / "scorers"), tokens_hash="t", card="",
     )  # fmt: skip
     return JobFrozenModels(
-        job, PolicyModel(load_causal_lm(start)).eval(), init_device_mesh("cpu", (1,)), micro_batch_tokens=4096
+        job,
+        PolicyModel(load_causal_lm(start)).eval(),
+        init_device_mesh("cpu", (1,)),
+        micro_batch_size=2,
+        micro_batch_tokens=4096,
     )
 
 
