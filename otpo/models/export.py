@@ -102,7 +102,8 @@ def _save_whole(
     for full_name in list(state):
         name, tensor = full_name.removeprefix("lm."), state.pop(full_name)  # one at a time: a copy of all takes memory
         if name not in copies:
-            weights[name] = tensor.to(others.get(name, dtype))
+            # numbers of experts and the like are no weights, and have no other precision
+            weights[name] = tensor.to(others.get(name, dtype)) if tensor.is_floating_point() else tensor
     _say_ties(lm)
     lm.save_pretrained(folder, state_dict=dict(weights))
     lm.config.dtype = dtype  # transformers has written that of the master weights
