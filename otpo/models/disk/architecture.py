@@ -32,6 +32,8 @@ SAME_AS = {
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+TRAIN_MODE_ONLY = {"reformer": "its backward pass works in train mode alone, in which it drops activations out"}
+"""Values of `model_type` that cannot be trained without the randomness of train mode, and why."""
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 MERGE = (
     'python -c "from peft import AutoPeftModelForCausalLM as Model; from transformers import AutoTokenizer as Tok;'
@@ -213,6 +215,8 @@ def positions_of(config: PreTrainedConfig) -> int | None:
 def _check_purpose(config: PreTrainedConfig) -> None:
     """Refuse models that `AutoModelForCausalLM` would load, but that are made for something else."""
     kind, name = config.model_type, (config.architectures or [""])[0]
+    if kind in TRAIN_MODE_ONLY:
+        raise UserError(f"'{kind}' cannot be trained here: {TRAIN_MODE_ONLY[kind]}. Give another architecture.")
     if config.is_encoder_decoder or text_config(config).is_encoder_decoder:
         raise UserError(
             f"'{kind}' is an encoder-decoder: its prompt goes through an encoder, and a causal language model was"
