@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from otpo.data.micro_batches import TOKENS
+from otpo.data.micro_batches import SIZES, TOKENS
 from otpo.methods.spec import MethodSpec
 from pipeline.plan.lengths import Lengths
 from pipeline.plan.machine import Machine
@@ -87,8 +87,9 @@ class Case:
     def asked(self) -> Estimate:
         """With the settings of the recipe."""
         train = self.train
-        tokens = train.micro_batch_tokens or TOKENS["cuda" if self.machine.gpu else "cpu"]
-        return self.estimate(Settings(tokens, train.activation_checkpointing, train.micro_batch_size))
+        device = "cuda" if self.machine.gpu else "cpu"
+        tokens, size = train.micro_batch_tokens or TOKENS[device], train.micro_batch_size or SIZES[device]
+        return self.estimate(Settings(tokens, train.activation_checkpointing, size))
 
     def estimate(self, settings: Settings) -> Estimate:
         """With some settings."""
@@ -162,7 +163,8 @@ class Case:
         if chosen is not None:
             settings = chosen.settings
             changes = [f"train.micro_batch_tokens={settings.micro_batch_tokens}"]
-            changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
+            if self.train.micro_batch_size is not None:
+                changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
             if settings.activation_checkpointing and not self.train.activation_checkpointing:
                 changes.insert(0, "train.activation_checkpointing=true")
             found.append((" ".join(changes), chosen))

@@ -62,8 +62,8 @@ def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> 
         "activations": activations(shape, load),
         "logits": _logits(shape, load),
     }
-    if ranks > 1 and load.micro_batches > 1:
-        # FSDP2 without gradient synchronisation keeps float32 gradients that are not sharded
+    if ranks > 1 and load.micro_batches > 1 and device == "cpu":
+        # GPUs reduce the gradients of each micro-batch; CPUs those of a step, and keep them unsharded until then
         parts["gradients between micro-batches"] = MASTER * trained
     if load.live_reference and not load.adapters:
         parts["reference"] = MASTER * shape.parameters // ranks + load.dtype_bytes * shape.root

@@ -84,11 +84,9 @@ def test_the_fastest_settings_that_fit_are_chosen(models: dict[str, Path]) -> No
     assert planned(models["8b"], 1, 8, "train.activation_checkpointing=false", *changes).asked_fits
 
 
-def test_gradients_between_micro_batches_are_planned_where_there_are_several(models: dict[str, Path]) -> None:
-    several, one = planned(models["8b"], 1, 8), planned(models["8b"], 1, 8, "train.global_batch_size=8")
-    name = "gradients between micro-batches"
-    assert several.asked.parts[name] == 4 * several.shape.parameters and several.asked.micro_batches == 8
-    assert name not in one.asked.parts
+def test_gpus_keep_no_unsharded_gradients_between_micro_batches(models: dict[str, Path]) -> None:
+    several = planned(models["8b"], 1, 8, "train.micro_batch_size=2")
+    assert several.asked.micro_batches == 8 and "gradients between micro-batches" not in several.asked.parts
 
 
 def test_a_live_reference_and_kept_states_take_memory(models: dict[str, Path]) -> None:
