@@ -11,6 +11,7 @@ from jobs.cli import app
 from otpo.data.template import Rendering
 from otpo.data.token_file import load_tokens
 from otpo.errors import UserError
+from otpo.models.fresh import make_model
 from pipeline.progress import silent
 from pipeline.recipe import make_recipe
 from pipeline.run.folder import RunFolder
@@ -25,7 +26,9 @@ COLUMNS = {"prompt": "frage", "chosen": "gut", "rejected": "schlecht"}
 
 @pytest.fixture
 def folder(tmp_path):
-    tokenizer_with(QWEN3).save_pretrained(tmp_path / "model")
+    tokenizer = tokenizer_with(QWEN3)
+    make_model(tokenizer, hidden=32, layers=1, heads=1, seed=0).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, FRAGEN)))
     return tmp_path
 
