@@ -36,7 +36,9 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def one_writer(folder: Path, file: str = "", *, otherwise: str, progress: Progress = silent) -> Iterator[None]:
-    """Hold a folder for the block, or one file in it. A missing folder is made.
+    """Hold a folder for the block, or one file in it.
+
+    A missing folder is made, and removed if the block leaves it empty.
 
     Args:
         file: its name; empty for all of the folder.
@@ -48,6 +50,7 @@ def one_writer(folder: Path, file: str = "", *, otherwise: str, progress: Progre
         WorkError: the claim was taken away while the block ran.
     """
     path = folder / file
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         claim = _acquire(_Claims(folder, f"{file}." if file else ""), path, otherwise, progress)
@@ -67,6 +70,9 @@ def one_writer(folder: Path, file: str = "", *, otherwise: str, progress: Progre
         heart.stop.set()
         if not heart.lost:
             claim.path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: something was written
+                for place in made:
+                    place.rmdir()
     if heart.lost:
         raise _taken(path)
 

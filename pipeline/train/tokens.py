@@ -206,8 +206,9 @@ def _check_methods(recipe: Recipe, known: str, source: str) -> bool:
         if not FORMATS[known].labelled and not FORMATS[known].pairs:
             raise UserError(
                 f"methods.{label}: {title} needs completions with a label (columns prompt, completion, label) or"
-                f" preference pairs, but {source} has the columns {', '.join(FORMATS[known].columns)}. Add `label`,"
-                " true for good completions and false for bad ones."
+                f" preference pairs, but {source} has the columns {', '.join(FORMATS[known].columns)}; if it has a"
+                " label too, that label is neither true nor false. Add `label`, true for good completions and false for"
+                " bad ones."
             )
         if recipe.train_of(label).best_metric == "eval_rewards/accuracies":
             raise UserError(

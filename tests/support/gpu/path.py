@@ -18,7 +18,7 @@ from otpo.methods.weights import transport
 from otpo.models import attention
 from support.gpu.varlen import through_varlen
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 VIEWS = {  # they launch nothing
     "view", "_unsafe_view", "transpose", "t", "expand", "slice", "split", "split_with_sizes", "select", "detach",
     "permute", "unsqueeze", "squeeze", "as_strided", "alias", "unbind", "_reshape_alias", "diagonal", "chunk",

@@ -20,7 +20,7 @@ from support.trackers.files import Curves, of_mlflow, of_tensorboard, of_trackio
 STORE = os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio")
 os.environ["WANDB_MODE"] = "offline"
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECRET = "5ecret" * 7  # as long as a key of W&B
 
 
