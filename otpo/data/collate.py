@@ -89,14 +89,20 @@ def padded(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     device = batch.input_ids.device
     ends = [0, *itertools.accumulate(batch.segments)]
     # laid out on the host, which knows all lengths, so that it need not wait for the device
-    places = torch.zeros(len(batch.sequences), max(batch.lengths), dtype=torch.long)
+    lengths = batch.lengths
+    places = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     for index, (prompt, completion) in enumerate(batch.sequences):
-        start, length = batch.segments[prompt], batch.lengths[index]
+        start, length = batch.segments[prompt], lengths[index]
         places[index, :start] = torch.arange(ends[prompt], ends[prompt + 1])
         places[index, start:length] = torch.arange(ends[completion], ends[completion + 1])
-    attention_mask = (torch.arange(places.shape[1]) < torch.tensor(batch.lengths)[:, None]).long()
-    starts = on_device(torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences]), device)
-    steps = torch.arange(batch.mask.shape[1], device=device)
-    positions = torch.where(batch.mask, starts[:, None] + steps - 1, 0)
+    attention_mask = (torch.arange(places.shape[1]) < torch.tensor(lengths)[:, None]).long()
     # any id may pad: causal attention never looks to the right
-    return batch.input_ids[on_device(places, device)], on_device(attention_mask, device), positions
+    ids = batch.input_ids[on_device(places, device)]
+    return ids, on_device(attention_mask, device), padded_positions(batch)
+
+
+def padded_positions(batch: SequenceBatch) -> Tensor:
+    """(S, T) index of the token that predicts each completion token in its padded sequence; 0 where padded."""
+    starts = on_device(torch.tensor([batch.segments[prompt] for prompt, _ in batch.sequences]), batch.mask.device)
+    steps = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+    return torch.where(batch.mask, starts[:, None] + steps - 1, 0)

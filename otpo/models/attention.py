@@ -61,13 +61,12 @@ def shared_prompts_attention(
         (1, N, H, E), None.
     """
     segments, sequences, longest = batch.segments, batch.sequences, max(batch.lengths)
+    window = _narrower(sliding_window, longest)
     if batch.varlen is not None and takes_varlen(query, softcap):
-        narrow = None if sliding_window is None or sliding_window >= longest else sliding_window
         q, k, v = (x.squeeze(0) for x in (query, key, value))  # a view in backward too, unlike x[0]
-        return varlen_attention(q, k, v, batch.varlen, scale=scaling, window=narrow)[None], None
+        return varlen_attention(q, k, v, batch.varlen, scale=scaling, window=window)[None], None
     # 0 * NaN is NaN: blocks hold several sequences, and one that is not finite would spoil the others
     if uses_cpu_kernels(query) and softcap is None and longest <= LONGEST and (key.sum() + value.sum()).isfinite():
-        window = sliding_window if sliding_window is not None and sliding_window < longest else None
         heads, groups = query.shape[1], key.shape[1]
         plan = plan_of(
             segments, sequences, tokens=query.shape[2], window=window, heads=heads, groups=groups, dtype=query.dtype
@@ -80,7 +79,7 @@ def shared_prompts_attention(
     for prompt, completion in sequences:
         q, k, v = (torch.cat([x[prompt], x[completion]], dim=2) for x in (queries, keys, values))
         length = q.shape[2]
-        window = sliding_window if sliding_window is not None and sliding_window < length else None
+        window = _narrower(sliding_window, length)
         if softcap is not None:
             mixed = _softcapped(q, k, v, scaling, _causal(length, window, q.device), softcap)
         elif window is not None:
@@ -115,6 +114,11 @@ def share_prompts(lm: PreTrainedModel) -> bool:
     AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)
     lm.set_attn_implementation(SHARED_PROMPTS)
     return True
+
+
+def _narrower(window: int | None, length: int) -> int | None:
+    """A sliding window, if sequences of this length have tokens beyond it."""
+    return window if window is not None and window < length else None
 
 
 def _causal(length: int, window: int | None, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from otpo.data.collate import padded
+from otpo.data.collate import padded, padded_positions
 from otpo.kernels.cpu.buckets import bucket_size
 from otpo.models.attention import share_prompts
 from otpo.records import SequenceBatch, on_device
@@ -91,7 +91,7 @@ class Backbone:
         if self.shares_prompts:
             return states[0][batch.positions]
         sequences = torch.arange(len(states), device=states.device)
-        return states[sequences[:, None], padded(batch)[2]]
+        return states[sequences[:, None], padded_positions(batch)]
 
     def of_tokens(self, states: Tensor, batch: SequenceBatch, first: int = 0) -> Tensor:
         """(n, D) of the states that predict the completions' tokens, in the order of `SequenceBatch.flat`.
@@ -102,7 +102,7 @@ class Backbone:
         if self.shares_prompts:
             return states.squeeze(0).index_select(0, batch.positions.flatten()[batch.flat])
         starts = torch.arange(len(states), device=states.device) * states.shape[1] - first
-        places = (padded(batch)[2] + starts[:, None]).flatten()[batch.flat]
+        places = (padded_positions(batch) + starts[:, None]).flatten()[batch.flat]
         return states.flatten(0, 1).index_select(0, places)
 
     def last(self, states: Tensor, batch: SequenceBatch) -> Tensor:

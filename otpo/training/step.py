@@ -147,10 +147,7 @@ def uncoupled(losses: LossFunction | CoupledLosses, batches: Iterable[SequenceBa
         rows, device = batch.row_numbers[: len(part.values)], part.values.device
         kept.append(part.values.cpu()[torch.tensor(rows) >= 0])
         wrong += places(part.not_finite, rows)
-    parts: list[Any] = [(torch.cat(kept), wrong)]
-    if dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (torch.cat(kept), wrong))
+    parts = _of_all_ranks((torch.cat(kept), wrong))
     raise_not_finite([place for _, places_of_rank in parts for place in places_of_rank])
     global_values = torch.cat([values for values, _ in parts]).to(device)
     coupled = losses.losses
@@ -223,8 +220,14 @@ class Totals:
 
     def _raise_not_finite(self) -> None:
         """All ranks raise the same error, whichever of them has the rows."""
-        found: list[Any] = [[place for rows, _, flags in self.seen for place in places(flags, rows)]]
-        if dist.is_initialized():
-            mine, found = found[0], [None] * dist.get_world_size()
-            dist.all_gather_object(found, mine)
+        found = _of_all_ranks([place for rows, _, flags in self.seen for place in places(flags, rows)])
         raise_not_finite([place for of_rank in found for place in of_rank])
+
+
+def _of_all_ranks(mine: Any) -> list[Any]:
+    """What each rank gives, in their order."""
+    if not dist.is_initialized():
+        return [mine]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found

@@ -132,7 +132,8 @@ class _Trainer:
         if self.size is None and not self.model.backbone.shares_prompts:
             self.size = len(self.items)  # padded sequences of a micro-batch should be of similar length
         on_gpu = self.device.type == "cuda"
-        if on_gpu if self.train.torch_compile == "auto" else self.train.torch_compile:
+        compiles = on_gpu if self.train.torch_compile == "auto" else self.train.torch_compile
+        if compiles:
             compile_layers(self.model)
         # only the adapters' dropout knows train mode (`otpo.models.backbone.set_mode`); at step 0 adapters add nothing
         self.model.train((self.job.lora or {}).get("lora_dropout", 0) > 0)
