@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """A failure while working; what was finished is kept: exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

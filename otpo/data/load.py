@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.files import ROW_SUFFIXES, Row, iter_rows, without_nulls
 
 
@@ -74,7 +74,7 @@ def _open_hub(name: str, split: str) -> Any:
 
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub client raises dozens of unrelated types; all mean "not to be had"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"'{name}' is neither a file here (looked in {Path.cwd()}) nor a data set that could be loaded from the "
             f"hub (split '{split}'): {reason:.300}. Give the path of a {', '.join(ROW_SUFFIXES)} file, or check the "

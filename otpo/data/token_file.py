@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from otpo.files import replacing
 from otpo.records import PromptCompletions, TokenCompletion, TokenPair
 
 Item = TokenPair | TokenCompletion
+T = TypeVar("T")
 
 BLOCK = 2**22  # values that are hashed at a time
 
@@ -90,7 +91,26 @@ def load_tokens(path: str | Path) -> TokenFile:
     return TokenFile(Path(path))
 
 
-class TokenFile(Sequence[Item]):
+class LazyItems(Sequence[T]):
+    """A sequence whose items are made when they are asked for."""
+
+    def item(self, index: int) -> T:
+        """Number `index`, from 0 to before the length."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self.item(number) for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        return self.item(int(index) % len(self))
+
+
+class TokenFile(LazyItems[Item]):
     """The items of a token file, equal to the list that was saved. An item is read when it is asked for.
 
     Attributes:
@@ -131,12 +151,8 @@ class TokenFile(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        index = int(index) % len(self)
+    def item(self, index: int) -> Item:
+        """See `LazyItems`."""
         row, parts = int(self.rows[index]), self._parts
         bounds = self.offsets[index * parts : (index + 1) * parts + 1]
         spans = [self.ids[start:end].tolist() for start, end in itertools.pairwise(bounds)]
@@ -146,7 +162,7 @@ class TokenFile(Sequence[Item]):
         return TokenCompletion(row, spans[0], spans[1], None if label < 0 else bool(label), *spans[2:])
 
 
-class Joined(Sequence[Item]):
+class Joined(LazyItems[Item]):
     """The items of several sequences, one after the other."""
 
     def __init__(self, *parts: Sequence[Item]) -> None:
@@ -156,12 +172,8 @@ class Joined(Sequence[Item]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        index = int(index) % len(self)
+    def item(self, index: int) -> Item:
+        """See `LazyItems`."""
         part = bisect_right(self.ends, index)
         return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 
@@ -182,7 +194,7 @@ def column(items: Sequence[Any], name: str) -> np.ndarray:
     return np.array([-1 if (value := getattr(item, name)) is None else value for item in items], dtype=np.int64)
 
 
-class Prompts(Sequence[PromptCompletions]):
+class Prompts(LazyItems[PromptCompletions]):
     """What frozen models are asked about items, made as it is asked for.
 
     Args:
@@ -196,9 +208,9 @@ class Prompts(Sequence[PromptCompletions]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        found = self.items[index]
-        return list(map(self.make, found)) if isinstance(index, slice) else self.make(found)
+    def item(self, index: int) -> PromptCompletions:
+        """See `LazyItems`."""
+        return self.make(self.items[index])
 
 
 # ---- identity ----

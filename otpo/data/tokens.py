@@ -18,7 +18,7 @@ from otpo.data.formats.reading import Columns
 from otpo.data.report import DataReport, check_usable
 from otpo.data.rows import BadRow, Example, Row, Text, sides
 from otpo.data.template import of_rows
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.records import TokenCompletion, TokenPair
 
 CHUNK = 256  # examples handed to the tokenizer at a time: enough for its threads, little enough for memory
@@ -33,7 +33,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"expected a tokenizer (tokenizer.json, tokenizer_config.json) at {path}, found none that loads: "
             f"{reason:.300}. Save the tokenizer into the model's folder, or make both with `otpo fresh`."

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from otpo.data.collate import collate_completions
 from otpo.data.sampler import next_indices
-from otpo.data.token_file import Prompts, column
+from otpo.data.token_file import LazyItems, Prompts, column
 from otpo.errors import UserError
 from otpo.records import PromptCompletions, SequenceBatch, TokenCompletion, TokenPair
 
 
-class SplitPairs(Sequence[TokenCompletion]):
+class SplitPairs(LazyItems[TokenCompletion]):
     """Each pair as two completions, of which the chosen one is desirable (TRL's `unpair_preference_dataset`)."""
 
     def __init__(self, pairs: Sequence[TokenPair]) -> None:
@@ -25,9 +25,8 @@ class SplitPairs(Sequence[TokenCompletion]):
     def __len__(self) -> int:
         return 2 * len(self.pairs)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+    def item(self, index: int) -> TokenCompletion:
+        """See `LazyItems`."""
         pair = self.pairs[index // 2]
         rejected = bool(index % 2)
         return TokenCompletion(

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.models.disk.architecture import is_multimodal, read_config, text_config
 from otpo.models.disk.loaded import check_loaded, check_precision
 from otpo.models.disk.text_model import load_text_model
@@ -63,7 +63,7 @@ def load_causal_lm(
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # torn files, code in pickled weights, packages that are not there: of many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"No causal language model could be loaded from '{path}': {reason:.400}") from error
     lm, info = found
     check_loaded(path, info)

@@ -24,7 +24,7 @@ from otpo.data.micro_batches import micro_batches
 from otpo.data.rows import Text
 from otpo.data.template import of_model
 from otpo.data.tokens import load_tokenizer, tokenize_outputs
-from otpo.errors import UserError, WorkError
+from otpo.errors import UserError, WorkError, first_line
 from otpo.models.backbone import Backbone, set_mode
 from otpo.models.disk.loaded import check_loaded, check_precision
 from otpo.records import SequenceBatch, TokenCompletion
@@ -113,7 +113,7 @@ def load_reward_lm(
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # torn files, code in pickled weights, no classifier of this architecture: of many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"No reward model could be loaded from '{path}': {reason:.400}") from error
     if not isinstance(getattr(lm, "score", None), torch.nn.Linear):
         raise UserError(

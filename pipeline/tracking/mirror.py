@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.layout import METRICS
+from otpo.errors import first_line
 from otpo.files import write_json
 from pipeline.run.folder import LabelFolder, RunFolder
 from pipeline.tracking.trackers import TRACKERS, Place, Tracker
@@ -176,7 +177,7 @@ class _Mirror:
         except Exception as error:  # each product has errors of its own
             if name in self.names:
                 self.names.remove(name)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             self.note(
                 f"tracking: {name} failed and got nothing more: {reason:.300}. metrics.jsonl has everything; the same"
                 " command tries again."

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
 )
 
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.models.disk.loaded import check_precision
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -78,7 +78,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for one thing: the configuration cannot be used
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"expected a model of transformers (config.json with a known model_type) at {path}; it cannot be read:"
             f" {reason:.400}"
@@ -169,7 +169,7 @@ def skeleton(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> Pre
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
     except Exception as error:  # each architecture has its own complaints about what it cannot be built with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if attn_implementation != "eager" and "attention implementation" in str(error):
             raise UserError(
                 f"'{config.model_type}' has no {attn_implementation} attention in transformers: set"
