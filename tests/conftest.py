@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from pipeline.generate.pool import EnginePool
 
 # A shell's background job ignores SIGINT, and so would all that the tests start and then interrupt.
@@ -98,3 +100,14 @@ def vllm_pool(ray_cluster: None, sharp_models: list[Path]) -> Iterator[EnginePoo
     config = EngineConfig(backend="vllm", device="cpu", max_model_len=128, batch_size=16)
     with EnginePool(config, sharp_models[0]) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    """A group of one process, over gloo."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()

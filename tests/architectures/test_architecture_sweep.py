@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .table import PAGE, run_sweep, sweep_one, table, without_figures, written
 from .tiny import names
@@ -29,13 +25,6 @@ EXPECTED = {
     "paligemma": ("refused", ""),
     "gemma4_assistant": ("refused", ""),  # needs another model's states
 }
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from support.architectures import make
 from support.small_lm import PAIRS, small_lm
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import WorkError
@@ -23,14 +20,6 @@ from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel, load_reward_lm
 from otpo.models.sharding import shard
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 

@@ -14,20 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.oracles.greedy import oracle
+from support.oracles.greedy import PROMPTS, oracle
 from transformers import AutoTokenizer
 
-from eval.tasks import Prompt
 from pipeline.generate.engine import Sampling
 from pipeline.generate.pool import EnginePool
 
-QUESTIONS = [
-    "Where is it?",
-    "What is the capital of Mongolia, and how high does it lie above the sea?",
-    "No.",
-    "é 谢谢 😀",
-]
-PROMPTS = [Prompt(id=str(i), instruction=f"{QUESTIONS[i % 4]} ({i})", dataset="test") for i in range(24)]
 DRIVER = """
 import sys, ray
 from eval.tasks import Prompt

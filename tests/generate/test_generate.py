@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from support.oracles.greedy import oracle
+from support.oracles.greedy import PROMPTS, oracle
 from transformers import AutoTokenizer
 
 from eval.tasks import Prompt
@@ -25,13 +25,6 @@ from pipeline.generate.model_folder import open_model, tokenizer_of
 from pipeline.generate.outputs import PartialOutputs
 from pipeline.generate.pool import EnginePool, preflight
 
-QUESTIONS = [
-    "Where is it?",
-    "What is the capital of Mongolia, and how high does it lie above the sea?",
-    "No.",
-    "é 谢谢 😀",
-]
-PROMPTS = [Prompt(id=str(i), instruction=f"{QUESTIONS[i % 4]} ({i})", dataset="test") for i in range(24)]
 ON_CPU = EngineConfig(backend="transformers", device="cpu", dtype="fp32")
 
 
@@ -277,18 +270,3 @@ def test_an_engine_that_is_not_ready_in_time_is_an_error_not_a_hang(ray_cluster,
     config = replace(ON_CPU, start_timeout=0.01)
     with EnginePool(config, tiny_llama) as pool, pytest.raises(WorkError, match=r"no engine was ready after 0\.01 s"):
         pool.generate(tiny_llama, "a", PROMPTS[:2], Sampling(max_tokens=8), tmp_path)
-
-
-DRIVER = """
-import sys, ray
-from eval.tasks import Prompt
-from pipeline.generate.engine import EngineConfig, Sampling
-from pipeline.generate.pool import EnginePool
-
-model, out = sys.argv[1:]
-ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
-prompts = [Prompt(id=str(i), instruction=f"Question {i}?", dataset="test") for i in range(4000)]
-with EnginePool(EngineConfig(device="cpu", max_model_len=128, batch_size=8), model) as pool:
-    show = lambda what, done, *_: print("done", done, flush=True)
-    pool.generate(model, "a", prompts, Sampling(max_tokens=96), out, progress=show)
-"""

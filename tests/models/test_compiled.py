@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from support.architectures import FAMILIES, make
 from support.architectures import PAIRS as FAMILY_PAIRS
 from support.small_lm import PAIRS, small_lm
 from torch._dynamo.utils import counters
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from otpo.data.collate import collate_pairs
 from otpo.errors import UserError
@@ -26,13 +22,6 @@ from otpo.training.optimizer import adamw
 from otpo.training.step import optimisation_step
 
 KEPT_QUICK = ("gemma2-window", "mixtral")  # both soft caps and windows; experts
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,8 @@
 """Training computes what the model itself computes, each time again, or the model is refused."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from support.small_lm import PAIRS, small_lm
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
@@ -45,13 +41,6 @@ OTHER_HEADS = {
     ),
     "layers before the head's matrix": ModernBertDecoderConfig(**SHAPE, cls_token_id=1, sep_token_id=2),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def made(config) -> PolicyModel:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.architectures import make
 from support.small_lm import PAIRS, small_lm
 from support.steps import go, weights
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
@@ -39,13 +36,6 @@ from otpo.training.objectives.pair import preference_losses
 from otpo.training.step import optimisation_step
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.small_lm import PAIRS, small_lm
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from otpo.data.collate import collate_pairs
@@ -20,13 +17,6 @@ from otpo.models.sharding import distribute, shard
 from otpo.training.objectives.pair import preference_losses
 from otpo.training.optimizer import adamw
 from otpo.training.step import optimisation_step
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def start(way, mesh, *, tied=True, dtype=torch.bfloat16, **options):

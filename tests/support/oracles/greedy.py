@@ -12,6 +12,14 @@ from otpo.data.encoder import encode_prompt
 from pipeline.generate.engine import stop_tokens
 from pipeline.generate.model_folder import open_model, tokenizer_of
 
+QUESTIONS = [
+    "Where is it?",
+    "What is the capital of Mongolia, and how high does it lie above the sea?",
+    "No.",
+    "é 谢谢 😀",
+]
+PROMPTS = [Prompt(id=str(i), instruction=f"{QUESTIONS[i % 4]} ({i})", dataset="test") for i in range(24)]
+
 
 def greedy(network: torch.nn.Module, prompt: list[int], stops: list[int], length: int) -> tuple[list[int], float]:
     """Greedy tokens by plain forward passes without a cache, and the smallest gap between the two best logits."""
