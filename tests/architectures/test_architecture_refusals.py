@@ -242,3 +242,18 @@ def test_the_command_refuses_before_ray_starts(tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
     refused(otpo(tmp_path, "train", "recipe.yaml"), f"{POSITIONS} positions", f"data.max_length={POSITIONS}")
     nothing_begun(tmp_path)
+
+
+def test_a_class_that_clears_the_padding_tokens_embedding_is_refused_and_the_way_out_works(tmp_path):
+    model = tiny_model(tiny_config("youtu", pad_token_id=7))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = 1.0
+    model.save_pretrained(tmp_path)
+    assert not type(model).from_pretrained(tmp_path).get_input_embeddings().weight[7].any()
+    with pytest.raises(UserError, match=r"padding token \(id 7\).*Remove `pad_token_id`"):
+        check_language_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["pad_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_language_model(tmp_path)
+    assert load_causal_lm(tmp_path).get_input_embeddings().weight[7].all()

@@ -141,6 +141,7 @@ def check_language_model(path: str | Path, *, attn_implementation: str = "sdpa")
         _check_purpose(config)
         lm = skeleton(language_config(config), attn_implementation)
         _check_embeddings(lm)
+        _check_padding_row(lm)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return limits_of(lm, type(lm).__name__ if is_multimodal(config) else None)
@@ -242,6 +243,27 @@ def _check_embeddings(lm: PreTrainedModel) -> None:
         rows = None
     if rows is None:
         raise UserError(f"{type(lm).__name__} does not say where its table of input embeddings is.")
+
+
+def _check_padding_row(lm: PreTrainedModel) -> None:
+    """Refuse models whose padding token loses its embedding, and with a tied head its logit, each time they are loaded.
+
+    Some classes set that row to zero although it was read from a file. Their own code is asked, with a small table.
+    """
+    index = getattr(lm.get_input_embeddings(), "padding_idx", None)
+    if index is None:
+        return
+    table = nn.Embedding(1, 2, padding_idx=0)
+    with torch.no_grad():
+        table.weight.fill_(1.0)
+    table.weight._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it has read
+    lm._init_weights(table)
+    if not bool((table.weight == 1).all()):
+        raise UserError(
+            f"transformers' {type(lm).__name__} sets the embedding of the padding token (id {index}) to zero whenever"
+            " it loads a model, so what is trained there would be lost in the exported one. Remove `pad_token_id` from"
+            " its config.json: the tokenizer says what pads."
+        )
 
 
 def _rows(end: Any) -> int | None:
