@@ -28,7 +28,7 @@ def paired_differences(verdicts: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame
     Returns:
         A row for every two models, the better one first: better, other, difference (points of win rate), low, high, n
         (prompts), length_difference (mean characters, better minus other), detectable (the smallest difference that n
-        such prompts show with 80 % power in a 5 % test) and note.
+        such prompts show with 80 % power in a 5 % test) and note. A number that is not known is NaN.
     """
     chance = verdicts.pivot_table(index="prompt", columns="name", values="preference", aggfunc="mean", dropna=False) - 1
     length = verdicts.pivot_table(index="prompt", columns="name", values="length") if "length" in verdicts else None
@@ -61,4 +61,5 @@ def paired_differences(verdicts: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame
             }
         )
     columns = ["better", "other", "difference", "low", "high", "n", "length_difference", "detectable", "note"]
-    return pd.DataFrame(rows, columns=columns)
+    numbers = ["difference", "low", "high", "length_difference", "detectable"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))

@@ -164,6 +164,18 @@ def test_a_board_without_any_verdict_still_makes_a_page(tmp_path):
     assert "No verdict came back" in words and "40 of 40 verdicts failed" in words
 
 
+def test_models_that_were_judged_on_no_common_prompt_make_a_page(tmp_path):
+    outputs = {name: outputs_of(name, 8, "t", name) for name in ("early", "late")}
+    reference = outputs_of("base", 8, "t", "base")
+    frame = verdicts(outputs, reference, {"early": 0.8, "late": 0.6}, "t")
+    frame = frame[(frame["generator"] == "early") == (frame["index"] < 4)]
+    board = leaderboard(frame, outputs, reference, judge="j", protocol="p")
+    write_leaderboard(board, tmp_path / "leaderboard.csv")
+    frame.to_parquet(tmp_path / "verdicts.parquet")
+    words = assert_sound(report.build([tmp_path], tmp_path)).words()
+    assert f"early wins {board.iloc[0]['win_rate']:.1f}% against base." in words and "no prompt in common" in words
+
+
 def test_a_title_of_ones_own_stands_on_the_page(tmp_path):
     run = make_run(tmp_path / "run", {"otpo": 0.6})
     assert "Report on run" in assert_sound(report.build([run], run)).words()

@@ -184,10 +184,10 @@ def test_paired_interval_is_narrower_than_two_separate_ones():
 def test_paired_differences_of_models_that_share_no_prompt_or_no_difference():
     same = pd.DataFrame({"name": ["a", "a", "b", "b"], "prompt": [1, 2, 1, 2], "preference": [1.2, 1.8, 1.2, 1.8]})
     row = paired_differences(same).iloc[0]
-    assert row["difference"] == 0 and row["low"] is None and "same verdicts" in row["note"]
+    assert row["difference"] == 0 and pd.isna(row["low"]) and "same verdicts" in row["note"]
     apart = same.assign(prompt=[1, 2, 3, 4])
     row = paired_differences(apart).iloc[0]
-    assert row["difference"] is None and row["n"] == 0 and row["note"] == "no prompt in common"
+    assert pd.isna(row["difference"]) and row["n"] == 0 and row["note"] == "no prompt in common"
 
 
 def test_pairs_need_the_same_reference_output():
