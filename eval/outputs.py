@@ -6,6 +6,7 @@ in several rows: its first row here belongs to its first row elsewhere, its seco
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,12 @@ def load_outputs(path: str | Path) -> list[Row]:
     """Read a file of model outputs, such as AlpacaEval's `model_outputs.json`.
 
     Raises:
-        UserError: the file cannot be read as rows (see `otpo.files.read_rows`), or a row has no text under
-            `instruction` or `output`.
+        UserError: the file cannot be read as rows (see `otpo.files.read_rows`), a row has no text under `instruction`
+            or `output`, or `n_tokens` or `truncated` is something else than a number, or true or false.
     """
     rows = read_rows(path)
     _require_texts(rows, str(path))
-    return rows
+    return [_typed(row, f"{path}: row {number}") for number, row in enumerate(rows)]
 
 
 def match_outputs(outputs: Sequence[Row], reference: Sequence[Row], *, subset: bool = False) -> list[Pair]:
@@ -144,6 +145,48 @@ def require_rows(rows: Sequence[Row], source: str, good: Callable[[Row], bool], 
             f"{source}: {len(bad)} of {len(rows)} rows have no text under {wanted} (rows {shown}, counted from 0). "
             f"Row {bad[0]} has the keys: {', '.join(map(str, rows[bad[0]])) or 'none'}."
         )
+
+
+def _typed(row: Row, where: str) -> Row:
+    """A row whose token count is a number and whose `truncated` is true or false, or None: CSV has text alone."""
+    typed = {
+        "n_tokens": (_count, "a number of tokens"),
+        "truncated": (_truth, "true or false"),
+    }
+    found = dict(row)
+    for column, (read, wanted) in typed.items():
+        if column in row:
+            try:
+                found[column] = read(row[column])
+            except (ValueError, OverflowError):
+                raise UserError(
+                    f"{where}: expected {wanted} under {column}, found {row[column]!r:.40}. Correct it, or leave the "
+                    "column out: a board can do without it."
+                ) from None
+    return found
+
+
+def _is_unknown(value: Any) -> bool:
+    blank = isinstance(value, str) and value.strip().lower() in ("", "none", "null", "nan", "na", "n/a")
+    return value is None or blank or (isinstance(value, float) and math.isnan(value))
+
+
+def _count(value: Any) -> int | None:
+    if _is_unknown(value):
+        return None
+    number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError
+    return int(number)
+
+
+def _truth(value: Any) -> bool | None:
+    if _is_unknown(value):
+        return None
+    text = str(value).strip().lower()
+    if text not in ("true", "false", "1", "0", "1.0", "0.0", "yes", "no"):
+        raise ValueError
+    return text in ("true", "1", "1.0", "yes")
 
 
 def _require_texts(rows: Sequence[Row], source: str) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from eval.outputs import load_outputs, match_outputs, rows_of_prompts
+from eval.stats.verbosity import verbosity
 from eval.tasks import SUMMARIZE, load_task, transcript
 from otpo.errors import UserError
 
@@ -144,6 +145,28 @@ def test_a_part_is_judged_only_when_asked_for():
     assert [p.index for p in match_outputs(outputs("b"), outputs("a", "b", generator="ref"), subset=True)] == [1]
     with pytest.raises(UserError, match="1 outputs have no reference"):
         match_outputs(outputs("b", "x"), outputs("a", "b", generator="ref"), subset=True)
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.json", "o.parquet"])
+def test_counts_and_truths_that_are_text_are_read(tmp_path, name):
+    """CSV knows text alone, where "False" is as true as "True" and "12" cannot be averaged."""
+    cuts, counts = ["False", "true", "0", "", "1"], ["12", "7.0", "", "NaN", " 3 "]
+    rows = [row | {"truncated": c, "n_tokens": n} for row, c, n in zip(outputs(*"abcde"), cuts, counts, strict=True)]
+    read = load_outputs(write(tmp_path / name, rows))
+    assert [row["truncated"] for row in read] == [False, True, False, None, True]
+    assert [row["n_tokens"] for row in read] == [12, 7, None, None, 3]
+    numbers = verbosity([1.5] * 5, [1] * 5, [1] * 5, *([row[key] for row in read] for key in ("n_tokens", "truncated")))
+    assert numbers["truncation_rate"] == 50 and numbers["avg_tokens"] == pytest.approx(22 / 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("n_tokens", "many"), ("n_tokens", -1), ("n_tokens", "inf"), ("n_tokens", True),
+                          ("n_tokens", [3]), ("truncated", "maybe"), ("truncated", 2)],
+)  # fmt: skip
+def test_a_count_that_is_none_is_refused_before_anything_is_asked(tmp_path, column, value):
+    path = write(tmp_path / "o.json", [*outputs("a"), outputs("b")[0] | {column: value}])
+    with pytest.raises(UserError, match=rf"o\.json: row 1: expected .* under {column}, found"):
+        load_outputs(path)
 
 
 def test_outputs_without_text_are_refused(tmp_path):
