@@ -3,7 +3,7 @@
 config            settings (`judge` in a recipe)
 protocols         the ways of asking
 prompt_templates  fills `prompts/*.txt` with an instruction and its outputs
-replies           reads a verdict from a reply
+replies           reads a verdict from a reply; `reading` its words and its tokens' probabilities
 check             whether the judge can be asked at all
 client            asks many questions: concurrency, retries, budget, store
 endpoint          one HTTP call, and the ways it can fail

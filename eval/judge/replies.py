@@ -2,23 +2,27 @@
 
 A pairwise reply is read as AlpacaEval's weighted annotator reads it: `logprob_parser` with numerator "m" and
 denominator {"m", "M"} (https://github.com/tatsu-lab/alpaca_eval). A rating is the expected value of the number.
+
+Logprobs count only where they are those of the answer: the text without its thinking says a verdict, the position is
+the one whose token says it there, and the tokens of a verdict have at least `Protocol.least_mass` at it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
-from eval.judge.protocols import FIRST, SECOND, Protocol
+from eval.judge.reading.logprobs import Position, position_at, positions_of, weights_of
+from eval.judge.protocols import FIRST, PROTOCOLS, SECOND, Protocol
+from eval.judge.reading.text import letter_of, spoken_verdict, strip_thinking, without_raw_spaces
 
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THINKING_END = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_NUMBER = re.compile(r"\D{0,20}?(?P<number>10|[1-9])(?:\s*/\s*10)?\D{0,20}", re.DOTALL)
+_NUMBERS = {str(number): number for number in range(1, 11)}
 
 
 class UnreadableError(Exception):
-    """A reply that holds no verdict; `kind` is "no_logprobs", "unparsable", "refused" or "malformed"."""
+    """A reply that holds no verdict; `kind` is "no_logprobs", "unparsable", "cut_off", "refused" or "malformed"."""
 
     def __init__(self, kind: str):
         super().__init__(kind)
@@ -40,7 +44,7 @@ def read_verdict(protocol: Protocol, reply: str, allow_text: bool) -> float:
         response = json.loads(reply)
     except ValueError:
         raise UnreadableError("malformed") from None
-    return (read_pair if protocol.verdict == "pair" else read_rating)(response, allow_text)
+    return (read_pair if protocol.verdict == "pair" else read_rating)(response, allow_text, protocol)
 
 
 def read_usage(reply: str) -> tuple[int, int]:
@@ -52,69 +56,71 @@ def read_usage(reply: str) -> tuple[int, int]:
         return 0, 0
 
 
-def read_pair(response: dict[str, Any], allow_text: bool = False) -> float:
+def read_pair(
+    response: dict[str, Any], allow_text: bool = False, protocol: Protocol = PROTOCOLS["preference"]
+) -> float:
     """The preference in a pairwise reply: 1 if the output shown first is certainly better, 2 if the second is.
 
-    It is `2 - p(m) / (p(m) + p(M))`, with the probabilities of exactly these tokens in the first position's
-    `top_logprobs`; a token that is not listed has probability 0 (AlpacaEval's `logprob_parser`).
+    It is `2 - p(m) / (p(m) + p(M))`, with the probabilities in the `top_logprobs` of the position that gives the
+    answer; a token that is not listed has probability 0 (AlpacaEval's `logprob_parser`).
 
     Args:
         response: a chat completion.
-        allow_text: if the logprobs hold no verdict, read a reply that is just "m" or "M" as 1 or 2.
+        allow_text: where the logprobs are not those of a verdict, take the one that the text says as 1 or 2.
+        protocol: how much probability the verdict's tokens must have.
 
     Raises:
-        UnreadableError: no_logprobs, unparsable, refused or malformed.
+        UnreadableError: no_logprobs, unparsable, cut_off, refused or malformed.
     """
     choice = _choice(response)
-    top = _first_logprobs(choice)
-    logprobs = {token: value for token, value in top or () if token in (FIRST, SECOND)}
-    if logprobs:
-        first, second = logprobs.get(FIRST, -math.inf), logprobs.get(SECOND, -math.inf)
-        peak = max(first, second)
-        total = peak + math.log(math.exp(first - peak) + math.exp(second - peak))
-        return 2.0 - math.exp(first - total)
-    if allow_text:
-        verdict = _text(choice).strip(" \t\n\"'`*.")
-        if verdict in (FIRST, SECOND):
-            return 1.0 if verdict == FIRST else 2.0
-    raise UnreadableError(_why_not(choice, top))
+    text, positions = _text(choice), positions_of(choice)
+    spoken = spoken_verdict(text)
+    position = position_at(positions, text, spoken.at) if positions and spoken else None
+    if position is not None and spoken is not None and letter_of(position.token) != spoken.letter:
+        position = None
+    if positions and len(positions) == 1 and not spoken and protocol.bare:
+        position = positions[0]
+    if position is not None:
+        weights = weights_of(position, letter_of, {FIRST: FIRST, SECOND: SECOND}, bare_only=protocol.bare)
+        total = sum(weights.values())
+        agrees = protocol.bare or (spoken is not None and weights.get(spoken.letter))
+        if agrees and total >= protocol.least_mass:
+            return 2.0 - weights.get(FIRST, 0.0) / total
+    if allow_text and spoken:
+        return 1.0 if spoken.letter == FIRST else 2.0
+    raise UnreadableError(_why_not(choice, text, positions))
 
 
-def read_rating(response: dict[str, Any], allow_text: bool = False) -> float:
-    """The rating in a reply: the expected value of the numbers 1 to 10 in the first position's `top_logprobs`.
+def read_rating(response: dict[str, Any], allow_text: bool = False, protocol: Protocol = PROTOCOLS["rating"]) -> float:
+    """The rating in a reply: the expected value of the numbers 1 to 10 at the position that gives the answer.
 
     Args:
         response: a chat completion.
-        allow_text: if the logprobs hold no number, read it from the text.
+        allow_text: where the logprobs are not those of a number, read it from the text.
+        protocol: how much probability the numbers must have.
 
     Raises:
-        UnreadableError: no_logprobs, unparsable, refused or malformed.
+        UnreadableError: no_logprobs, unparsable, cut_off, refused or malformed.
     """
     choice = _choice(response)
-    top = _first_logprobs(choice)
-    number = re.fullmatch(r"\D{0,20}?(10|[1-9])(?:\s*/\s*10)?\D{0,20}", _text(choice))
-    emitted = _first_token(choice)
-    # A tokenizer that splits "10" makes "1" the first token; the text then tells the number.
-    if number and number[1] == "10" and emitted is not None and emitted.strip() == "1":
-        return 10.0
-    weights = {value: math.exp(logprob) for token, logprob in top or () if (value := _score(token)) is not None}
-    total = sum(weights.values())
-    if total > 0:
-        return sum(value * weight for value, weight in weights.items()) / total
+    text, positions = _text(choice), positions_of(choice)
+    number = _NUMBER.fullmatch(text)
+    position = position_at(positions, text, number.start("number")) if positions and number else None
+    if position is not None and number is not None:
+        # A tokenizer that splits "10" makes "1" the first token; the text then tells the number.
+        if number["number"] == "10" and _number(position.token) == 1:
+            return 10.0
+        weights = weights_of(position, _number, _NUMBERS)
+        total = sum(weights.values())
+        if total >= protocol.least_mass and _number(position.token) == int(number["number"]):
+            return sum(value * weight for value, weight in weights.items()) / total
     if allow_text and number:
-        return float(number[1])
-    raise UnreadableError(_why_not(choice, top))
+        return float(number["number"])
+    raise UnreadableError(_why_not(choice, text, positions))
 
 
-def strip_thinking(text: str) -> str:
-    """A reply without its thinking blocks. Everything after a block that never ends is dropped too."""
-    text = _THINKING_END.sub("", _THINKING.sub("", text))
-    return re.split(r"<(?:think|thinking|reasoning)>", text, maxsplit=1, flags=re.IGNORECASE)[0].strip()
-
-
-def _score(token: str) -> int | None:
-    token = token.strip()
-    return int(token) if re.fullmatch(r"10|[1-9]", token) else None
+def _number(token: str) -> int | None:
+    return _NUMBERS.get(without_raw_spaces(token).strip(" \t\n*"))
 
 
 def _choice(response: dict[str, Any]) -> dict[str, Any]:
@@ -124,34 +130,26 @@ def _choice(response: dict[str, Any]) -> dict[str, Any]:
     return choices[0]
 
 
-def _text(choice: dict[str, Any]) -> str:
+def _content(choice: dict[str, Any]) -> str:
     message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    return strip_thinking(content) if isinstance(content, str) else ""
+    content = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if isinstance(content, list):  # parts, as of a message to the model
+        content = "".join(part["text"] for part in content if isinstance(part, dict) and _is_text(part))
+    return content if isinstance(content, str) else ""
 
 
-def _first_position(choice: dict[str, Any]) -> dict[str, Any] | None:
-    logprobs = choice.get("logprobs")
-    positions = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return positions[0] if isinstance(positions, list) and positions and isinstance(positions[0], dict) else None
+def _is_text(part: dict[str, Any]) -> bool:
+    return part.get("type") in (None, "text", "output_text") and isinstance(part.get("text"), str)
 
 
-def _first_token(choice: dict[str, Any]) -> str | None:
-    token = (_first_position(choice) or {}).get("token")
-    return token if isinstance(token, str) else None
+def _text(choice: dict[str, Any]) -> str:
+    return strip_thinking(without_raw_spaces(_content(choice)))
 
 
-def _first_logprobs(choice: dict[str, Any]) -> list[tuple[str, float]] | None:
-    """(token, log-probability) of the first position's `top_logprobs`; None if the reply has none."""
-    top = (_first_position(choice) or {}).get("top_logprobs")
-    if not isinstance(top, list) or not top:
-        return None
-    pairs = [(item.get("token"), item.get("logprob")) for item in top if isinstance(item, dict)]
-    return [(t, float(p)) for t, p in pairs if isinstance(t, str) and isinstance(p, (int, float)) and not math.isnan(p)]
-
-
-def _why_not(choice: dict[str, Any], top: list | None) -> str:
+def _why_not(choice: dict[str, Any], text: str, positions: list[Position] | None) -> str:
     message = choice.get("message")
     if choice.get("finish_reason") == "content_filter" or (isinstance(message, dict) and message.get("refusal")):
         return "refused"
-    return "no_logprobs" if top is None else "unparsable"
+    if not text and choice.get("finish_reason") == "length":
+        return "cut_off"
+    return "no_logprobs" if positions is None else "unparsable"

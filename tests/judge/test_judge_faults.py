@@ -1,15 +1,17 @@
 """What goes wrong between the judge and us: typed, retried where it helps, reported, never stored."""
 
+import json
 import time
 
 import pytest
 from support.servers import DROP, Reply, ScriptedJudge, completion, verdict
-from test_judge import ask, stored_keys
+from test_judge import ask, key_of, stored_keys
 
 import eval.judge.client
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import classify_status, retry_after
+from eval.judge.store import StoredReply, open_store
 from eval.judge.verdicts import ledger
 from otpo.errors import UserError, WorkError
 
@@ -150,6 +152,22 @@ def test_text_verdicts_are_taken_only_on_request_and_only_at_last(tmp_path):
         )  # a discrete verdict is none without leave
         many = ask(server, tmp_path, n=100, max_retries=2, allow_text_verdict=True)
         assert many["error"].isna().all() and len(server.calls) < 150
+
+
+def test_logprobs_that_are_no_numbers_are_asked_for_again(tmp_path):
+    """JSON as Python writes it has NaN: it made a verdict that was stored and never asked for again."""
+    broken = completion("m", {"m": 0.5, "M": 0.5})
+    for each in broken["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        each["logprob"] = float("nan")
+    with ScriptedJudge(lambda call: broken) as server:
+        frame = ask(server, tmp_path, n=2, max_retries=1)
+        assert set(frame["error"]) == {"no_logprobs"} and stored_keys(tmp_path / "store.sqlite") == set()
+        with open_store(tmp_path / "store.sqlite") as store:  # as an earlier version stored it
+            for call in server.calls:
+                store.put(key_of(call), "test", StoredReply(json.dumps(broken), 100, 1, 0.1))
+        server.script = lambda call: None
+        again = ask(server, tmp_path, n=2)
+    assert again["error"].isna().all() and not again["cached"].any()
 
 
 def test_tokens_of_failed_attempts_are_paid(tmp_path):

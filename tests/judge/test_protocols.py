@@ -79,17 +79,104 @@ def test_pairs_are_read_as_alpaca_eval_reads_them():
     draw = random.Random(0)
     for _ in range(300):
         tokens = draw.sample(["m", "M", " m", "M.", "The", "\n", "<|m|>"], k=draw.randint(1, 5))
-        top = [{"token": t, "logprob": draw.choice([-1e-7, -0.7, -9.0, -15.5, -2000.0])} for t in tokens]
+        shares = [draw.choice([1.0, 0.3, 0.02, 1e-9]) for _ in tokens]
+        top = [{"token": t, "logprob": math.log(s / sum(shares))} for t, s in zip(tokens, shares, strict=True)]
         choice = {
             "logprobs": {"content": [{"token": tokens[0], "top_logprobs": top}]},
             "message": {"content": tokens[0]},
         }
+        mass = sum(math.exp(each["logprob"]) for each in top if each["token"] in ("m", "M"))
         [expected] = parsers.logprob_parser(choice, "m", ["m", "M"], is_binarize=False)
-        if math.isnan(expected):
+        if mass < 0.01:  # alpaca_eval takes any
             with pytest.raises(UnreadableError, match="unparsable"):
-                read_pair({"choices": [choice]})
+                read_pair({"choices": [choice]}, protocol=PROTOCOLS["alpaca_eval"])
         else:
+            assert read_pair({"choices": [choice]}, protocol=PROTOCOLS["alpaca_eval"]) == pytest.approx(
+                expected, abs=1e-12
+            )
+        if mass >= 0.5 and tokens[0] in ("m", "M"):
             assert read_pair({"choices": [choice]}) == pytest.approx(expected, abs=1e-12)
+
+
+def reply(text, *positions, reasoning=None):
+    """A chat completion with these (token, {token: probability}) as its logprobs."""
+    response = completion(text, None)
+    response["choices"][0]["logprobs"] = {"content": [
+        {"token": token, "top_logprobs": [{"token": t, "logprob": math.log(p)} for t, p in top.items()]}
+        for token, top in positions
+    ]}  # fmt: skip
+    response["choices"][0]["message"]["reasoning_content"] = reasoning
+    return response
+
+
+SURE_OF_M = ("M", {"M": 0.9, "m": 0.1})
+FIRST_THOUGHT = ("m", {"m": 0.99, "M": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [
+        # logprobs that cover the thinking: the answer is at the end
+        (reply("M", FIRST_THOUGHT, (" is", {" is": 1.0}), ("\n", {"\n": 1.0}), SURE_OF_M, reasoning="m is\n"), 1.9),
+        (reply("<think>m</think>M", ("<think>", {"<think>": 1.0}), FIRST_THOUGHT, ("</think>", {"</think>": 1.0}),
+               SURE_OF_M), 1.9),
+        # a sentence, bold, a space before the token, a tokenizer's sign for it
+        (reply("The better answer is M.", *((t, {t: 1.0}) for t in ("The", " better", " answer", " is")),
+               (" M", {" M": 0.8, " m": 0.2}), (".", {".": 1.0})), 1.8),
+        (reply("**M**", ("**", {"**": 1.0}), SURE_OF_M, ("**", {"**": 1.0})), 1.9),
+        (reply(" M", (" M", {" M": 0.75, "m": 0.25})), 1.75),
+        (reply("\u0120M", ("\u0120M", {"\u0120M": 0.7, "\u0120m": 0.3})), 1.7),
+        (reply("\u2581M", ("\u2581M", {"\u2581M": 0.7, "\u2581m": 0.3})), 1.7),
+        # the bare tokens of AlpacaEval alone where they have most of the mass
+        (reply("M", ("M", {"M": 0.6, "m": 0.2, " m": 0.2})), 1.75),
+    ],
+)  # fmt: skip
+def test_logprobs_are_read_where_the_answer_is(response, value):
+    assert read_pair(response) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        reply("The first", ("The", {"The": 1.0 - 2e-9, "m": 1e-9, "M": 1e-12})),  # prose, and no mass
+        reply("M", ("M", {"M": 0.2, "m": 0.1, "The": 0.7})),  # too little mass
+        reply("M", FIRST_THOUGHT),  # the token is not what the text says
+        reply("M", FIRST_THOUGHT, (" is", {" is": 1.0}), reasoning="m is"),  # the thinking alone
+        reply("Both are good.", SURE_OF_M),
+    ],
+)
+def test_logprobs_of_something_else_than_the_answer_are_no_verdict(response):
+    with pytest.raises(UnreadableError, match="unparsable"):
+        read_pair(response)
+    said = {"The first": None, "Both are good.": None}.get(response["choices"][0]["message"]["content"], 2.0)
+    if said:
+        assert read_pair(response, allow_text=True) == said
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "-0.1", None, True, 3.0])
+def test_a_logprob_that_is_none_is_no_verdict(bad):
+    response = completion("m", {"m": 0.9, "M": 0.1})
+    top = response["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    top[0]["logprob"] = bad
+    with pytest.raises(UnreadableError):
+        read_pair(response)
+    top[1]["logprob"] = math.log(0.9)  # the other token has most of the mass, and the text does not say it
+    with pytest.raises(UnreadableError):
+        read_pair(response)
+    top[0]["logprob"], top[1]["logprob"] = 0.0, -math.inf  # probability 0, as a server may write it
+    assert read_pair(response) == 1.0
+    top[0]["logprob"] = -math.inf
+    with pytest.raises(UnreadableError):
+        read_pair(response)
+
+
+def test_the_older_shape_of_logprobs_is_read():
+    response = completion("M", None)
+    response["choices"][0]["logprobs"] = {
+        "tokens": ["M"], "token_logprobs": [-0.2], "text_offset": [0],
+        "top_logprobs": [{"M": math.log(0.8), "m": math.log(0.2)}],
+    }  # fmt: skip
+    assert read_pair(response) == pytest.approx(1.8)
 
 
 def test_order_and_reading_give_every_recorded_preference(shared_data):
@@ -100,7 +187,8 @@ def test_order_and_reading_give_every_recorded_preference(shared_data):
             if not isinstance(row["raw_completion"], dict):
                 assert row["output_1"] == row["output_2"] and row["preference"] == 1.5
                 continue
-            value = read_pair({"choices": [row["raw_completion"]]})
+            value = read_pair({"choices": [row["raw_completion"]]}, protocol=PROTOCOLS["alpaca_eval"])
+            assert value == read_pair({"choices": [row["raw_completion"]]})
             value = 3 - value if model_first(row["instruction"]) else value
             assert value == pytest.approx(row["preference"], abs=1e-9)
             read += 1
@@ -113,7 +201,7 @@ def test_order_and_reading_give_every_recorded_preference(shared_data):
     [
         (completion("m", None), "no_logprobs"),
         (completion("The", {"The": 0.9, "Both": 0.1}), "unparsable"),
-        (completion(" m", {" m": 0.9, "M ": 0.1}), "unparsable"),
+        ({"choices": [{"finish_reason": "length", "message": {"content": "<think>m is"}}]}, "cut_off"),
         ({"choices": []}, "malformed"),
         ({"error": {"message": "overloaded"}}, "malformed"),
         ([], "malformed"),
@@ -132,9 +220,29 @@ def test_plain_text_is_a_verdict_only_where_allowed():
     assert read_pair(completion("m", None), allow_text=True) == 1.0
     assert read_pair(completion(thought, None), allow_text=True) == 2.0
     assert read_pair(completion("M", {"m": 0.75, "M": 0.25}), allow_text=True) == pytest.approx(1.25)  # logprobs first
-    for text in ("I prefer m", "<think>m", "mM", "", "A"):
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("m", "m"), ("M.", "M"), ("**M**", "M"), ("[[M]]", "M"), ("\\boxed{m}", "m"), ('"M"', "M"), ("answer M", "M"),
+        ("The better answer is M.", "M"), ("Verdict: m", "m"), ("**Verdict:** M", "M"), ("Answer M is better.", "M"),
+        ("M is better than m.", "M"), ("My final verdict is: answer M", "M"), ("So the better answer is `m`.", "m"),
+        ("The better summary is m", "m"), ("M\n\nAnswer m is short, M is right.", "M"),
+        ("m is long. M is right.\n\nFinal answer: **M**", "M"), ('{"verdict": "M"}', "M"),
+        ('```json\n{"better": "m", "why": "M is bad"}\n```', "m"), ("<think>Verdict: m</think>M", "M"),
+        ("I prefer m", None), ("<think>m", None), ("mM", None), ("", None), ("A", None), ("M or m", None),
+        ("M\n\nVerdict: m", None), ("Answer m is better in style, but M is right", None), ("Both are fine.", None),
+        ("Verdict: m or M", None), ('{"verdict": "m", "better": "M"}', None), ("Verdict: Mm", None),
+        ("The better answer is not m", None), ("Verdict: neither", None),
+    ],
+)  # fmt: skip
+def test_a_strict_grammar_reads_what_a_judge_says(text, letter):
+    if letter is None:
         with pytest.raises(UnreadableError):
             read_pair(completion(text, None), allow_text=True)
+    else:
+        assert read_pair(completion(text, None), allow_text=True) == {"m": 1.0, "M": 2.0}[letter]
 
 
 def test_thinking_is_stripped():
