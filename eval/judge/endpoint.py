@@ -6,7 +6,7 @@ retried; if it persists, it is the question's result
     rate_limited (429), server_error (5xx), connection (refused or broken off), timeout, malformed (a 200 that is not a
     chat completion), no_logprobs
 the question's result at once, because asking again would not help
-    unparsable, cut_off (the token limit came before the answer), refused, context_length, bad_request, not_found, budget
+    unparsable, cut_off (the token limit came before an answer), refused, context_length, bad_request, not_found, budget
 ends the run, because no further call can succeed
     auth, quota, model_not_found
 """

@@ -13,8 +13,8 @@ import json
 import re
 from typing import Any
 
-from eval.judge.reading.logprobs import Position, position_at, positions_of, weights_of
 from eval.judge.protocols import FIRST, PROTOCOLS, SECOND, Protocol
+from eval.judge.reading.logprobs import Position, position_at, positions_of, weights_of
 from eval.judge.reading.text import letter_of, spoken_verdict, strip_thinking, without_raw_spaces
 
 _NUMBER = re.compile(r"\D{0,20}?(?P<number>10|[1-9])(?:\s*/\s*10)?\D{0,20}", re.DOTALL)
