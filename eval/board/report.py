@@ -21,7 +21,7 @@ from eval.board.figures import MANY_LABELS, Style, styles, win_rate_against_leng
 from eval.board.leaderboard import board_title, pairs_of_models, write_leaderboard
 from eval.board.numbers import count
 from eval.board.pages import render, write_page
-from eval.board.run_files import Board, RunFiles, boards, read_run, safe_name, shown_names
+from eval.board.run_files import Board, RunFiles, boards, read_run, shown_names
 from eval.board.sentences import claim, explanation, world_sentence
 from eval.board.weights_page import pair_views
 
@@ -233,7 +233,7 @@ def _verdict_pages(
 
 
 def _slug(task: str, i: int, found: Sequence[Board]) -> str:
-    slug = safe_name(task)
+    slug = layout.folder_name(task)
     return slug if sum(board.task == task for board in found) == 1 else f"{slug}-board{i + 1}"
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -16,6 +15,8 @@ from eval import layout
 from eval.board.leaderboard import CONTEXT_COLUMNS, read_leaderboard
 from otpo.errors import UserError
 from otpo.files import write_atomically
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -86,13 +87,8 @@ def write_outputs(
         reference: the reference's rows.
     """
     for label, rows in outputs.items():
-        _write_rows(layout.outputs_file(folder, safe_name(label), safe_name(task)), rows)
-    _write_rows(layout.reference_file(folder, safe_name(task)), reference)
-
-
-def safe_name(name: str) -> str:
-    """A name as one part of a path; a model may be called `org/model`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
+        _write_rows(layout.outputs_file(folder, layout.folder_name(label), task), rows)
+    _write_rows(layout.reference_file(folder, task), reference)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -111,17 +107,19 @@ def read_run(folder: Path) -> RunFiles:
     run = RunFiles(name=folder.resolve().name)
     if (path := folder / layout.LEADERBOARD).is_file():
         run.board = read_leaderboard(path)
-    for path in [folder / layout.VERDICTS, *sorted(folder.glob(str(layout.verdicts_file(Path(), "*"))))]:
+    for path in [folder / layout.VERDICTS, *sorted(folder.glob(f"{layout.JUDGE}/*/{layout.VERDICTS}"))]:
         if path.is_file():
             for task, frame in pd.read_parquet(path).groupby("task", sort=False):
                 run.verdicts[str(task)] = frame.reset_index(drop=True)
-    for path in sorted(folder.glob(f"{layout.reference_file(Path(), '*')}*")):
+    for path in sorted(folder.glob(f"{layout.JUDGE}/*/{layout.REFERENCE}*")):
         run.references[path.parent.name] = _json(path, run, list) or []
-    for path in sorted(folder.glob(f"{layout.outputs_file(Path(), '*', '*')}*")):
+    for path in sorted(folder.glob(f"{layout.MODELS}/*/*/{layout.OUTPUTS}*")):
         rows = _json(path, run, list)
         if rows:  # verdicts name a model by `generator`; its folder may have another name
             label = str(rows[0].get("generator") or path.parent.parent.name)
-            run.outputs.setdefault(path.parent.name, {})[label] = rows
+            outputs = run.outputs.setdefault(path.parent.name, {})
+            if label not in outputs or path.parent.parent.name == layout.folder_name(label):
+                outputs[label] = rows
     for path in sorted(folder.glob(str(layout.label_folder(Path(), "*") / layout.METRICS))):
         run.metrics[path.parent.name] = _lines(path, run)
     run.weights = _json(folder / layout.WEIGHTS, run, list) or []
@@ -203,9 +201,9 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
             if (frame := run.verdicts.get(task)) is not None:
                 frame = frame[frame["generator"].isin(rename) & (frame["reference"] == reference)]
                 verdicts.append(frame.assign(generator=frame["generator"].map(rename)))
-            own = run.outputs.get(safe_name(task), {})
+            own = _of_task(run.outputs, task) or {}
             outputs |= {rename[k]: rows for k, rows in own.items() if k in rename}
-            found = run.references.get(safe_name(task)) or []
+            found = _of_task(run.references, task) or []
             if reference in own and (not found or found[0].get("generator") != reference):
                 found = own[reference]  # models judged against each other
             reference_rows = reference_rows or found
@@ -213,3 +211,9 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
         frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()
         result.append(Board(task, judge, protocol, reference, table, frame, outputs, reference_rows))
     return result
+
+
+def _of_task(found: Mapping[str, T], task: str) -> T | None:
+    """What the folder of a task holds; folders of earlier versions have other names."""
+    names = [layout.folder_name(task), *layout.earlier_names(task)]
+    return next((found[name] for name in names if name in found), None)

@@ -32,7 +32,7 @@ from pipeline.recipe.sections import (
     short_dtype,
 )
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME_LIKE = re.compile(r"[^A-Za-z0-9._-]+")
 
 _UNSET = {
@@ -101,7 +101,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name: '{self.name}' becomes a folder: use letters, digits, '.', '_' and '-'")
+            raise ValueError(f"name: '{self.name}' becomes a folder: use at most 100 letters, digits, '.', '_' and '-'")
         if self.model.quantization != "none" and self.train.use_gpu is False:
             raise ValueError(
                 f"model.quantization is {self.model.quantization}, which needs a CUDA GPU for every training worker,"
@@ -109,6 +109,8 @@ class Recipe(Section):
             )
         for label in self.methods:
             self._check_label(label)
+        if len({label.lower() for label in self.methods}) < len(self.methods):
+            raise ValueError("methods: two labels differ in case alone, and some disks give both the same folder")
         self.training_order()
         self._check_base()
         self._check_pairs()
@@ -117,7 +119,8 @@ class Recipe(Section):
     def _check_label(self, label: str) -> None:
         if not _NAME.fullmatch(label) or label == "base":
             raise ValueError(
-                f"methods: the label '{label}' becomes a folder: use letters, digits, '.', '_' and '-', not 'base'"
+                f"methods: the label '{label}' becomes a folder: use at most 100 letters, digits, '.', '_' and '-',"
+                " not 'base'"
             )
         if self.model.lora and self.trains_rewards(label):
             raise ValueError(

@@ -80,7 +80,7 @@ class LabelFolder:
 
     def generation(self, task: str) -> Path:
         """Folder of a task's outputs and of how they were generated."""
-        return self.path / task
+        return layout.inside(self.path, task)
 
     def outputs(self, task: str) -> Path:
         """What the model generated for a task."""

@@ -137,6 +137,8 @@ def test_shipped_recipes_are_recipes():
         (["methods.mine.method=dpoo"], ["did you mean 'dpo'"]),
         (["methods.dpo=3"], ["methods.dpo", "dictionary"]),
         (["methods.a/b={method: dpo}"], ["'a/b' becomes a folder"]),
+        ([f"methods.{'x' * 101}={{method: dpo}}"], ["becomes a folder", "at most 100"]),
+        (["methods.DPO={method: dpo}", "methods.dpo={}"], ["differ in case alone"]),
         (["methods.base={method: dpo}"], ["'base'"]),
         (["methods.dpo.workers=1"], ["methods.dpo.workers", "set train.workers"]),
         (["name=a/b"], ["'a/b' becomes a folder"]),
