@@ -1,7 +1,8 @@
 """Model outputs: reading them, and joining them with the reference's outputs or with the prompts that were judged.
 
-Rows have AlpacaEval's columns: `instruction`, `output`, and usually `generator` and `dataset`. An instruction may occur
-in several rows: its first row here belongs to its first row elsewhere, its second row to the second, and so on.
+Rows have AlpacaEval's columns: `instruction`, `output`, and usually `generator` and `dataset`. Alpaca's `input` becomes
+a part of the instruction, as it is in training and in what the models were asked. An instruction may occur in several
+rows: its first row here belongs to its first row elsewhere, its second row to the second, and so on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from otpo.data.formats.prompts import with_input
+from otpo.data.rows import BadRow
 from otpo.errors import UserError
 from otpo.files import Row, read_rows
 
@@ -45,11 +48,27 @@ def load_outputs(path: str | Path) -> list[Row]:
 
     Raises:
         UserError: the file cannot be read as rows (see `otpo.files.read_rows`), a row has no text under `instruction`
-            or `output`, or `n_tokens` or `truncated` is something else than a number, or true or false.
+            or `output`, its `input` is no text, or `n_tokens` is no number or `truncated` neither true nor false.
     """
     rows = read_rows(path)
     _require_texts(rows, str(path))
-    return [_typed(row, f"{path}: row {number}") for number, row in enumerate(rows)]
+    return [_read(row, f"{path}: row {number}") for number, row in enumerate(rows)]
+
+
+def with_inputs_of(outputs: Sequence[Row], reference: Sequence[Row]) -> list[Row]:
+    """The reference's rows, those without an `input` with the one that the outputs of the same instruction have."""
+    whole: dict[tuple[str, int], Row] = {}
+    for (instruction, n), row in zip(occurrences(_bare(row) for row in outputs), outputs, strict=True):
+        if row["instruction"] != instruction:
+            whole[instruction, n] = {"instruction": row["instruction"], "input": row["input"]}
+    numbered = zip(occurrences(row["instruction"] for row in reference), reference, strict=True)
+    return [row if row.get("input") else row | whole.get(key, {}) for key, row in numbered]
+
+
+def _bare(row: Row) -> str:
+    """The instruction without the input after it."""
+    given = row.get("input")
+    return row["instruction"].removesuffix(f"\n\n{given}") if isinstance(given, str) else row["instruction"]
 
 
 def match_outputs(outputs: Sequence[Row], reference: Sequence[Row], *, subset: bool = False) -> list[Pair]:
@@ -147,13 +166,19 @@ def require_rows(rows: Sequence[Row], source: str, good: Callable[[Row], bool], 
         )
 
 
-def _typed(row: Row, where: str) -> Row:
-    """A row whose token count is a number and whose `truncated` is true or false, or None: CSV has text alone."""
+def _read(row: Row, where: str) -> Row:
+    """A row whose instruction is whole, whose token count is a number and whose `truncated` is true or false, or None.
+
+    CSV has text alone.
+    """
     typed = {
         "n_tokens": (_count, "a number of tokens"),
         "truncated": (_truth, "true or false"),
     }
-    found = dict(row)
+    try:
+        found = row | {"instruction": with_input(row)}
+    except BadRow as reason:
+        raise UserError(f"{where}: {reason}. Make it text, or leave the column out.") from None
     for column, (read, wanted) in typed.items():
         if column in row:
             try:

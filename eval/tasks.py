@@ -1,12 +1,18 @@
-"""Prompt sets: what the models are asked. AlpacaEval, TL;DR summarization, or your own file."""
+"""Prompt sets: what the models are asked. AlpacaEval, TL;DR summarization, or your own file.
+
+A row's prompt is read as training reads it: with its `input`, system prompt, tools and earlier turns.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from eval.outputs import require_rows
+from otpo.data.formats.prompts import prompt_of
+from otpo.data.rows import BadRow
 from otpo.errors import UserError
 from otpo.files import Row, read_rows
 
@@ -27,7 +33,9 @@ class Prompt:
         instruction: the text that the judge sees. A conversation becomes a transcript.
         dataset: the subset it belongs to (AlpacaEval's column of that name); the task's name if the row has none.
         reference: an output that came with the prompt, if any.
-        messages: the conversation to continue, if the row has one.
+        messages: the conversation to continue, if the row has one, or a system prompt, tools or earlier turns.
+        tools: JSON schemas of functions, which the chat template shows to the model.
+        template_kwargs: the row's own variables of the chat template.
     """
 
     id: str
@@ -35,6 +43,8 @@ class Prompt:
     dataset: str
     reference: str | None = None
     messages: list[dict] | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,15 @@ def load_task(name_or_path: str, name: str | None = None, limit: int | None = No
 
     Args:
         name_or_path: "alpaca_eval" or "tldr" (fetched from the Hugging Face hub), or a JSON, JSONL, CSV or parquet file
-            (also `.gz`). Its rows have `instruction`, `prompt` or `messages`, or `post` (a text to summarize); and
-            optionally `output`, `reference` or `summary` (an output to compare with), `dataset` and `id`.
+            (also `.gz`). Its rows have `instruction` (and `input`, which follows it after a blank line), `prompt` or
+            `messages`, or `post` (a text to summarize); and optionally `system`, `tools`, `history`, `output`,
+            `reference` or `summary` (an output to compare with), `dataset` and `id`.
         name: the task's name. Default: the known name, or the file's name without its suffixes.
         limit: read only the first so many prompts.
 
     Raises:
-        UserError: the source cannot be found or read, or it has rows without a prompt.
+        UserError: the source cannot be found or read, or it has rows without a prompt, or with one that is not what it
+            should be.
     """
     fetch = HUB_TASKS.get(name_or_path)
     if fetch is not None:
@@ -80,8 +92,7 @@ def load_task(name_or_path: str, name: str | None = None, limit: int | None = No
             )
         rows, source, name = read_rows(path), str(path), name or path.name.split(".")[0]
         summarize = all("post" in row for row in rows)
-    require_rows(rows, source, lambda row: _instruction(row) is not None, "instruction, prompt, messages or post")
-    prompts = [_prompt(row, position, name) for position, row in enumerate(rows[:limit])]
+    prompts = _prompts(rows, name, source)[:limit]
     return Task(name, prompts, source, "summarization" if summarize else "instruction")
 
 
@@ -95,39 +106,44 @@ def transcript(messages: list[dict]) -> str:
 
 def _content(message: dict) -> str:
     content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+    text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+    calls = message.get("tool_calls")
+    return f"{text}\n{json.dumps(calls, ensure_ascii=False)}".lstrip() if calls else text
 
 
-def _messages(row: Row) -> list[dict] | None:
-    """The row's conversation, under `messages` or as a list in `prompt`."""
-    for key in ("messages", "prompt"):
-        value = row.get(key)
-        if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
-            return value
-    return None
-
-
-def _instruction(row: Row) -> str | None:
-    for key in ("instruction", "prompt"):
-        if isinstance(row.get(key), str) and row[key].strip():
-            return row[key]
-    messages = _messages(row)
-    if messages is not None:
-        return transcript(messages)
-    post = row.get("post")
-    return f"{SUMMARIZE}\n\n{post}" if isinstance(post, str) and post.strip() else None
+def _prompts(rows: list[Row], task: str, source: str) -> list[Prompt]:
+    prompts, bad = [], []
+    for position, row in enumerate(rows):
+        try:
+            prompts.append(_prompt(row, position, task))
+        except BadRow as reason:
+            bad.append((position, str(reason)))
+    if bad:
+        shown = ", ".join(str(position) for position, _ in bad[:5])
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(reason for _, reason in bad).items())
+        raise UserError(
+            f"{source}: {len(bad)} of {len(rows)} rows are no prompt (rows {shown}, counted from 0): {reasons}. "
+            f"Row {bad[0][0]} has the keys: {', '.join(map(str, rows[bad[0][0]])) or 'none'}."
+        )
+    return prompts
 
 
 def _prompt(row: Row, position: int, task: str) -> Prompt:
-    reference = next((row[key] for key in ("output", "reference", "summary") if isinstance(row.get(key), str)), None)
-    instruction = _instruction(row)
-    assert instruction is not None  # `load_task` has checked it
+    parts, post = prompt_of(row), row.get("post")
+    if parts is None and not (isinstance(post, str) and post.strip()):
+        raise BadRow("no text under instruction, prompt, messages or post")
+    asked = parts.prompt if parts else f"{SUMMARIZE}\n\n{post}"
+    tools = parts.tools if parts else None
+    written = next((row[key] for key in ("instruction", "prompt") if isinstance(row.get(key), str)), "")
+    shown = asked if isinstance(asked, str) else written if row.get("messages") and written else transcript(asked)
     return Prompt(
         id=str(position if row.get("id") is None else row["id"]),
-        instruction=instruction,
+        instruction=f"Tools: {json.dumps(tools, ensure_ascii=False)}\n\n{shown}" if tools else shown,
         dataset=str(row.get("dataset") or task),
-        reference=reference,
-        messages=_messages(row),
+        reference=next((row[key] for key in ("output", "reference", "summary") if isinstance(row.get(key), str)), None),
+        messages=None if isinstance(asked, str) else asked,
+        tools=tools,
+        template_kwargs=parts.template_kwargs if parts else None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
-from eval.outputs import load_outputs, match_outputs
+from eval.outputs import load_outputs, match_outputs, with_inputs_of
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
@@ -45,8 +45,7 @@ def judge_files(
         UserError: files that do not fit together, or a judge that cannot be asked; nothing was asked.
         WorkError: not one verdict came back.
     """
-    reference_rows = load_outputs(reference)
-    outputs = _read_files(files, reference_rows, subset)
+    outputs, reference_rows = _read_files(files, load_outputs(reference), subset)
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     else:
@@ -63,15 +62,17 @@ def judge_files(
     return board
 
 
-def _read_files(files: list[Path], reference: list[Row], subset: bool) -> dict[str, list[Row]]:
-    """Generator -> its outputs. A file without generators goes by its own name."""
+def _read_files(files: list[Path], reference: list[Row], subset: bool) -> tuple[dict[str, list[Row]], list[Row]]:
+    """Generator -> its outputs, and the reference's. A file without generators goes by its own name."""
+    read = [load_outputs(file) for file in files]
+    for rows in read:
+        reference = with_inputs_of(rows, reference)
     outputs: dict[str, list[Row]] = {}
-    for file in files:
-        rows = load_outputs(file)
+    for file, rows in zip(files, read, strict=True):
         match_outputs(rows, reference, subset=subset)
         names = Counter(str(row.get("generator") or file.name.split(".")[0]) for row in rows)
         name = names.most_common(1)[0][0]
         if name in outputs:
             raise UserError(f"Two files hold outputs of '{name}'. Give each file's rows a `generator` of its own.")
         outputs[name] = [{**row, "generator": name} for row in rows]
-    return outputs
+    return outputs, reference

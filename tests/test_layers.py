@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "pipeline": {"pipeline", "otpo", "eval"},
     "jobs": {"jobs", "pipeline", "otpo", "eval"},
 }
-SHARED = {"otpo.errors", "otpo.files"}  # what both the science and the evaluation need; they load nothing heavy
+# what both the science and the evaluation need: errors, files, and how a row's prompt is read; they load nothing heavy
+SHARED = {"otpo.errors", "otpo.files", "otpo.data.formats.prompts", "otpo.data.rows"}
 FORBIDDEN = {"otpo": {"ray", "vllm"}, "eval": {"ray", "vllm", "torch", "transformers"}}
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "scipy", "pandas", "datasets", "openai", "ot")
 LIGHT = (
@@ -59,7 +60,7 @@ def test_imports_go_down_only(package):
     assert not wrong
 
 
-def test_the_evaluation_knows_of_the_science_only_errors_and_files():
+def test_the_evaluation_knows_of_the_science_only_what_both_need():
     found = {name for file in (ROOT / "eval").rglob("*.py") for _, name in imports(file) if name.startswith("otpo")}
     assert found <= SHARED
 

@@ -33,13 +33,20 @@ REWRITES = ("refuse", "drop", "template", "text")
 """Values of `data.rewritten`."""
 
 
-def encode_prompt(tokenizer: Any, prompt: Text, template: Rendering | Template) -> list[int]:
+def encode_prompt(
+    tokenizer: Any,
+    prompt: Text,
+    template: Rendering | Template,
+    tools: list[dict[str, Any]] | None = None,
+    template_kwargs: dict[str, Any] | None = None,
+) -> list[int]:
     """Token ids of a prompt to be answered, exactly as training makes them: never two BOS, never an EOS.
 
     Args:
         tokenizer: of transformers. prompt: a string, or messages for the chat template; where the last of them is the
             assistant's, it is to be continued.
         template: how it is rendered; a template's name alone gives the chat template no variables.
+        tools: JSON schemas of functions. template_kwargs: the prompt's own variables of the chat template.
 
     Raises:
         UserError: messages with a literal template, no chat template where one is needed, or one that refuses the
@@ -51,8 +58,9 @@ def encode_prompt(tokenizer: Any, prompt: Text, template: Rendering | Template) 
         return _begin(tokenizer, _ids(tokenizer, [str(prompt)])[0], _added_bos(tokenizer))
     chat = Chat(tokenizer, rendering.chat_template_kwargs)
     chat.require("the prompt")
+    parts = Parts(prompt, (), tools=tools, template_kwargs=template_kwargs)
     try:
-        return _ids(tokenizer, [chat.prompt(as_messages(prompt, "user"), Parts(prompt, ()))])[0]
+        return _ids(tokenizer, [chat.prompt(as_messages(prompt, "user"), parts)])[0]
     except BadRow as reason:
         raise UserError(
             f"expected a prompt that the chat template takes, found {str(prompt)!r:.200}: {reason}"

@@ -89,11 +89,13 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One output to be generated; `prompt` is text, or messages for the chat template."""
+    """One output to be generated; `prompt` is text, or messages for the chat template, with tools and variables."""
 
     id: str
     sample: int
     prompt: str | list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def generate_outputs(
     began = time.perf_counter()
     tokenizer = tokenizer_of(model)
     stops = stop_tokens(model, tokenizer)
-    encoded = [encode_prompt(tokenizer, request.prompt, template) for request in requests]
+    encoded = [encode_prompt(tokenizer, r.prompt, template, r.tools, r.template_kwargs) for r in requests]
     room = limit - sampling.max_tokens
     errors = [
         f"the prompt has {len(ids)} tokens, more than the {room} that max_model_len {limit} less max_tokens "

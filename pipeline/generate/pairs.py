@@ -218,8 +218,10 @@ def _why_none(distinct: int, scored: Sequence[Scored]) -> str:
 def _as_training_reads(prompt: Prompt, chosen: str, rejected: str, template: Template) -> Row:
     if template == "literal":
         return {"prompt": prompt.instruction, "chosen": chosen, "rejected": rejected}
+    beside = {"tools": prompt.tools, "chat_template_kwargs": prompt.template_kwargs}
     return {
         "prompt": prompt.messages or [{"role": "user", "content": prompt.instruction}],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
+        **{column: value for column, value in beside.items() if value},
     }

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otpo.data.template import Rendering, Setting, Template, of_model, template_of
 from otpo.errors import UserError, WorkError
@@ -156,7 +156,11 @@ class EnginePool:
             )
         _refuse_equal_ids(prompts)
         check_prompts(prompts, rendering)
-        requests = [Request(p.id, sample, p.messages or p.instruction) for p in prompts for sample in range(sampling.n)]
+        requests = [
+            Request(p.id, sample, p.messages or p.instruction, p.tools, p.template_kwargs)
+            for p in prompts
+            for sample in range(sampling.n)
+        ]
         files = OutputFiles.at(out)
         made_with = {
             "model": folder.digest,
@@ -164,10 +168,10 @@ class EnginePool:
             "template": str(rendering),
             "engine": [self.config.backend, self.config.dtype, limit],
         }
-        key = digest({**made_with, "label": label, "n": sampling.n, "prompts": [asdict(p) for p in prompts]})
+        key = digest({**made_with, "label": label, "n": sampling.n, "prompts": [_identity(p) for p in prompts]})
         if (earlier := finished(files, key)) is not None:
             return earlier
-        asked = {(r.id, r.sample): digest(r.prompt) for r in requests}
+        asked = {(r.id, r.sample): digest([r.prompt, r.tools] if r.tools else r.prompt) for r in requests}
         partial = PartialOutputs(files.partial, digest(made_with), asked)
         done = {(c.id, c.sample): c for c in partial.read()}
         reused, tokens, seconds = len(done), 0, 0.0
@@ -278,6 +282,12 @@ def check_prompts(prompts: Sequence[Prompt], template: Rendering | Template) -> 
     """
     for prompt in prompts:
         template_of(Rendering.of(template).template, (prompt.messages or prompt.instruction,), f"prompt {prompt.id}")
+
+
+def _identity(prompt: Prompt) -> dict[str, Any]:
+    """What outputs are made from. Without tools and variables where there are none: so earlier versions had it."""
+    optional = ("tools", "template_kwargs")
+    return {name: value for name, value in asdict(prompt).items() if value is not None or name not in optional}
 
 
 def _refuse_equal_ids(prompts: Sequence[Prompt]) -> None:

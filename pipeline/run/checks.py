@@ -173,7 +173,8 @@ def _check_prompts(run: RunContext, task: Task) -> None:
     check_prompts(task.prompts, template)
     tokenizer = run.sources.tokenizer
     first = task.prompts[0]
-    ids = encode_prompt(tokenizer, first.messages or first.instruction, template)
+    asked = first.messages or first.instruction
+    ids = encode_prompt(tokenizer, asked, template, first.tools, first.template_kwargs)
     run.progress(f"first prompt of {task.name}", 0, 0, one_line(str(tokenizer.decode(ids)), SHOWN))
 
 

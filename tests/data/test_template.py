@@ -6,9 +6,11 @@ import pytest
 from conftest import SENTENCES
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chat_templates import CHATML_TOOLS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eval.tasks import load_task
 from otpo.data.convert import convert
 from otpo.data.encoder import encode_prompt
 from otpo.data.template import (
@@ -73,6 +75,24 @@ def test_generation_and_reward_models_see_the_ids_that_training_made(name, templ
     (scored,) = tokenize_outputs([prompt], [row["chosen"]], tokenizer, template=template)
     assert encode_prompt(tokenizer, prompt, template) == pair.prompt_ids == completion.prompt_ids == scored.prompt_ids
     assert scored.completion_ids == pair.chosen_ids
+
+
+def test_a_prompt_with_tools_and_variables_is_generated_from_as_it_was_trained(tmp_path):
+    tokenizer = make_tokenizer(SENTENCES, vocab_size=600)
+    tokenizer.chat_template = CHATML_TOOLS
+    tools = [{"type": "function", "function": {"name": "train_times", "parameters": {"type": "object"}}}]
+    row = {
+        "prompt": "Where does it leave?",
+        "system": "Be brief.",
+        "tools": tools,
+        "chosen": "Here.",
+        "rejected": "No.",
+    }
+    (pair,), _ = tokenize_pairs([row], tokenizer)
+    (tmp_path / "prompts.json").write_text(json.dumps([{key: row[key] for key in ("prompt", "system", "tools")}]))
+    [prompt] = load_task(str(tmp_path / "prompts.json")).prompts
+    assert encode_prompt(tokenizer, prompt.messages, "chat", prompt.tools, prompt.template_kwargs) == pair.prompt_ids
+    assert encode_prompt(tokenizer, prompt.messages, "chat") != pair.prompt_ids
 
 
 @given(st.text(max_size=60))

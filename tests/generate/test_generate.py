@@ -23,7 +23,7 @@ from pipeline.generate.backends import TransformersEngine
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs
 from pipeline.generate.model_folder import open_model, tokenizer_of
 from pipeline.generate.outputs import PartialOutputs
-from pipeline.generate.pool import EnginePool, preflight
+from pipeline.generate.pool import EnginePool, _identity, preflight
 
 ON_CPU = EngineConfig(backend="transformers", device="cpu", dtype="fp32")
 
@@ -270,3 +270,10 @@ def test_an_engine_that_is_not_ready_in_time_is_an_error_not_a_hang(ray_cluster,
     config = replace(ON_CPU, start_timeout=0.01)
     with EnginePool(config, tiny_llama) as pool, pytest.raises(WorkError, match=r"no engine was ready after 0\.01 s"):
         pool.generate(tiny_llama, "a", PROMPTS[:2], Sampling(max_tokens=8), tmp_path)
+
+
+def test_outputs_of_an_earlier_version_are_still_those_of_their_prompts():
+    """They were made before prompts could have tools and variables."""
+    plain = Prompt(id="0", instruction="q", dataset="d")
+    assert _identity(plain) == {"id": "0", "instruction": "q", "dataset": "d", "reference": None, "messages": None}
+    assert _identity(replace(plain, tools=[{"name": "f"}]))["tools"] == [{"name": "f"}]

@@ -6,9 +6,10 @@ import json
 import pandas as pd
 import pytest
 
-from eval.outputs import load_outputs, match_outputs, rows_of_prompts
+from eval.outputs import load_outputs, match_outputs, rows_of_prompts, with_inputs_of
 from eval.stats.verbosity import verbosity
 from eval.tasks import SUMMARIZE, load_task, transcript
+from otpo.data.formats.reading import reading_of
 from otpo.errors import UserError
 
 ROWS = [{"instruction": "What is 2 + 2?", "id": 7}, {"instruction": "Name a river.\nOnly one.", "dataset": "geo"}]
@@ -65,6 +66,83 @@ def test_posts_become_a_summarization_task(tmp_path):
     assert task.kind == "summarization"
     assert task.prompts[0].instruction == SUMMARIZE + "\n\nMy dog ate {output_1}."
     assert task.prompts[0].reference == "Dog ate it."
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_prompt_has_all_that_training_would_read(tmp_path, name):
+    """Alpaca's `input`, a system prompt, tools and earlier turns, also as the text that CSV makes of them."""
+    rows = [
+        {"instruction": "Add them.", "input": "2 and 3"},
+        {"instruction": "Add them.", "input": ""},
+        {"instruction": "Add them.", "system": "Be brief."},
+        {"instruction": "And now?", "history": json.dumps([["Hi", "Hello!"]]), "system": "Be brief."},
+        {"instruction": "Add them.", "input": "2 and 3", "tools": json.dumps(TOOLS)},
+    ]
+    columns = {column for row in rows for column in row}
+    full = [{column: row.get(column, "") for column in sorted(columns)} for row in rows]
+    joined, bare, system, history, tools = load_task(str(write(tmp_path / name, full))).prompts
+    assert joined.instruction == "Add them.\n\n2 and 3" and joined.messages is None
+    assert bare.instruction == "Add them." and bare.messages is bare.tools is None
+    assert system.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add them."}]
+    assert system.instruction == "System: Be brief.\n\nUser: Add them."
+    assert [m["content"] for m in history.messages] == ["Be brief.", "Hi", "Hello!", "And now?"]
+    assert tools.tools == TOOLS and tools.messages == [{"role": "user", "content": "Add them.\n\n2 and 3"}]
+    assert tools.instruction == f"Tools: {json.dumps(TOOLS)}\n\nAdd them.\n\n2 and 3"
+    for row, prompt in zip(full, (joined, bare, system, history, tools), strict=True):
+        [trained] = read_examples([{**row, "chosen": "a", "rejected": "b"}])
+        assert trained.prompt == (prompt.messages or prompt.instruction) and trained.tools == prompt.tools
+
+
+def read_examples(rows):
+    reading = reading_of(rows)
+    return [reading.parts(reading.renamed(row)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Who wrote it?", "context": "The Odyssey"}, "the column context says something that the prompt"),
+        ({"instruction": "What is it?", "image": "cat.png"}, "the column image holds something"),
+        ({"instruction": "Add.", "tools": "no json"}, "tools is neither a list of objects nor JSON"),
+        ({"instruction": "Add.", "input": 5}, "input is not a string"),
+    ],
+)
+def test_a_column_that_would_be_dropped_is_named(tmp_path, row, said):
+    with pytest.raises(UserError, match=rf"1 of 2 rows are no prompt \(rows 1, .*{said}"):
+        load_task(str(write(tmp_path / "a.json", [{"instruction": "fine"}, row])))
+
+
+def test_what_the_prompt_holds_already_is_fine(tmp_path):
+    row = {"prompt": "Who wrote the Odyssey?", "context": "the Odyssey", "reference_text": None}
+    assert load_task(str(write(tmp_path / "a.json", [row]))).prompts[0].instruction == row["prompt"]
+
+
+@pytest.mark.parametrize("name", ["o.json", "o.csv"])
+def test_the_input_of_outputs_is_a_part_of_the_instruction(tmp_path, name):
+    rows = [
+        row | {"instruction": "Translate.", "input": text}
+        for row, text in zip(outputs("a", "b", "c"), ("one", "two", ""), strict=True)
+    ]
+    model = load_outputs(write(tmp_path / name, rows))
+    assert [row["instruction"] for row in model] == ["Translate.\n\none", "Translate.\n\ntwo", "Translate."]
+    again = load_outputs(write(tmp_path / "again.json", model))
+    assert [row["instruction"] for row in again] == [row["instruction"] for row in model]
+    bare = outputs("Translate.", "Translate.", "Translate.", generator="ref")
+    pairs = match_outputs(model, with_inputs_of(model, bare))
+    assert [(p.instruction, p.reference) for p in pairs] == [
+        ("Translate.\n\none", "ref 0"), ("Translate.\n\ntwo", "ref 1"), ("Translate.", "ref 2")
+    ]  # fmt: skip
+    other = load_outputs(write(tmp_path / "ref.json", [bare[0] | {"input": "one"}, bare[1] | {"input": "three"}]))
+    with pytest.raises(UserError, match="three"):
+        match_outputs(model[:2], with_inputs_of(model[:2], other))
+
+
+def test_an_input_that_is_the_whole_prompt_is_not_said_twice(tmp_path):
+    [row] = load_outputs(write(tmp_path / "o.json", [outputs("Name a river.")[0] | {"input": "Q: Name a river. A:"}]))
+    assert row["instruction"] == "Name a river."
 
 
 def test_limit_takes_the_first(tmp_path):
