@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from otpo.errors import UserError
 from otpo.kernels.held_logits import Logits
 from otpo.models.disk.architecture import language_config, read_config, skeleton
+from otpo.models.disk.deferred import is_deferred
 from otpo.models.policy import PolicyModel
 from otpo.records import SequenceBatch
 
@@ -45,7 +46,7 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), without_memory(lm):
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(config, lm, ADAPTER)
@@ -61,6 +62,24 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return lm
+
+
+@contextmanager
+def without_memory(lm: PreTrainedModel) -> Iterator[None]:
+    """Let weights that are not read yet look as if they were on the CPU: peft makes adapters where the weights are."""
+    stand_ins = [
+        (module, name, weight)
+        for module in (lm.modules() if is_deferred(lm) else ())
+        for name, weight in module.named_parameters(recurse=False)
+    ]
+    for module, name, weight in stand_ins:
+        value = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, weight in stand_ins:
+            setattr(module, name, weight.requires_grad_(getattr(module, name).requires_grad))
 
 
 def check_adapters(path: str | Path, settings: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,25 @@ from transformers.utils import logging
 
 from otpo.errors import UserError, first_line
 from otpo.models.disk.architecture import is_multimodal, read_config, text_config
+from otpo.models.disk.deferred import ON_META, defer
 from otpo.models.disk.loaded import check_loaded, check_precision
 from otpo.models.disk.text_model import load_text_model
 
 
 def load_causal_lm(
-    path: str | Path, *, attn_implementation: str = "sdpa", four_bit: torch.dtype | None = None
+    path: str | Path,
+    *,
+    attn_implementation: str = "sdpa",
+    four_bit: torch.dtype | None = None,
+    deferred: bool = False,
 ) -> PreTrainedModel:
     """A causal LM in the precision it was saved in. No code from the model's folder is run.
 
     Its attribute `weights_not_read` names weights in its files that it has no use for.
 
     Args:
+        deferred: leave the weights to be read when the model is sharded (`otpo.models.disk.deferred`). 4-bit weights
+            and text models of multimodal ones are read at once all the same.
         four_bit: the precision to compute in with 4-bit weights (NF4 with doubly quantised scales, as in QLoRA,
             https://arxiv.org/abs/2305.14314), by bitsandbytes on this process's GPU; None does not quantise.
 
@@ -51,6 +59,9 @@ def load_causal_lm(
                 " model.quantization=none, or give a language model."
             )
         return load_text_model(path, attn_implementation=attn_implementation)
+    deferred = deferred and four_bit is None
+    if deferred:
+        options |= ON_META
     try:
         with no_bars() if Path(path).is_dir() else nullcontext():  # the bar of a download is useful
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -68,6 +79,8 @@ def load_causal_lm(
     lm, info = found
     check_loaded(path, info)
     lm.weights_not_read = tuple(sorted(info["unexpected_keys"]))
+    if deferred:
+        defer(lm, path, partial(load_causal_lm, path, attn_implementation=attn_implementation))
     return lm
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from otpo.data.template import of_model
 from otpo.data.tokens import load_tokenizer, tokenize_outputs
 from otpo.errors import UserError, WorkError, first_line
 from otpo.models.backbone import Backbone, set_mode
+from otpo.models.disk.deferred import ON_META, defer
 from otpo.models.disk.loaded import check_loaded, check_precision
 from otpo.records import SequenceBatch, TokenCompletion
 
@@ -84,7 +86,12 @@ class RewardModel(nn.Module):
 
 
 def load_reward_lm(
-    path: str | Path, *, new_head: bool = False, pad_id: int | None = None, attn_implementation: str = "sdpa"
+    path: str | Path,
+    *,
+    new_head: bool = False,
+    pad_id: int | None = None,
+    attn_implementation: str = "sdpa",
+    deferred: bool = False,
 ) -> PreTrainedModel:
     """A reward model as transformers' classifier, in the precision it was saved in.
 
@@ -95,6 +102,7 @@ def load_reward_lm(
         pad_id: replaces the padding token of the configuration. transformers reads the score at the last token that is
             not this one, so no completion may end in it (`otpo.models.disk.reward_tokenizer.pad_token`). One beyond the
             vocabulary is added to the embeddings.
+        deferred: leave the weights to be read when the model is sharded (`otpo.models.disk.deferred`).
 
     Raises:
         UserError: there is no such model, transformers has no classifier of its architecture, or it has no scalar head.
@@ -109,6 +117,7 @@ def load_reward_lm(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **(ON_META if deferred else {}),
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
@@ -132,6 +141,9 @@ def load_reward_lm(
         if pad_id >= lm.get_input_embeddings().weight.shape[0]:
             lm.resize_token_embeddings(pad_id + 1, mean_resizing=False)
         lm.config.pad_token_id = lm.config.get_text_config().pad_token_id = pad_id
+    if deferred:
+        load = partial(load_reward_lm, path, new_head=new_head, pad_id=pad_id, attn_implementation=attn_implementation)
+        defer(lm, path, load, new=missing)
     return lm
 
 

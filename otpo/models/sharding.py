@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from otpo.errors import UserError
 from otpo.kernels.mixed_precision import compute_in
+from otpo.models.disk.deferred import is_deferred, read_weights
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 
@@ -65,11 +67,13 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     unsharded = {p for p in model.parameters() if not p.is_floating_point()}
     _prepare(model, mesh.device_type, activation_checkpointing)
-    for layer in decoder_layers(model):
+    for layer in _units(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=unsharded)
     # Without resharding, a forward pass without a backward pass (frozen models, evaluation) would leave the root whole:
     # an optimizer or a checkpoint made then would hold the whole copies, which are never updated.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_head, ignored_params=unsharded)
+    if is_deferred(model.lm):
+        read_weights(model.lm, mesh.device_type)
     for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
     return _with_master_weights(model)  # after sharding: an 8B model in float32 would take 32 GB on every device
@@ -82,8 +86,9 @@ def _with_master_weights(model: Model) -> Model:
 
 
 def _prepare(model: PolicyModel | RewardModel, device: str, activation_checkpointing: bool) -> None:
-    if all(p.is_floating_point() for p in model.parameters()):
-        model.to(device)  # loading has put quantised weights there already
+    # loading has put quantised weights there already, and deferred ones are read there
+    if all(p.is_floating_point() for p in model.parameters()) and not is_deferred(model.lm):
+        model.to(device)
     if activation_checkpointing:
         checkpoint_layers(model)
 
@@ -123,4 +128,16 @@ def decoder_layers(model: PolicyModel | RewardModel) -> list[nn.Module]:
     names = set(model.lm._no_split_modules or ())  # how transformers marks layers that stay in one piece
     # FSDP2 gives a sharded layer a class of its own, derived from the layer's
     named = [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
-    return named or [m for m in model.lm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    named = named or [m for m in model.lm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    inner = {part for layer in named for part in layer.modules() if part is not layer}  # some classes mark parts too
+    return [layer for layer in named if layer not in inner]
+
+
+def _units(model: PolicyModel | RewardModel) -> list[nn.Module]:
+    """The layers that FSDP2 can shard by themselves. It would untie a weight that another part of the model shares."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    owned = {
+        layer: Counter(id(p) for _, p in layer.named_parameters(remove_duplicate=False))
+        for layer in decoder_layers(model)
+    }
+    return [layer for layer, own in owned.items() if all(uses[key] == count for key, count in own.items())]

@@ -111,7 +111,7 @@ class JobFrozenModels:
 
     def _load(self, path: str, *, keep_head: bool = False) -> PolicyModel:
         """A frozen model beside the policy."""
-        lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation)
+        lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation, deferred=self.mesh.size() > 1)
         ours, theirs = self.policy.lm.config.vocab_size, lm.config.vocab_size
         if ours != theirs:
             raise UserError(

@@ -101,8 +101,11 @@ class JobStart:
             seconds=self.seconds,
         )
         if writes:
-            not_read = {"not_read": list(getattr(model.lm, "weights_not_read", ()))}
-            write_atomically(self.job.folder.start_check, json.dumps(found.to_dict() | not_read, indent=1))
+            reading = {
+                "not_read": list(getattr(model.lm, "weights_not_read", ())),
+                "sent": getattr(model.lm, "weights_sent", ""),
+            }
+            write_atomically(self.job.folder.start_check, json.dumps(found.to_dict() | reading, indent=1))
 
 
 def start_line(folder: LabelFolder) -> str:
@@ -111,14 +114,19 @@ def start_line(folder: LabelFolder) -> str:
 
 
 def start_notes(folders: Sequence[LabelFolder]) -> list[str]:
-    """A sentence for each label whose log-probabilities could not be computed in the fastest way, or whose start has
-    weights in its files that no part of the model takes.
+    """A sentence for each label whose log-probabilities could not be computed in the fastest way, or whose start was
+    read whole by one worker, or has weights in its files that no part of the model takes.
     """
     notes = []
     for folder in folders:
         found, label = _read(folder), folder.path.name
         if fallback := found.get("fallback"):
             notes.append(f"{label}: {fallback}.")
+        if sent := found.get("sent"):
+            notes.append(
+                f"{label}: the first worker held the start's weights whole, in its memory and on no GPU, and sent each"
+                f" worker its part: {sent}."
+            )
         if names := found.get("not_read"):
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             notes.append(

@@ -120,6 +120,7 @@ class _Trainer:
                 lora=self.job.lora,
                 seed=self.train.seed,
                 pad_id=self.job.score_pad,
+                deferred=self.world > 1,
             )
         )
         self.saved_dtype = model.lm.dtype

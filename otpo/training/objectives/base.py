@@ -31,6 +31,7 @@ class Start:
             weights.
         seed: of the adapters.
         pad_id: for a reward model, the token that pads what it scores (`otpo.models.disk.reward_tokenizer`).
+        deferred: leave the weights to be read when the model is sharded (`otpo.models.disk.deferred`).
     """
 
     path: str
@@ -39,11 +40,17 @@ class Start:
     lora: Mapping[str, Any] | None = None
     seed: int = 0
     pad_id: int | None = None
+    deferred: bool = False
 
 
 def load_policy(start: Start) -> PolicyModel:
     """The language model that training starts from, with its adapters if it has any."""
-    lm = load_causal_lm(start.path, attn_implementation=start.attn_implementation, four_bit=start.four_bit)
+    lm = load_causal_lm(
+        start.path,
+        attn_implementation=start.attn_implementation,
+        four_bit=start.four_bit,
+        deferred=start.deferred,
+    )
     return PolicyModel(lm if start.lora is None else add_adapters(lm, start.lora, seed=start.seed))
 
 

@@ -36,7 +36,11 @@ class RewardObjective:
         """See `Objective`. A start without a scalar head gets one of zeros."""
         return RewardModel(
             load_reward_lm(
-                start.path, new_head=True, pad_id=start.pad_id, attn_implementation=start.attn_implementation
+                start.path,
+                new_head=True,
+                pad_id=start.pad_id,
+                attn_implementation=start.attn_implementation,
+                deferred=start.deferred,
             )
         )
 
