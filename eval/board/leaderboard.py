@@ -20,6 +20,7 @@ from eval.stats.length_control import (
     why_not_official,
 )
 from eval.stats.paired_differences import paired_differences
+from eval.stats.position_bias import bias_note, position_bias
 from eval.stats.verbosity import verbosity
 from eval.stats.win_rate import by_prompt, win_rates
 from otpo.errors import UserError
@@ -35,6 +36,7 @@ OWN_COLUMNS = (
     *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high"),
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
     *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
+    *("first_share", "first_share_low", "first_share_high", "win_rate_shown_first", "win_rate_shown_second"),
     *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "note"),
 )
 COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
@@ -64,7 +66,7 @@ def leaderboard(
         judge: name of the judge model.
         protocol: how the judge was asked (`eval.judge.protocols`), or "reward".
         calibration: folder of AlpacaEval's calibration files; used only if the reference is the one they belong to.
-        seed: of every bootstrap.
+        seed: of the bootstrap of the length-adjusted win rate.
 
     Returns:
         A table with COLUMNS. Rates and shares are percentages. Only one of length_controlled_winrate (AlpacaEval's
@@ -104,7 +106,7 @@ def _row(
     preference = prompts["preference"].to_numpy(float)
     lengths = np.array([len(row["output"]) for row in mine], dtype=float)
     reference_lengths = np.array([len(row["output"]) for row in theirs], dtype=float)
-    interval = win_rate_interval(preference, seed=seed)
+    interval, bias = win_rate_interval(preference), position_bias(own)
     rates = win_rates(preference)
     row: dict[str, Any] = {
         "name": name,
@@ -122,11 +124,16 @@ def _row(
             [r.get("truncated") for r in mine],
         ),
         "flip_rate": _flip_rate(prompts),
+        "first_share": bias.first_share,
+        "first_share_low": bias.low,
+        "first_share_high": bias.high,
+        "win_rate_shown_first": bias.shown_first,
+        "win_rate_shown_second": bias.shown_second,
         "judge_prompt_tokens": _total(own, "prompt_tokens"),
         "judge_completion_tokens": _total(own, "completion_tokens"),
         "judge_price_usd": _total(own, "price_usd"),
     }
-    notes = [interval.note]
+    notes = [interval.note, bias_note(bias)]
     if calibration and not unofficial and len(prompts) != len(reference):
         unofficial = f"{len(prompts)} of {len(reference)} prompts were judged"
     if calibration and not unofficial:
@@ -140,6 +147,7 @@ def _row(
             "length_adjusted_low": bounds.low,
             "length_adjusted_high": bounds.high,
         }
+        notes.append(bounds.note)
         if calibration:
             notes.append(f"length-adjusted, not length-controlled: {unofficial}")
         longer = row["longer_share"] or 0.0
@@ -148,7 +156,7 @@ def _row(
             side = "longer" if longer < shorter else "shorter"
             share = min(longer, shorter)
             notes.append(f"only {share:.0f}% of its outputs are {side} than the reference's: equal length extrapolates")
-    row["note"] = "; ".join(n for n in notes if n)
+    row["note"] = "; ".join(dict.fromkeys(note for note in notes if note))
     return row
 
 
@@ -186,9 +194,7 @@ def _total(verdicts: pd.DataFrame, column: str) -> float | None:
     return float(values.sum()) if len(values) else None
 
 
-def pairs_of_models(
-    verdicts: pd.DataFrame, outputs: Mapping[str, Rows] | None = None, *, seed: int = 0
-) -> pd.DataFrame:
+def pairs_of_models(verdicts: pd.DataFrame, outputs: Mapping[str, Rows] | None = None) -> pd.DataFrame:
     """`eval.stats.paired_differences` between every two models of a table of verdicts.
 
     Two prompts are the same if their instruction and reference output are (by their hashes, if the table has them).
@@ -196,7 +202,6 @@ def pairs_of_models(
     Args:
         verdicts: one row a verdict, of one task.
         outputs: model label -> rows of its model_outputs.json, for the lengths.
-        seed: of the bootstrap.
 
     Raises:
         UserError: a judged prompt has no row in its model's outputs.
@@ -217,7 +222,7 @@ def pairs_of_models(
             if rows := outputs.get(str(name)):
                 own = rows_of_prompts(group["instruction"], rows, str(name))
                 table.loc[group.index, "length"] = [float(len(row["output"])) for row in own]
-    return paired_differences(table, seed=seed)
+    return paired_differences(table)
 
 
 def board_title(task: str, judge: str, protocol: str, reference: str) -> str:

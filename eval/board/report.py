@@ -38,6 +38,9 @@ VERBOSITY = [
     ("Tokens an output", "avg_tokens", 1),
     ("Cut at the limit", "truncation_rate", 1),
     ("Verdicts that flip", "flip_rate", 1),
+    ("Judge prefers the first", "first_share", 1),
+    ("Win rate shown first", "win_rate_shown_first", 1),
+    ("Shown second", "win_rate_shown_second", 1),
     ("Judge, USD", "judge_price_usd", 2),
 ]
 
@@ -159,6 +162,7 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
     rows = _records(table)
     for row in rows:
         row["level"] = row["length_controlled_winrate" if official else "length_adjusted_winrate"]
+        row |= {f"level_{end}": None if official else row[f"length_adjusted_{end}"] for end in ("low", "high")}
     all_examples = examples(board)
     shown = sample(all_examples, EXAMPLES_SHOWN)
     pages = _verdict_pages(all_examples, board, looks, out, slug) if len(all_examples) > len(shown) else []

@@ -16,6 +16,8 @@ def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
         return "No verdict came back, so nothing can be said about who won."
     best = judged.iloc[0]
     rate, reference = f"{number(best['win_rate'])}%", best["reference"]
+    if doubt := _prefers_a_place(best):
+        return f"{best['name']} wins {rate} against {reference}, but its judge {doubt}, and was asked in one order."
     pair = runner_up(judged, pairs)
     if pair is None:
         return f"{best['name']} wins {rate} against {reference}."
@@ -46,6 +48,12 @@ def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
             f"On the {count(pair['n'], 'prompt')} that both were judged on, {name} and {pair['other']} differ by "
             f"{points(pair['difference'])} (95% interval {number(pair['low'])} to {number(pair['high'])}; {settled})."
         )
+    if _prefers_a_place(best):
+        shown = [number(best[f"win_rate_shown_{place}"]) for place in ("first", "second")]
+        sentences.append(
+            f"Its outputs win {shown[0]}% where they are shown first and {shown[1]}% where they are shown second: the "
+            "win rate is partly the judge's preference for a place. Ask in both orders."
+        )
     sentences.append(length_sentence(judged))
     controlled, adjusted = best["length_controlled_winrate"], best["length_adjusted_winrate"]
     if not pd.isna(controlled):
@@ -73,6 +81,15 @@ def length_sentence(judged: pd.DataFrame) -> str:
         second = judged.iloc[1]
         text += f" and {relative(best['avg_length'] / second['avg_length'])} those of {second['name']}"
     return text + "."
+
+
+def _prefers_a_place(row: Any) -> str:
+    """What a judge does who prefers the output in one place; empty where it does not, or was asked in both orders."""
+    low, high = row["first_share_low"], row["first_share_high"]
+    if pd.isna(low) or low <= 50 <= high or not pd.isna(row["flip_rate"]):
+        return ""
+    place = "first" if row["first_share"] > 50 else "second"
+    return f"prefers the output shown {place} (the first in {number(row['first_share'])}%)"
 
 
 def world_sentence(world: dict[str, Any]) -> str | None:

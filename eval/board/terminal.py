@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -32,7 +32,7 @@ def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
                 *(str(row[name]) for name in context),
                 number(row["win_rate"]),
                 f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
-                number(row["length_controlled_winrate" if controlled else "length_adjusted_winrate"]),
+                number(row["length_controlled_winrate"]) if controlled else _adjusted(row),
                 f"{row['n_wins']}/{row['n_draws']}/{row['n_wins_base']}",
                 number(row["avg_length"], 0),
                 number(row["length_ratio"], 2),
@@ -40,3 +40,18 @@ def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
             )
         table.add_section()
     return table
+
+
+def terminal_notes(board: pd.DataFrame) -> list[str]:
+    """What to know about the rows of a leaderboard, a line each."""
+    several = board["task"].nunique() > 1
+    rows = [row for row in board.to_dict("records") if row["note"]]
+    return [f"{row['name']}{' on ' + str(row['task']) if several else ''}: {row['note']}." for row in rows]
+
+
+def _adjusted(row: dict[str, Any]) -> str:
+    """The length-adjusted win rate with its interval, which is wide where it extrapolates."""
+    estimate = number(row["length_adjusted_winrate"])
+    if pd.isna(row["length_adjusted_low"]):
+        return estimate
+    return f"{estimate} ({number(row['length_adjusted_low'])} to {number(row['length_adjusted_high'])})"

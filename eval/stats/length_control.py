@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.stats.intervals import RESAMPLES, Interval
+from eval.stats.intervals import HALF, Interval
 from eval.stats.win_rate import valid_preferences
 from otpo.errors import UserError
 
@@ -33,6 +33,9 @@ OFFICIAL_INSTRUCTIONS_SHA256 = "c5770d532bf3f697768ed9a57a05d8b58b2617321ca65070
 GAMED_WEIGHT = 0.2
 # Ridge penalties. Without one, the length coefficient would be infinite if length alone decided every verdict.
 SLOPE_RIDGE, LEVEL_RIDGE = 0.04, 1e-6
+# A penalty that hardly holds anything: what the other one alone decides is what the two fits differ by.
+WEAK_RIDGE, TELLING_POINTS = SLOPE_RIDGE / 100, 0.5
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,14 @@ def _fit_soft_labels(features: np.ndarray, target: np.ndarray, weight: np.ndarra
 def length_adjusted(
     preference: npt.ArrayLike, reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike, *, seed: int = 0
 ) -> tuple[float | None, Interval]:
-    """Win rate at equal length, from these verdicts alone, with a bootstrap interval over prompts. In percent.
+    """Win rate at equal length, from these verdicts alone, with a 95 % interval over prompts. In percent.
 
     Fits logit P(model wins) = a tanh(d) + c by maximum likelihood, with preferences as soft labels and a weak ridge
     that keeps `a` finite. The estimate is the prediction at d = 0. If all lengths are equal, it is the win rate.
+
+    The interval is the Bayesian bootstrap's of the prompts and of half a win and half a loss at their mean length, so
+    that it does not collapse where all verdicts are nearly equal. Where lengths hardly overlap, the ridge decides how
+    far the fit is followed to d = 0; the interval then holds that of a fit with hardly any, and its note says so.
 
     Args:
         preference: (n,) preferences, NaN allowed.
@@ -208,18 +215,26 @@ def length_adjusted(
         return None, Interval(None, None, "no verdict came back, so nothing can be said")
     x = np.tanh(standard_length_difference(reference_lengths, lengths))[kept]
     y = chance[kept]
-    estimate = float(_levels(x, y, np.ones((1, n)))[0])
-    if n < 2 or np.ptp(y) == 0:
-        return estimate, Interval(None, None, "every verdict is the same")
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-    low, high = np.percentile(_levels(x, y, counts), [2.5, 97.5])
-    return estimate, Interval(float(low), float(high))
+    estimate, weak = (float(_levels(x, y, np.ones((1, n)), ridge)[0]) for ridge in (SLOPE_RIDGE, WEAK_RIDGE))
+    rng = np.random.default_rng(seed)
+    counts = np.hstack([rng.standard_exponential((RESAMPLES, n)), rng.gamma(HALF, size=(RESAMPLES, 2))])
+    x, y = np.append(x, [x.mean()] * 2), np.append(y, [0.0, 1.0])
+    moved = abs(estimate - weak)
+    ridges = [SLOPE_RIDGE, WEAK_RIDGE] if moved > TELLING_POINTS else [SLOPE_RIDGE]
+    ends = [estimate, *(end for ridge in ridges for end in np.percentile(_levels(x, y, counts, ridge), [2.5, 97.5]))]
+    note = ""
+    if moved > TELLING_POINTS:
+        note = (
+            f"lengths hardly overlap: the length-adjusted win rate extrapolates, and its ridge alone moves it by "
+            f"{moved:.1f} points"
+        )
+    return estimate, Interval(float(min(ends)), float(max(ends)), note)
 
 
-def _levels(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _levels(x: np.ndarray, y: np.ndarray, counts: np.ndarray, slope_ridge: float) -> np.ndarray:
     """(b,) levels 100 sigmoid(c) of b fits to rows x, y (n,) with weights `counts` (b, n), by Newton's method."""
     theta = np.zeros((len(counts), 2))
-    ridge = np.array([SLOPE_RIDGE, LEVEL_RIDGE])
+    ridge = np.array([slope_ridge, LEVEL_RIDGE])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(theta[:, :1] * x + theta[:, 1:], -30, 30)))
         residual, curvature = counts * (y - p), counts * p * (1 - p)

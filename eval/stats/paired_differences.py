@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from eval.stats.intervals import FEW_PROMPTS, bootstrap_mean
+from eval.stats.intervals import FEW_PROMPTS, HALF, mean_intervals
 
 # z of a two-sided 5 % test plus z for 80 % power.
 DETECTABLE_Z = 1.959964 + 0.841621
 
 
-def paired_differences(verdicts: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def paired_differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Compare every two models on the prompts that both were judged on.
 
     Both met the same prompts and the same reference outputs, so prompts that are hard for both cancel out. The interval
@@ -23,43 +22,74 @@ def paired_differences(verdicts: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame
     Args:
         verdicts: columns name, prompt (any key), preference, and length (characters; the column or values may be
             missing).
-        seed: of the bootstrap over prompts.
 
     Returns:
         A row for every two models, the better one first: better, other, difference (points of win rate), low, high, n
         (prompts), length_difference (mean characters, better minus other), detectable (the smallest difference that n
         such prompts show with 80 % power in a 5 % test) and note. A number that is not known is NaN.
     """
-    chance = verdicts.pivot_table(index="prompt", columns="name", values="preference", aggfunc="mean", dropna=False) - 1
-    length = verdicts.pivot_table(index="prompt", columns="name", values="length") if "length" in verdicts else None
     names = list(dict.fromkeys(verdicts["name"]))
-    rows: list[dict[str, Any]] = []
-    for a, b in itertools.combinations(names, 2):
-        delta = (chance[a] - chance[b]).dropna() * 100
-        if len(delta) and delta.mean() < 0:
-            a, b, delta = b, a, -delta
-        interval = bootstrap_mean(delta.to_numpy(), seed=seed)
-        n = len(delta)
-        note = interval.note and (f"the two got the same verdicts on all {n} prompts" if n else "no prompt in common")
-        if n and interval.note and delta.iloc[0] != 0:
-            note = f"the difference is the same on all {n} prompts" if n > 1 else "one prompt in common"
-        gap = None
-        if length is not None and a in length and b in length and n:
-            both = (length[a] - length[b]).reindex(delta.index).dropna()
-            gap = float(both.mean()) if len(both) else None
-        rows.append(
-            {
-                "better": a,
-                "other": b,
-                "difference": float(delta.mean()) if n else None,
-                "low": interval.low,
-                "high": interval.high,
-                "n": n,
-                "length_difference": gap,
-                "detectable": DETECTABLE_Z * float(delta.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-                "note": note or (f"only {n} prompts: the interval is rough" if n < FEW_PROMPTS else ""),
-            }
-        )
     columns = ["better", "other", "difference", "low", "high", "n", "length_difference", "detectable", "note"]
-    numbers = ["difference", "low", "high", "length_difference", "detectable"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
+    if len(names) < 2:
+        return pd.DataFrame(columns=columns).astype(dict.fromkeys(columns[2:8], float))
+    chance = 100 * (_by_name(verdicts, "preference", names) - 1)
+    length = _by_name(verdicts, "length", names) if "length" in verdicts else np.full_like(chance, np.nan)
+    parts = []
+    pairs = np.array(list(itertools.combinations(range(len(names)), 2)))
+    for some in np.array_split(pairs, max(1, chance.size * len(pairs) // len(names) // 2**22)):
+        parts.append(_differences(chance, length, some))
+    table = pd.concat(parts, ignore_index=True)
+    table["better"], table["other"] = (np.array(names, dtype=object)[table[side]] for side in ("better", "other"))
+    return table[columns]
+
+
+def _by_name(verdicts: pd.DataFrame, column: str, names: list[str]) -> np.ndarray:
+    """(models, prompts) the mean of a column; NaN where there is none."""
+    table = verdicts.pivot_table(index="name", columns="prompt", values=column, aggfunc="mean", dropna=False)
+    return table.reindex(index=names, columns=sorted(set(verdicts["prompt"]), key=str)).to_numpy(float)
+
+
+def _differences(chance: np.ndarray, length: np.ndarray, pairs: np.ndarray) -> pd.DataFrame:
+    """Rows of `paired_differences` with positions in place of names.
+
+    Args:
+        chance: (models, prompts) win rates in percent. length: (models, prompts) characters. pairs: (p, 2) positions.
+    """
+    delta = chance[pairs[:, 0]] - chance[pairs[:, 1]]
+    both = ~np.isnan(delta)
+    n = both.sum(axis=1)
+    mean = _mean(delta, both)
+    swapped = mean < 0
+    pairs, sign = np.where(swapped[:, None], pairs[:, ::-1], pairs), np.where(swapped, -1.0, 1.0)[:, None]
+    delta, mean = delta * sign, np.abs(mean)
+    low, high = mean_intervals(delta, (-100.0, 100.0), HALF)
+    longer = np.where(both, (length[pairs[:, 0]] - length[pairs[:, 1]]), np.nan)
+    spread = np.sqrt(((delta - mean[:, None]) ** 2).sum(axis=1, where=both) / np.where(n > 1, n - 1, np.nan))
+    return pd.DataFrame(
+        {
+            "better": pairs[:, 0],
+            "other": pairs[:, 1],
+            "difference": mean,
+            "low": low,
+            "high": high,
+            "n": n,
+            "length_difference": _mean(longer, ~np.isnan(longer)),
+            "detectable": DETECTABLE_Z * spread / np.sqrt(n),
+            "note": [_note(count, row[known]) for count, row, known in zip(n.tolist(), delta, both, strict=True)],
+        }
+    )
+
+
+def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    counts = known.sum(axis=1)
+    return values.sum(axis=1, where=known) / np.where(counts > 0, counts, np.nan)
+
+
+def _note(n: int, delta: np.ndarray) -> str:
+    if n == 0:
+        return "no prompt in common"
+    if np.ptp(delta) == 0:
+        if delta[0] == 0:
+            return f"the two got the same verdicts on all {n} prompts"
+        return f"the difference is the same on all {n} prompts" if n > 1 else "one prompt in common"
+    return f"only {n} prompts: the interval is rough" if n < FEW_PROMPTS else ""

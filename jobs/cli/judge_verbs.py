@@ -73,10 +73,12 @@ def judge(
         setting = choice.template
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=setting)
-    from eval.board.terminal import terminal_table
+    from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder
 
     console.print(terminal_table(board))
+    for note in terminal_notes(board):
+        show(note)
     show(f"Report: {RunFolder(out.absolute()).report}")
 
 

@@ -139,9 +139,12 @@ def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until
         console.print("Nothing to do: every stage is finished and its inputs are unchanged.")
     if until == "report" and done.folder.leaderboard.exists():
         from eval.board.leaderboard import read_leaderboard
-        from eval.board.terminal import terminal_table
+        from eval.board.terminal import terminal_notes, terminal_table
 
-        console.print(terminal_table(read_leaderboard(done.folder.leaderboard)))
+        board = read_leaderboard(done.folder.leaderboard)
+        console.print(terminal_table(board))
+        for note in terminal_notes(board):
+            show(note)
     trained = ["base", *recipe.methods] if recipe.base else recipe.methods
     for label in trained if until == "train" else []:
         console.print(f"{label}: {done.folder.model(label)}", soft_wrap=True, highlight=False)

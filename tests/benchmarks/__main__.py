@@ -10,7 +10,7 @@ import os
 import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
-from tests.benchmarks import growth, memory, methods, profile, rows, step
+from tests.benchmarks import coverage, growth, memory, methods, profile, rows, step
 
 BENCHMARKS = {
     "step": step.main,
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "growth": growth.main,
     "rows": rows.main,
     "memory": memory.main,
+    "coverage": coverage.main,
 }
 
 if __name__ == "__main__":
