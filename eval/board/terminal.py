@@ -49,7 +49,7 @@ def terminal_notes(board: pd.DataFrame) -> list[str]:
     return [f"{row['name']}{' on ' + str(row['task']) if several else ''}: {row['note']}." for row in rows]
 
 
-def _adjusted(row: dict[str, Any]) -> str:
+def _adjusted(row: dict[Any, Any]) -> str:
     """The length-adjusted win rate with its interval, which is wide where it extrapolates."""
     estimate = number(row["length_adjusted_winrate"])
     if pd.isna(row["length_adjusted_low"]):

@@ -180,3 +180,19 @@ def test_length_adjusted_at_equal_lengths_is_the_win_rate():
 def test_length_adjusted_stays_finite_where_length_or_nothing_decides(preference):
     estimate, _ = length_adjusted(preference, [10] * 6, [20, 20, 20, 5, 5, 5])
     assert 0 <= estimate <= 100
+
+
+def test_where_lengths_hardly_overlap_the_interval_and_the_note_say_that_it_extrapolates():
+    rng = np.random.default_rng(0)
+    theirs, mine = rng.integers(90, 110, 200), rng.integers(112, 300, 200)
+    mine[:2] = 60
+    delta = (theirs - mine) / (theirs - mine).std(ddof=1)
+    chance = 1 / (1 + np.exp(3 * np.tanh(delta) + 1.0))
+    preference = 1 + (rng.uniform(size=200) < chance)
+    estimate, interval = length_adjusted(preference, theirs, mine)
+    assert "extrapolates, and its ridge alone moves it by" in interval.note
+    moved = float(interval.note.split("moves it by ")[1].split()[0])
+    assert moved > 0.5 and interval.low <= estimate <= interval.high
+    assert interval.high - interval.low > 10 * moved or interval.high - interval.low > 30
+    overlapping = length_adjusted(*world(-2.0, -0.4, 400, 0))[1]
+    assert overlapping.note == "" and interval.high - interval.low > 2 * (overlapping.high - overlapping.low)
