@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,13 @@ def judge_files(
     progress: Progress,
     subset: bool = False,
     template: str = "auto",
+    names: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Judge files, then write verdicts.parquet, leaderboard.csv and report.html to `out`.
 
     Args:
         template: how a reward model (`config.reward_model`) sees the instructions: auto, chat or literal.
+        names: of the models, in the order of the files, in place of those that the files give them.
 
     Returns:
         The leaderboard.
@@ -45,7 +48,7 @@ def judge_files(
         UserError: files that do not fit together, or a judge that cannot be asked; nothing was asked.
         WorkError: not one verdict came back.
     """
-    outputs, reference_rows = _read_files(files, load_outputs(reference), subset)
+    outputs, reference_rows = _read_files(files, load_outputs(reference), subset, names)
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     else:
@@ -57,22 +60,39 @@ def judge_files(
     write_judged(out, task, verdicts, board, outputs, reference_rows)
     if not verdicts["preference"].notna().any():
         raise WorkError(
-            f"Not one verdict came back; {RunFolder(out).report} counts the failures. The same command asks again."
+            f"Not one verdict came back{_most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
+            "same command asks again."
         )
     return board
 
 
-def _read_files(files: list[Path], reference: list[Row], subset: bool) -> tuple[dict[str, list[Row]], list[Row]]:
+def _most_frequent(verdicts: pd.DataFrame) -> str:
+    """The most frequent failure, in the endpoint's or the judge's own words."""
+    said = verdicts[["error", "detail"]].fillna("").value_counts()
+    if not len(said):
+        return ""
+    kind, detail = said.index[0]
+    return f" ({int(said.iloc[0])} x {kind}{': ' + detail if detail else ''})"
+
+
+def _read_files(
+    files: list[Path], reference: list[Row], subset: bool, names: Sequence[str] = ()
+) -> tuple[dict[str, list[Row]], list[Row]]:
     """Generator -> its outputs, and the reference's. A file without generators goes by its own name."""
+    if names and len(names) != len(files):
+        raise UserError(f"expected a --name for each of the {len(files)} files, in their order; found {len(names)}.")
+    given: Sequence[str | None] = names or [None] * len(files)
     read = [load_outputs(file) for file in files]
     for rows in read:
         reference = with_inputs_of(rows, reference)
     outputs: dict[str, list[Row]] = {}
-    for file, rows in zip(files, read, strict=True):
+    for file, rows, wanted in zip(files, read, given, strict=True):
         match_outputs(rows, reference, subset=subset)
-        names = Counter(str(row.get("generator") or file.name.split(".")[0]) for row in rows)
-        name = names.most_common(1)[0][0]
+        found = Counter(str(row.get("generator") or file.name.split(".")[0]) for row in rows)
+        name = wanted or found.most_common(1)[0][0]
         if name in outputs:
-            raise UserError(f"Two files hold outputs of '{name}'. Give each file's rows a `generator` of its own.")
+            raise UserError(
+                f"Two files hold outputs of '{name}'. Name each model by --name, once for each file, in their order."
+            )
         outputs[name] = [{**row, "generator": name} for row in rows]
     return outputs, reference

@@ -13,6 +13,8 @@ from eval.board.run_files import Board
 from eval.outputs import by_occurrence, occurrences
 from eval.stats.win_rate import by_prompt
 
+WORDS_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class ShownOutput:
@@ -100,7 +102,10 @@ def sample(items: Sequence[Example], n: int) -> list[Example]:
 
 
 def failures(board: Board) -> list[dict[str, Any]]:
-    """Missing verdicts by model and kind of failure: rows {name, verdicts, failed, types}."""
+    """Missing verdicts by model and kind of failure: rows {name, verdicts, failed, types, words}.
+
+    `words` are (kind, what the endpoint or the judge said, how often), the most frequent first.
+    """
     if board.verdicts.empty or "error" not in board.verdicts:
         return []
     rows = []
@@ -108,5 +113,7 @@ def failures(board: Board) -> list[dict[str, Any]]:
         own = board.verdicts[board.verdicts["generator"] == name]
         missing = own[own["preference"].isna()]
         types = missing["error"].fillna("cause not recorded").astype(str).value_counts().to_dict()
-        rows.append({"name": name, "verdicts": len(own), "failed": len(missing), "types": types})
+        said = missing[["error", "detail"]].dropna().value_counts() if "detail" in missing else {}
+        words = [(kind, detail, int(count)) for (kind, detail), count in list(said.items())[:WORDS_SHOWN]]
+        rows.append({"name": name, "verdicts": len(own), "failed": len(missing), "types": types, "words": words})
     return rows

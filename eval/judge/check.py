@@ -81,8 +81,10 @@ async def _reply_or_failure(call: Awaitable[str], config: JudgeConfig) -> str | 
             raise UserError(
                 f"The judge at {config.url} refused the key ({failure}). {advice('auth', config)}"
             ) from None
-        if failure.kind == "quota":
-            raise UserError(f"The judge at {config.url}: {failure}. {advice('quota', config)}") from None
+        if failure.kind in ("quota", "region", "tls", "dns"):
+            raise UserError(
+                f"The judge at {config.url} cannot be asked ({failure}). {advice(failure.kind, config)}"
+            ) from None
         if failure.kind == "connection" and failure.detail == "connection refused":
             raise UserError(
                 f"No judge answers at {config.url} ({failure.detail}). Start it or correct judge.url."

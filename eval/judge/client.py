@@ -43,6 +43,7 @@ class Verdict:
         key: of the reply in the store; empty if the judge was not asked.
         value: a preference in [1, 2] or a rating in [1, 10]; NaN exactly if there is an `error`.
         error: the kind of failure (see `endpoint`), or None.
+        detail: the endpoint's own words about the failure, or what the judge said in place of a verdict.
         raw: the body of the last reply, if any.
         attempts: calls made for it now; 0 if the reply was in the store.
         prompt_tokens: of all attempts, failed ones included.
@@ -54,6 +55,7 @@ class Verdict:
     key: str
     value: float = math.nan
     error: str | None = None
+    detail: str | None = None
     raw: str | None = None
     attempts: int = 0
     prompt_tokens: int = 0
@@ -90,7 +92,8 @@ class JudgingSession:
         self._stop = asyncio.Event()
         self._next_start = 0.0
         self._failed_in_a_row = 0
-        self._given_up: str | None = None
+        self._answered = False
+        self._given_up: Failure | None = None
         self._with_logprobs, self._without_logprobs = 0, 0
 
     def stop(self) -> None:
@@ -112,15 +115,16 @@ class JudgingSession:
         body = {"model": config.model, "messages": question.messages, **parameters(question.protocol, config)}
         size = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 16 for message in question.messages)
 
-        def result(error: str | None, value: float = math.nan, raw: str | None = None, seconds: float = 0.0) -> Verdict:
-            return Verdict(key, value, error, raw, attempts, tokens[0], tokens[1], seconds)
+        def failed(failure: Failure, raw: str | None = None) -> Verdict:
+            detail = failure.detail or None
+            return Verdict(key, math.nan, failure.kind, detail, raw, attempts, tokens[0], tokens[1])
 
         while True:
             if self._given_up:
-                return result(self._given_up)
+                return failed(self._given_up)
             reserved = await self._budget.reserve(size, config.max_tokens or question.protocol.max_tokens)
             if reserved is None:
-                return result("budget")
+                return failed(Failure("budget"))
             await self._wait_for_turn()
             if self.stopped:
                 await self._budget.settle(reserved, size, (0, 0))
@@ -134,14 +138,14 @@ class JudgingSession:
             except Failure as failure:
                 error = failure
             except UnreadableError as unreadable:
-                error = Failure(unreadable.kind)
+                error = Failure(unreadable.kind, unreadable.said)
             else:
                 tokens[0] += used[0]
                 tokens[1] += used[1]
                 seconds = time.perf_counter() - started
                 self._store.put(key, str(config.model), StoredReply(raw, tokens[0], tokens[1], seconds))
-                self._failed_in_a_row = 0
-                return result(None, value, raw, seconds)
+                self._failed_in_a_row, self._answered = 0, True
+                return Verdict(key, value, None, None, raw, attempts, tokens[0], tokens[1], seconds)
             finally:
                 await self._budget.settle(reserved, size, used)
             tokens[0] += used[0]
@@ -149,11 +153,16 @@ class JudgingSession:
             if error.kind in FATAL:
                 raise error
             if error.kind not in RETRIED:
-                self._failed_in_a_row = 0
-                return result(error.kind, raw=raw)
-            if attempts > config.max_retries or (error.retry_after or 0) > LONGEST_RETRY_AFTER_SECONDS:
-                self._count_failure(error.kind)
-                return result(error.kind, raw=raw)
+                # One question may be at fault, but where no question has had an answer it is not the questions.
+                if self._answered or error.kind in ("refused", "context_length"):
+                    self._failed_in_a_row = 0
+                else:
+                    self._count_failure(error)
+                return failed(error, raw)
+            hopeless = error.kind == "no_logprobs" and self._never_logprobs
+            if hopeless or attempts > config.max_retries or (error.retry_after or 0) > LONGEST_RETRY_AFTER_SECONDS:
+                self._count_failure(error)
+                return failed(error, raw)
             await self._pause(attempts, error.retry_after)
 
     def _read(self, question: Question, raw: str, last: bool) -> float:
@@ -165,18 +174,22 @@ class JudgingSession:
             if unreadable.kind == "no_logprobs":
                 self._without_logprobs += 1
                 # An endpoint that has never sent logprobs will not start: asking again only costs.
-                last = last or (self._without_logprobs >= 10 and not self._with_logprobs)
+                last = last or self._never_logprobs
             if not allow_text or (unreadable.kind == "no_logprobs" and not last):
                 raise
             return read_verdict(question.protocol, raw, allow_text=True)
         self._with_logprobs += 1
         return value
 
-    def _count_failure(self, kind: str) -> None:
-        """Give up on the endpoint once as many questions in a row have failed all retries as are asked at once."""
+    @property
+    def _never_logprobs(self) -> bool:
+        return self._without_logprobs >= 10 and not self._with_logprobs
+
+    def _count_failure(self, failure: Failure) -> None:
+        """Give up on the endpoint once as many questions in a row have failed for good as are asked at once."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(self._config.concurrency, 8):
-            self._given_up = kind
+            self._given_up = failure
 
     async def _wait_for_turn(self) -> None:
         if self._config.max_requests_per_minute is None:

@@ -27,6 +27,9 @@ class JudgeConfig(BaseModel):
         description="Judges by its scores, in place of url and model: a folder, a hub name, or a label of the run.",
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    ca_file: str | None = Field(
+        None, description="File of certificates (PEM) to trust, of a server that signs its own. Unset: SSL_CERT_FILE."
+    )
     both_orders: bool = Field(False, description="Asks about each pair twice, once in either order: twice the cost.")
     each_other: bool = Field(False, description="Also judges every two trained models of a run against each other.")
     concurrency: int = Field(32, ge=1, description="Most requests in flight.")

@@ -3,45 +3,38 @@
 `Failure.kind` decides what follows:
 
 retried; if it persists, it is the question's result
-    rate_limited (429), server_error (5xx), connection (refused or broken off), timeout, malformed (a 200 that is not a
-    chat completion), no_logprobs
+    rate_limited (429), server_error (5xx), connection (refused or broken off), tls, dns, timeout, malformed (a 200 that
+    is not a chat completion), no_logprobs
 the question's result at once, because asking again would not help
     unparsable, cut_off (the token limit came before an answer), refused, context_length, bad_request, not_found, budget
 ends the run, because no further call can succeed
-    auth, quota, model_not_found
+    auth, quota, model_not_found, region (the account may not ask from here)
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
+from eval.judge.asking.address import address_of, certificates, key_of
+from eval.judge.asking.refusals import classify_status, refusal_inside
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 
-RETRIED = frozenset({"rate_limited", "server_error", "connection", "timeout", "malformed", "no_logprobs"})
-FATAL = frozenset({"auth", "quota", "model_not_found"})
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_MODEL_UNKNOWN = re.compile(
-    r"\bmodel\b.*(not (?:been )?(?:found|exist|available|loaded|supported)|does ?n[o']t exist|unknown|invalid|no such)"
-    r"|(unknown|invalid|no such|unsupported|not found).{0,20}\bmodel\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_TOO_LONG = re.compile(
-    r"context.{0,3}(length|window)|maximum context|too many tokens|prompt is too long|max_model_len", re.IGNORECASE
-)
+RETRIED = frozenset({"rate_limited", "server_error", "connection", "tls", "dns", "timeout", "malformed", "no_logprobs"})
+FATAL = frozenset({"auth", "quota", "model_not_found", "region"})
 
 
 class Failure(Exception):
@@ -70,7 +63,10 @@ class Endpoint:
         Raises:
             Failure: anything else came back, or nothing came within `config.timeout`.
         """
-        return await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
+        text = await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
+        if refused := refusal_inside(text):
+            raise Failure(*refused)
+        return text
 
     async def models(self) -> str:
         """GET the list of models."""
@@ -108,64 +104,29 @@ async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
         raise UserError(
             "The judge needs an address and a model: set judge.url (such as http://127.0.0.1:8000/v1) and judge.model."
         )
-    url = urlsplit(config.url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise UserError(f"judge.url: expected an address such as http://127.0.0.1:8000/v1, found '{config.url}'.")
+    address = address_of(config.url)
     if config.budget_usd is not None and not (config.price_input or config.price_output):
         raise UserError(
             f"judge.budget_usd is {config.budget_usd} but judge.price_input and judge.price_output are 0, so every "
             "call would be free: give the prices (USD per million tokens)."
         )
-    key = os.environ.get(config.api_key_env) or "none"
+    key = key_of(config)
+    trusted = certificates(config) if address.base.startswith("https") else None
     http_client = openai.DefaultAioHttpClient(
         limits=httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-        trust_env=url.hostname not in _LOOPBACK,  # a proxy is for other machines, not for this one
+        trust_env=not address.loopback,  # a proxy is for other machines, not for this one
+        verify=trusted or True,
     )
     async with openai.AsyncOpenAI(
-        base_url=config.url, api_key=key, max_retries=0, timeout=config.timeout, http_client=http_client
+        base_url=address.base,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=config.timeout,
+        http_client=http_client,
+        default_query=address.query,
+        default_headers={"api-key": key} if address.azure and key else None,
     ) as client:
-        yield Endpoint(client, config, secret=key if key != "none" else "\0")
-
-
-def classify_status(status: int, text: str) -> tuple[str, str]:
-    """(kind, detail) of the failure behind a reply whose status is not 200."""
-    code, message = _error_body(text)
-    detail = f"HTTP {status} {message or text[:200].strip()}".strip()
-    said = f"{code} {message}"
-    if status == 401:
-        return "auth", detail
-    if status == 403:
-        return ("refused" if re.search("moderation|flagged|content policy", said, re.IGNORECASE) else "auth"), detail
-    if status == 429:
-        return ("quota" if "insufficient_quota" in said else "rate_limited"), detail
-    if status == 404 and (code is None or "model" in code or re.search(r"\bmodel\b", message, re.IGNORECASE)):
-        return "model_not_found", detail
-    if status == 404:
-        return "not_found", detail
-    if status in (408, 504):
-        return "timeout", detail
-    if status >= 500 or status in (409, 425):
-        return "server_error", detail
-    if status == 413 or _TOO_LONG.search(said):
-        return "context_length", detail
-    if status == 400 and ("model_not" in said.lower() or _MODEL_UNKNOWN.search(message)):
-        return "model_not_found", detail
-    return "bad_request", detail
-
-
-def _error_body(text: str) -> tuple[str | None, str]:
-    """(code, message) of an error body in any of the usual shapes; code is None if the body is not JSON."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return None, ""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return "", str(error)
-    message = error.get("message") or error.get("detail") or ""
-    return str(error.get("code") or error.get("type") or ""), message if isinstance(message, str) else json.dumps(
-        message
-    )
+        yield Endpoint(client, config, secret=key or "\0")
 
 
 def _transport(error: BaseException) -> tuple[str, str]:
@@ -180,6 +141,10 @@ def _transport(error: BaseException) -> tuple[str, str]:
     # The aiohttp transport reports a dropped connection as a timeout; only Python's own TimeoutError is one.
     if any(isinstance(e, TimeoutError) for e in chain):
         return "timeout", "no complete reply in time"
+    if broken := next((e for e in chain if isinstance(e, ssl.SSLError)), None):
+        return "tls", str(broken)[:200]
+    if any(isinstance(e, socket.gaierror) for e in chain):
+        return "dns", "the host's name is not known"
     bottom = chain[-1]
     return "connection", f"{type(bottom).__name__}: {bottom}"[:200]
 
@@ -208,4 +173,7 @@ def advice(kind: str, config: JudgeConfig) -> str:
         "quota": "The account has no credit left.",
         "model_not_found": f"Expected a model that the endpoint serves and an address that usually ends in /v1; "
         f"found model '{config.model}' at {config.url}.",
+        "region": "The endpoint serves no requests from this place or for this account.",
+        "tls": "Check http or https in judge.url; a certificate of your own is trusted by judge.ca_file (PEM).",
+        "dns": "Check the host's name in judge.url.",
     }[kind]

@@ -22,11 +22,14 @@ _NUMBERS = {str(number): number for number in range(1, 11)}
 
 
 class UnreadableError(Exception):
-    """A reply that holds no verdict; `kind` is "no_logprobs", "unparsable", "cut_off", "refused" or "malformed"."""
+    """A reply that holds no verdict; `kind` is "no_logprobs", "unparsable", "cut_off", "refused" or "malformed".
 
-    def __init__(self, kind: str):
+    `said` is what the judge said in its place.
+    """
+
+    def __init__(self, kind: str, said: str = ""):
         super().__init__(kind)
-        self.kind = kind
+        self.kind, self.said = kind, said[:300]
 
 
 def read_verdict(protocol: Protocol, reply: str, allow_text: bool) -> float:
@@ -88,7 +91,7 @@ def read_pair(
             return 2.0 - weights.get(FIRST, 0.0) / total
     if allow_text and spoken:
         return 1.0 if spoken.letter == FIRST else 2.0
-    raise UnreadableError(_why_not(choice, text, positions))
+    raise _unreadable(choice, text, positions)
 
 
 def read_rating(response: dict[str, Any], allow_text: bool = False, protocol: Protocol = PROTOCOLS["rating"]) -> float:
@@ -116,7 +119,7 @@ def read_rating(response: dict[str, Any], allow_text: bool = False, protocol: Pr
             return sum(value * weight for value, weight in weights.items()) / total
     if allow_text and number:
         return float(number["number"])
-    raise UnreadableError(_why_not(choice, text, positions))
+    raise _unreadable(choice, text, positions)
 
 
 def _number(token: str) -> int | None:
@@ -146,10 +149,11 @@ def _text(choice: dict[str, Any]) -> str:
     return strip_thinking(without_raw_spaces(_content(choice)))
 
 
-def _why_not(choice: dict[str, Any], text: str, positions: list[Position] | None) -> str:
+def _unreadable(choice: dict[str, Any], text: str, positions: list[Position] | None) -> UnreadableError:
     message = choice.get("message")
-    if choice.get("finish_reason") == "content_filter" or (isinstance(message, dict) and message.get("refusal")):
-        return "refused"
+    refusal = message.get("refusal") if isinstance(message, dict) else None
+    if choice.get("finish_reason") == "content_filter" or refusal:
+        return UnreadableError("refused", str(refusal or text))
     if not text and choice.get("finish_reason") == "length":
-        return "cut_off"
-    return "no_logprobs" if positions is None else "unparsable"
+        return UnreadableError("cut_off", _content(choice))
+    return UnreadableError("no_logprobs" if positions is None else "unparsable", text or _content(choice))

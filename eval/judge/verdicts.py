@@ -30,8 +30,8 @@ from otpo.files import Row, replacing
 COLUMNS = {
     "task": "str", "generator": "str", "reference": "str", "index": "int64", "instruction": "str",
     "instruction_hash": "str", "output_hash": "str", "reference_hash": "str", "order": "str", "preference": "float64",
-    "raw": "str", "error": "str", "attempts": "int64", "prompt_tokens": "int64", "completion_tokens": "int64",
-    "price_usd": "float64", "seconds": "float64", "cached": "bool", "key": "str",
+    "raw": "str", "error": "str", "detail": "str", "attempts": "int64", "prompt_tokens": "int64",
+    "completion_tokens": "int64", "price_usd": "float64", "seconds": "float64", "cached": "bool", "key": "str",
 }  # fmt: skip
 """The columns of the table of verdicts and their types. `key` finds the reply in the store."""
 
@@ -133,6 +133,7 @@ def verdict_row(pair: Pair, order: str, verdict: Verdict, config: JudgeConfig, t
         "preference": verdict.value,
         "raw": verdict.raw,
         "error": verdict.error,
+        "detail": verdict.detail,
         "attempts": verdict.attempts if pays else 0,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],

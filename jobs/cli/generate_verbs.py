@@ -11,6 +11,7 @@ from jobs.cli.options import (
     ANOTHER_OUT,
     ChatTemplateKwargs,
     JudgeModel,
+    JudgeSettings,
     JudgeUrl,
     Limit,
     MaxTokens,
@@ -19,6 +20,7 @@ from jobs.cli.options import (
     Template,
     TopP,
     Workers,
+    judge_of,
     kwargs_of,
 )
 from jobs.cli.progress import Bars
@@ -94,10 +96,11 @@ def pairs(
     template: Template = "auto",
     chat_template_kwargs: ChatTemplateKwargs = None,
     limit: Limit = None,
+    settings: JudgeSettings = None,
+    name: Annotated[str, typer.Option("--name", help="the samples' generator")] = "policy",
 ) -> None:
     """On-policy preference pairs: several outputs for each prompt, rated, best against worst."""
     from eval.judge.check import check
-    from eval.judge.config import JudgeConfig
     from eval.tasks import load_task
     from otpo.data.template import of_model
     from pipeline.cluster.connect import connect
@@ -111,7 +114,7 @@ def pairs(
     one_judge("--scorer", reward_model, judge_url, judge_model)
     setting = one_of("--template", template, "auto", "chat", "literal")
     task = load_task(prompts, limit=limit)
-    config = JudgeConfig(url=judge_url, model=judge_model, protocol="rating", reward_model=reward_model)
+    config = judge_of(settings, url=judge_url, model=judge_model, protocol="rating", reward_model=reward_model)
     engine = EngineConfig(workers=workers)
     if reward_model:
         check_reward_model("--scorer", reward_model)
@@ -125,6 +128,8 @@ def pairs(
     with Bars(stderr) as bars, one_writer(out.parent, out.name, otherwise=ANOTHER_OUT, progress=bars.show):
         connect()
         with EnginePool(engine, model, choice.for_generation) as pool:
-            report = sample_pairs(model, task, sampling, pool, config, out, per_prompt=per_prompt, progress=bars.show)
+            report = sample_pairs(
+                model, task, sampling, pool, config, out, per_prompt=per_prompt, name=name, progress=bars.show
+            )
     console.print_json(data=report)
     show(f"Pairs: {out.absolute()}")

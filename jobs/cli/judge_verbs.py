@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeUrl, Out, Template
+from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeSettings, JudgeUrl, Out, Template, judge_of
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
@@ -38,17 +38,22 @@ def judge(
         int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")
     ] = None,
     max_retries: Annotated[int, typer.Option("--max-retries", help="of one request")] = 10,
+    settings: JudgeSettings = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="a model's name; once for each file, in their order", show_default=False),
+    ] = None,
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
     ] = False,
 ) -> None:
     """Verdicts, win rates and lengths of outputs against a reference."""
-    from eval.judge.config import JudgeConfig
     from jobs.judging import judge_files
     from pipeline.lock.lock import one_writer
 
     one_judge("--reward-model", reward_model, judge_url, judge_model)
-    config = JudgeConfig(
+    config = judge_of(
+        settings,
         url=judge_url,
         model=judge_model,
         reward_model=reward_model,
@@ -72,7 +77,13 @@ def judge(
         say(f"template  {choice}")
         setting = choice.template
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
-        board = judge_files(outputs, reference, config, out, task, progress=bars.show, subset=subset, template=setting)
+        board = judge_files(
+            *(outputs, reference, config, out, task),
+            progress=bars.show,
+            subset=subset,
+            template=setting,
+            names=names or (),
+        )
     from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from otpo.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.judge.config import JudgeConfig
 
 Out = Annotated[Path, typer.Option("--out", help="where to write")]
 ANOTHER_OUT = "choose another place with --out"
@@ -18,6 +22,13 @@ JudgeUrl = Annotated[
     typer.Option("--judge-url", help="base URL of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1"),
 ]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="the judge's model as its server knows it")]
+JudgeSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="judge.KEY=VALUE", show_default=False,
+        help="any key of a recipe's judge section, for example --set judge.temperature=1; may be given several times",
+    ),
+]  # fmt: skip
 Template = Annotated[
     str,
     typer.Option(
@@ -83,3 +94,29 @@ def kwargs_of(asked: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict | None):
         raise UserError(f"--chat-template-kwargs: expected a JSON object such as '{{\"x\": false}}', found {asked!r}")
     return found
+
+
+def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
+    """The judge that the options and `--set judge.KEY=VALUE` name; the latter win.
+
+    Raises:
+        UserError: a setting that is not judge.KEY=VALUE, an unknown key, or a value that it cannot have.
+    """
+    from pydantic import ValidationError
+
+    from eval.judge.config import JudgeConfig
+    from pipeline.recipe.files import apply_overrides
+
+    for setting in settings or ():
+        if not (setting.startswith("judge.") and "=" in setting):
+            raise UserError(f"--set {setting}: expected judge.KEY=VALUE, for example --set judge.temperature=1")
+    tree = apply_overrides({"judge": given}, settings or ())["judge"]
+    if unknown := sorted(set(tree) - set(JudgeConfig.model_fields)):
+        near = get_close_matches(unknown[0], JudgeConfig.model_fields)
+        hint = f"did you mean {near[0]}?" if near else f"Known: {', '.join(JudgeConfig.model_fields)}."
+        raise UserError(f"--set judge.{unknown[0]}: there is no such key; {hint}")
+    try:
+        return JudgeConfig(**tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None

@@ -101,6 +101,7 @@ def sample_pairs(
     *,
     per_prompt: int = 1,
     template: Rendering | Template | None = None,
+    name: str = "policy",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Sample `sampling.n` outputs for each prompt, have the distinct ones rated, write the pairs to `out` (JSONL).
@@ -115,6 +116,7 @@ def sample_pairs(
         out: the pairs' file; the other files lie beside it.
         per_prompt: most pairs of a prompt.
         template: how prompts are rendered (`otpo.data.template`); None is the pool's.
+        name: the samples' generator.
 
     Returns:
         The report of `make_pairs`, with `sampling`, `generation` (tokens, seconds), `template` and `scorer` (the
@@ -132,7 +134,7 @@ def sample_pairs(
     rendering = Rendering.of(template or pool.template)
     generated = pool.generate(
         model,
-        "policy",
+        name,
         task.prompts,
         sampling,
         out.with_name(f"{out.stem}.samples"),

@@ -9,7 +9,16 @@ from typing import Any
 from pipeline.recipe.recipe import Recipe
 
 # Keys that say where and how fast, not what: they may change while the run keeps its name.
-_JUDGE_KEYS = ("url", "api_key_env", "concurrency", "max_retries", "timeout", "budget_usd", "max_requests_per_minute")
+_JUDGE_KEYS = (
+    "url",
+    "api_key_env",
+    "ca_file",
+    "concurrency",
+    "max_retries",
+    "timeout",
+    "budget_usd",
+    "max_requests_per_minute",
+)
 EXECUTION_KEYS = (
     "cluster",
     "sweep",

@@ -195,4 +195,4 @@ def test_where_lengths_hardly_overlap_the_interval_and_the_note_say_that_it_extr
     assert moved > 0.5 and interval.low <= estimate <= interval.high
     assert interval.high - interval.low > 10 * moved or interval.high - interval.low > 30
     overlapping = length_adjusted(*world(-2.0, -0.4, 400, 0))[1]
-    assert overlapping.note == "" and interval.high - interval.low > 2 * (overlapping.high - overlapping.low)
+    assert overlapping.note == "" and interval.high - interval.low > 1.5 * (overlapping.high - overlapping.low)

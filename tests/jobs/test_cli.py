@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from support.command import nothing_begun, otpo, refused
@@ -176,6 +177,32 @@ def test_judge_refuses_what_it_cannot_judge(tmp_path):
             refused(done, str(status))
             assert "sk-secret" not in done.err + done.out
     assert not (tmp_path / "board" / "leaderboard.csv").exists()
+
+
+def test_judge_takes_any_key_of_the_judge_section_and_names_of_models(tmp_path):
+    reference = outputs(tmp_path / "r.json", ["a", "b"], "r")
+    models = [outputs(tmp_path / f"{name}.json", ["a", "b"], "same") for name in ("one", "two")]
+    with ScriptedJudge() as server:
+
+        def judge(*more):
+            return otpo(
+                tmp_path, "judge", *models, "--reference", reference, "--judge-url", server.url,
+                "--judge-model", "test", "--out", tmp_path / "board", *more,
+            )  # fmt: skip
+
+        refused(judge(), "--name")
+        refused(judge("--name", "one"), "a --name for each of the 2 files")
+        names = ("--name", "one", "--name", "org/two")
+        refused(judge(*names, "--set", "judge.temperatur=1"), "judge.temperatur", "did you mean temperature")
+        refused(judge(*names, "--set", "temperature=1"), "expected judge.KEY=VALUE")
+        refused(judge(*names, "--set", "judge.temperature=hot"), "judge.temperature", "hot")
+        assert not server.calls
+        done = judge(*names, "--set", "judge.temperature=0.5", "--set", "judge.extra_body={top_k: 3}")
+        assert done.code == 0, done.err
+        asked = [call.body for call in server.calls if call.body.get("top_k") == 3]
+        assert asked and {body["temperature"] for body in asked} == {0.5}
+    board = pd.read_csv(tmp_path / "board" / "leaderboard.csv")
+    assert set(board["name"]) == {"one", "org/two"}
 
 
 def test_rows_that_cannot_be_used_are_counted_and_not_fatal(tmp_path, tiny_llama):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import ssl
 import subprocess
 import sys
 import threading
@@ -61,19 +62,28 @@ class Call:
     number: int
     attempt: int
     """How often this body had been sent, this time included."""
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class ScriptedJudge:
     """Serves what `script(call)` says (a Reply, a completion, or None for `verdict`) and remembers every call."""
 
-    def __init__(self, script: Callable[[Call], Any] = lambda call: None, models: Any = None):
+    def __init__(
+        self,
+        script: Callable[[Call], Any] = lambda call: None,
+        models: Any = None,
+        certificate: ssl.SSLContext | None = None,
+    ):
         self.script, self.models = script, models or Reply({"object": "list", "data": [{"id": "test"}]})
         self.calls: list[Call] = []
         self.answered = self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        if certificate:
+            self._server.socket = certificate.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
@@ -86,10 +96,11 @@ class ScriptedJudge:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _enter(self, body: dict, authorization: str | None) -> Call:
+    def _enter(self, body: dict, path: str, headers: dict[str, str]) -> Call:
         with self._lock:
             attempt = 1 + sum(call.body == body for call in self.calls)
-            call = Call(body, authorization, time.monotonic(), len(self.calls) + 1, attempt)
+            at = time.monotonic()
+            call = Call(body, headers.get("authorization"), at, len(self.calls) + 1, attempt, path, headers)
             self.calls.append(call)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -107,7 +118,7 @@ class ScriptedJudge:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                call = judge._enter(body, self.headers.get("Authorization"))
+                call = judge._enter(body, self.path, {name.lower(): value for name, value in self.headers.items()})
                 try:
                     reply = judge.script(call)
                     reply = verdict(body) if reply is None else reply

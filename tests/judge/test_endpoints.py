@@ -1,0 +1,176 @@
+"""Endpoints as people have them: addresses, keys, certificates, and what each says when it refuses."""
+
+import shutil
+import ssl
+import subprocess
+
+import pandas as pd
+import pytest
+from support.servers import Reply, ScriptedJudge, completion
+from test_judge import ask, outputs
+
+import eval.judge.client
+from eval.board.examples import failures
+from eval.board.leaderboard import leaderboard
+from eval.board.run_files import Board
+from eval.judge.asking.address import address_of
+from eval.judge.check import check
+from eval.judge.config import JudgeConfig
+from eval.judge.endpoint import classify_status
+from eval.judge.verdicts import judge, ledger
+from otpo.errors import UserError, WorkError
+
+
+@pytest.fixture(autouse=True)
+def short_backoff(monkeypatch):
+    monkeypatch.setattr(eval.judge.client, "BACKOFF_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    "tail", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/", "/v1/models"]
+)
+def test_an_address_is_understood_as_people_write_it(tmp_path, tail):
+    with ScriptedJudge() as server:
+        config = JudgeConfig(url=server.url.removesuffix("/v1") + tail, model="test", max_retries=0)
+        frame = judge(outputs(2, "model"), outputs(2, "reference"), config, tmp_path / "s.sqlite", "t")
+        assert {call.path for call in server.calls} == {"/v1/chat/completions"}
+    assert frame["error"].isna().all()
+
+
+def test_azures_address_keeps_its_version_and_its_header(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "azure-key")
+    with ScriptedJudge() as server:
+        root = server.url.removesuffix("/v1")
+        url = f"{root}/openai/deployments/judge/chat/completions?api-version=2024-10-21"
+        judge(outputs(1, "model"), outputs(1, "reference"), JudgeConfig(url=url, model="j"), tmp_path / "s.sqlite", "t")
+        [call] = server.calls
+    assert call.path == "/openai/deployments/judge/chat/completions?api-version=2024-10-21"
+    assert call.headers["api-key"] == "azure-key"
+    assert address_of("https://mine.openai.azure.com").base == "https://mine.openai.azure.com/openai/v1"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "judge", "https://me:pass@host/v1"])
+def test_what_is_no_address_is_named(url):
+    with pytest.raises(UserError, match=r"judge\.url: expected an address") as caught:
+        check(JudgeConfig(url=url, model="m"))
+    assert "me:pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("sk-secret\n", "a line end"), ('"sk-secret"', "a quotation mark"), ("Bearer sk-secret", "the word Bearer"),
+     (" sk-secret", "a space"), ("sk-secr\u00e9t", "not ASCII"), ("sk-\x07secret", "a control character")],
+)  # fmt: skip
+def test_a_key_that_cannot_be_sent_is_named_and_not_shown(monkeypatch, key, said):
+    monkeypatch.setenv("MY_KEY", key)
+    with ScriptedJudge() as server, pytest.raises(UserError, match=f"MY_KEY holds .*{said}") as caught:
+        check(JudgeConfig(url=server.url, model="test", api_key_env="MY_KEY"))
+    assert "secr" not in str(caught.value) and server.calls == []
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate that signs itself, for 127.0.0.1: (file to trust, server's context)."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl makes a certificate here")
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]  # fmt: skip
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return folder / "cert.pem", context
+
+
+@pytest.mark.parametrize("way", ["ca_file", "SSL_CERT_FILE"])
+def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path, monkeypatch, certificate, way):
+    file, context = certificate
+    with ScriptedJudge(certificate=context) as server:
+        with pytest.raises(UserError, match=r"tls: .*judge\.ca_file"):
+            check(JudgeConfig(url=server.url, model="test"))
+        if way == "SSL_CERT_FILE":
+            monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        settings = {"ca_file": str(file)} if way == "ca_file" else {}
+        assert ask(server, tmp_path, n=2, max_retries=0, **settings)["error"].isna().all()
+        with pytest.raises(UserError, match="expected a file of certificates"):
+            check(JudgeConfig(url=server.url, model="test", ca_file=str(tmp_path / "none.pem")))
+
+
+def test_https_to_a_server_without_it_and_an_unknown_host_are_said_at_once():
+    with ScriptedJudge() as server, pytest.raises(UserError, match=r"tls: .*http or https"):
+        check(JudgeConfig(url=server.url.replace("http:", "https:"), model="test"))
+    with pytest.raises(UserError, match=r"dns: .*host's name"):
+        check(JudgeConfig(url="http://judge.invalid/v1", model="test"))
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind"),
+    [
+        (402, {"message": "Insufficient credits"}, "quota"),
+        (403, {"message": "You are not allowed to request logprobs from this model"}, "bad_request"),
+        (403, {"code": "unsupported_country_region_territory", "message": "Country, region not supported"}, "region"),
+        (403, {"message": "The request was flagged by moderation"}, "refused"),
+        (403, {"message": "Forbidden"}, "auth"),
+        (400, {"code": "content_filter", "message": "The response was filtered due to the prompt triggering Azure "
+               "OpenAI's content management policy."}, "refused"),
+        (400, {"message": "Unsupported parameter: 'max_tokens' is not supported with this model."}, "bad_request"),
+    ],
+)  # fmt: skip
+def test_a_status_has_its_class(status, error, kind):
+    import json
+
+    assert classify_status(status, json.dumps({"error": error})) == (kind, f"HTTP {status} {error['message']}")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [({"code": 402, "message": "Insufficient credits"}, "no credit"),
+     ({"code": 401, "message": "User not found"}, "key"),
+     ({"code": 404, "message": "No endpoints found for this model"}, "model")],
+)  # fmt: skip
+def test_a_gateways_error_inside_a_200_ends_the_run_as_its_status_would(tmp_path, error, said):
+    with ScriptedJudge(lambda call: {"error": error}) as server, pytest.raises((UserError, WorkError), match=said):
+        ask(server, tmp_path, n=50, concurrency=2)
+    assert len(server.calls) <= 2
+
+
+def test_the_endpoints_own_words_stay_with_a_failure(tmp_path):
+    def script(call):
+        if "Question 1\n" in call.body["messages"][-1]["content"]:
+            metadata = {"raw": "the provider's own <words>"}
+            return Reply({"error": {"message": "Provider returned error", "metadata": metadata}}, status=400)
+        return completion("Well, both", {"Well": 1.0}) if call.number == 5 else None
+
+    with ScriptedJudge(script) as server:
+        frame = ask(server, tmp_path, n=5, concurrency=1)
+    assert frame["detail"].tolist()[1] == "HTTP 400 Provider returned error: the provider's own <words>"
+    assert frame["error"].fillna("").tolist() == ["", "bad_request", "", "", "unparsable"]
+    assert frame["detail"].tolist()[4] == "Well, both" and frame["detail"].isna().sum() == 3
+    rows = {name: outputs(5, name) for name in ("model", "reference")}
+    table = leaderboard(frame, rows, rows["reference"], judge="j", protocol="p")
+    board = Board("task", "j", "p", "reference", table, frame, rows, rows["reference"])
+    said = "HTTP 400 Provider returned error: the provider's own <words>"
+    assert failures(board)[0]["words"] == [("bad_request", said, 1), ("unparsable", "Well, both", 1)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "calls"),
+    [
+        (Reply({"error": {"message": "no such thing"}}, status=400), "bad_request", 24),
+        (completion("Both are good answers.", {"Both": 1.0}), "unparsable", 24),
+        (completion("m", None), "no_logprobs", 60),
+        ({"error": {"message": "upstream", "code": 502}}, "malformed", 60),
+    ],
+)
+def test_an_endpoint_that_never_answers_is_given_up_long_before_the_last_question(tmp_path, reply, kind, calls):
+    with ScriptedJudge(lambda call: reply) as server:
+        frame = ask(server, tmp_path, n=300, concurrency=8, max_retries=2)
+        assert len(server.calls) <= calls
+    assert ledger(frame)["errors"] == {kind: 300}
+    assert isinstance(frame, pd.DataFrame) and frame["detail"].notna().all() == (kind != "x")
+
+
+def test_a_few_questions_at_fault_do_not_end_the_others(tmp_path):
+    refusal = Reply({"error": {"message": "odd question"}}, status=400)
+    with ScriptedJudge(lambda call: refusal if call.number > 3 and call.number % 10 else None) as server:
+        assert ledger(ask(server, tmp_path, n=60, concurrency=4))["failed"] == 60 - 3 - 6
