@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -163,11 +165,39 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tensor], folder: Path) -> PreTrainedModel:
-    """Write adapters to `folder` in peft's format, and merge them into the model that they were trained beside.
+def save_adapters(lm: PreTrainedModel, adapters: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a model's adapters, from `gather_adapters`, to a folder in peft's format."""
+    config: Any = copy(lm.peft_config[ADAPTER])  # type: ignore[index]
+    config.inference_mode, config.base_model_name_or_path = True, lm.name_or_path
+    config.save_pretrained(folder)
+    save_file(dict(adapters), folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def merged_weights(lm: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Some weights of an adapted model, with their adapters merged into them: summed in float32 and rounded once.
 
     Args:
-        lm: that model, in the precision it was saved in. It keeps it: the sum is made in float32 and rounded once.
+        tensors: the weights by name, not sharded, as they stand in the model; with those of their adapters, which are
+            left out of the result.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    there, merged = {id(tensor) for tensor in tensors.values()}, {}
+    for layer in lm.modules():
+        if isinstance(layer, LoraLayer):
+            name = getattr(layer, "parameter_name", "weight")  # layers of experts name theirs
+            weight = getattr(layer.get_base_layer(), name)
+            if id(weight) in there:
+                delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined,operator]  # every kind has it
+                merged[id(weight)] = (weight.float() + delta).to(weight.dtype)
+    return {name: merged.get(id(tensor), tensor) for name, tensor in tensors.items() if ".lora_" not in name}
+
+
+@torch.no_grad()
+def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Merge adapters into the model that they were trained beside, which is as it was saved and not sharded.
+
+    Args:
         config: peft's configuration of the adapters.
         adapters: from `gather_adapters`.
 
@@ -175,16 +205,10 @@ def merge_adapters(lm: PreTrainedModel, config: Any, adapters: Mapping[str, Tens
         The merged model.
     """
     from peft import get_peft_model, set_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
 
     adapted = get_peft_model(lm, config, adapter_name=ADAPTER)
     set_peft_model_state_dict(adapted, dict(adapters), adapter_name=ADAPTER)
-    adapted.save_pretrained(folder)
-    with torch.no_grad():
-        for layer in adapted.modules():
-            if isinstance(layer, LoraLayer):
-                name = getattr(layer, "parameter_name", "weight")  # layers of experts name theirs
-                weight = getattr(layer.get_base_layer(), name)
-                delta = layer.get_delta_weight(ADAPTER)  # type: ignore[attr-defined]  # every kind of layer has it
-                weight.data = (weight.float() + delta).to(weight.dtype)
+    weights = dict(adapted.named_parameters())
+    for name, merged in merged_weights(adapted, weights).items():
+        weights[name].data = merged
     return adapted.unload()

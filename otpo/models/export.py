@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from otpo.data.template import Rendering, write_template
-from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters
+from otpo.models.adapters import ADAPTER, gather_adapters, has_adapters, merge_adapters, save_adapters
 from otpo.models.disk.reloaded import Trained, check_reloaded
 from otpo.models.disk.reward_tokenizer import for_scoring
+from otpo.models.disk.writer import write_weights
+from otpo.models.gathered import gathered_weights
 from otpo.models.loading import load_causal_lm, no_bars
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
@@ -39,7 +41,7 @@ def export(
     template: Rendering | str = "",
     trained: Trained | None = None,
 ) -> None:
-    """Gather the weights and write a folder that transformers and vLLM load. All ranks must call it.
+    """Gather the weights layer by layer and write a folder that transformers and vLLM load. All ranks must call it.
 
     The folder appears under its name only when it is whole and, loaded again, is what was trained. Adapters are written
     to `adapter` beside `out`, and merged into the weights that they were trained beside, in the precision those were
@@ -58,20 +60,24 @@ def export(
     Raises:
         WorkError: the folder, loaded again, is another model; it stays beside `out` as `model.partial`.
     """
-    adapted = has_adapters(model.lm)
-    state: dict[str, Any] = (
-        gather_adapters(model.lm)
-        if adapted
-        else get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    )
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    adapters = gather_adapters(model.lm) if has_adapters(model.lm) else None
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    source: PolicyModel | RewardModel | None = model
+    if any(not p.is_floating_point() for p in model.lm.parameters()):  # 4 bits
+        source = _merged_start(model.lm, adapters or {}) if first else None
+    if source is not None and source is not model:
+        dtype, others = source.lm.dtype, other_precisions(source.lm)
+
+    def parts() -> Iterator[dict[str, Tensor]]:
+        return iter(()) if source is None else gathered_weights(source, dtype, others)
+
+    if source is not None and first:
         partial, adapter = out.with_name(out.name + ".partial"), out.with_name("adapter.partial")
         for folder in (partial, adapter):
             shutil.rmtree(folder, ignore_errors=True)
-        if adapted:
-            weights = _save_merged(model.lm, state, partial, adapter)
-        else:
-            weights = _save_whole(model.lm, state, partial, dtype, others or {})
+        if adapters is not None:
+            save_adapters(model.lm, adapters, adapter)
+        _save(source.lm, partial, parts(), dtype)
         saved_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if pad_id is not None:
             for_scoring(saved_tokenizer, pad_id, template)
@@ -81,11 +87,14 @@ def export(
         with no_bars():
             # not its type: FSDP2 gives a sharded model a class of its own
             kind = RewardModel if isinstance(model, RewardModel) else PolicyModel
-            check_reloaded(partial, kind, weights, trained)
+            check_reloaded(partial, kind, chain.from_iterable(part.items() for part in parts()), trained)
         for folder, name in ((adapter, out.with_name("adapter")), (partial, out)):
             if folder.exists():
                 shutil.rmtree(name, ignore_errors=True)
                 os.replace(folder, name)
+    else:  # take part in gathering: once to write, once to compare
+        for _ in chain(parts(), parts()):
+            pass
     if dist.is_initialized():
         dist.barrier()
 
@@ -95,38 +104,22 @@ def other_precisions(lm: PreTrainedModel) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, tensor in lm.state_dict().items() if tensor.dtype != lm.dtype}
 
 
-def _save_whole(
-    lm: PreTrainedModel, state: dict[str, Any], folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype]
-) -> dict[str, Tensor]:
-    copies, weights = _copies(lm), {}
-    for full_name in list(state):
-        name, tensor = full_name.removeprefix("lm."), state.pop(full_name)  # one at a time: a copy of all takes memory
-        if name not in copies:
-            # numbers of experts and the like are no weights, and have no other precision
-            weights[name] = tensor.to(others.get(name, dtype)) if tensor.is_floating_point() else tensor
+def _merged_start(lm: PreTrainedModel, adapters: Mapping[str, Tensor]) -> PolicyModel:
+    """What 4-bit weights were quantised from, with the adapters that were trained beside them."""
+    start = load_causal_lm(str(lm.name_or_path))
+    return PolicyModel(merge_adapters(start, lm.peft_config[ADAPTER], adapters))
+
+
+def _save(lm: PreTrainedModel, folder: Path, parts: Iterable[Mapping[str, Tensor]], dtype: torch.dtype) -> None:
+    """Write configurations and weights, as `save_pretrained` does, but a part of the weights at a time."""
     _say_ties(lm)
-    lm.save_pretrained(folder, state_dict=dict(weights))
+    with no_bars():
+        lm.save_pretrained(folder, state_dict={})
     lm.config.dtype = dtype  # transformers has written that of the master weights
     lm.config.save_pretrained(folder)
-    return weights
-
-
-def _save_merged(lm: PreTrainedModel, adapters: dict[str, Any], folder: Path, adapter: Path) -> dict[str, Tensor]:
-    start = load_causal_lm(str(lm.name_or_path))
-    merged = merge_adapters(start, lm.peft_config[ADAPTER], adapters, adapter)
-    _say_ties(merged)
-    merged.save_pretrained(folder)
-    return merged.state_dict()
-
-
-def _copies(lm: PreTrainedModel) -> list[str]:
-    """Names of weights that are another's, by their storage. transformers ties them again when it loads the others."""
-    owners = dict(lm.named_parameters(remove_duplicate=False))
-    return [
-        copy
-        for copy, source in lm.all_tied_weights_keys.items()
-        if copy in owners and owners[copy] is owners.get(source)
-    ]
+    left_out = set(lm._keys_to_ignore_on_save or ())
+    kept = ({name: tensor for name, tensor in part.items() if name not in left_out} for part in parts)
+    write_weights(folder, (revert_weight_conversion(lm, part) for part in kept))
 
 
 def _say_ties(lm: PreTrainedModel) -> None:

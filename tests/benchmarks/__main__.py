@@ -10,7 +10,7 @@ import os
 import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
-from tests.benchmarks import coverage, growth, memory, methods, profile, rows, step
+from tests.benchmarks import coverage, growth, loading, memory, methods, profile, rows, step
 
 BENCHMARKS = {
     "step": step.main,
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "rows": rows.main,
     "memory": memory.main,
     "coverage": coverage.main,
+    "loading": loading.main,
 }
 
 if __name__ == "__main__":

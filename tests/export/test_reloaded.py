@@ -97,20 +97,20 @@ def damage(folder: Path, change) -> None:
 def test_weights_that_were_not_written_as_trained_are_named(tmp_path, tiny_llama):
     model = moved(policy(tmp_path / "start", torch.float32, tie_word_embeddings=False))
     folder, weights = save(model, tmp_path, tiny_llama), model.lm.state_dict()
-    check_reloaded(folder, PolicyModel, weights, values_of(model))
+    check_reloaded(folder, PolicyModel, weights.items(), values_of(model))
 
     def one_bit(found):
         found["lm_head.weight"][3, 4] += 1e-4
 
     damage(folder, one_bit)
     with pytest.raises(WorkError, match=r"1 weights differ, as lm_head\.weight \(by 0\.0001\)"):
-        check_reloaded(folder, PolicyModel, weights, None)
+        check_reloaded(folder, PolicyModel, weights.items(), None)
     damage(folder, lambda found: found.pop("lm_head.weight"))
     with pytest.raises(WorkError, match=r"not whole.*missing \['lm_head\.weight'\]"):
-        check_reloaded(folder, PolicyModel, weights, None)
+        check_reloaded(folder, PolicyModel, weights.items(), None)
     damage(folder, lambda found: found.update({"lm_head.weight": weights["lm_head.weight"], "other": torch.ones(2)}))
     with pytest.raises(WorkError, match=r"not whole.*unexpected \['other'\]"):
-        check_reloaded(folder, PolicyModel, weights, None)
+        check_reloaded(folder, PolicyModel, weights.items(), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

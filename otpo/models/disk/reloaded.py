@@ -7,7 +7,7 @@ buffers that are not saved, and on how a tokenizer pads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ def trained_values(model: PolicyModel | RewardModel, batch: SequenceBatch, dtype
 
 
 @torch.no_grad()
-def check_reloaded(folder: Path, kind: type, weights: Mapping[str, Tensor], trained: Trained | None) -> None:
+def check_reloaded(folder: Path, kind: type, weights: Iterable[tuple[str, Tensor]], trained: Trained | None) -> None:
     """Load an exported folder as its users do, on the CPU, and compare it with what was trained.
 
     Args:
         kind: `PolicyModel` or `RewardModel`.
-        weights: as they were given to be saved; those of tied weights may be left out.
+        weights: names and weights as they were given to be saved, one after the other; tied ones may be left out.
         trained: None compares weights alone.
 
     Raises:
@@ -76,7 +76,7 @@ def check_reloaded(folder: Path, kind: type, weights: Mapping[str, Tensor], trai
         names = ", ".join(f"{name} {names}" for name, names in wrong.items() if names)
         raise WorkError(f"The exported model is not whole: loaded again, its weights are {names}. {kept}")
     own = lm.state_dict()
-    apart = {name: _apart(tensor, own.get(name)) for name, tensor in weights.items()}
+    apart = {name: _apart(tensor, own.get(name)) for name, tensor in weights}
     apart = {name: by for name, by in apart.items() if by != 0}
     if apart:
         names = ", ".join(f"{name} (by {by:.3g})" for name, by in list(apart.items())[:SHOWN])
