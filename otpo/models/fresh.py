@@ -45,7 +45,7 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
 
     Args:
         data: a preference or `{prompt, completion}` file of any format that `otpo.data.load.load_rows` reads.
-        out: the folder; files of the same names in it are overwritten.
+        out: the folder, which is made; there may be an empty one.
         vocab_size: the most tokens that the tokenizer may have; little text gives fewer.
         **shape: architecture, hidden, layers, heads, kv_heads, intermediate, tie and seed of `make_model`.
 
@@ -53,8 +53,13 @@ def fresh(data: str | Path, out: Path, *, vocab_size: int = 4096, **shape: Any) 
         out.
 
     Raises:
-        UserError: no usable data, or a shape that `make_model` refuses.
+        UserError: there is something at `out`, no usable data, or a shape that `make_model` refuses.
     """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(
+            f"{out}: expected a new folder, found {'one with files in it' if out.is_dir() else 'a file'}: a model there"
+            " would be lost. Name another folder, or remove this one first."
+        )
     examples, _ = convert(load_rows(str(data)), str(data))
     tokenizer = make_tokenizer((content(text) for e in examples for text in (e.prompt, *e.completions)), vocab_size)
     model = make_model(tokenizer, **shape)

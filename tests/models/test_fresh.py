@@ -81,6 +81,18 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "model").exists()
 
 
+def test_what_is_there_is_not_overwritten(tmp_path, data):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shape = {"vocab_size": 300, "hidden": 64, "layers": 1, "heads": 2, "kv_heads": 1}
+    fresh(data, folder, **shape)
+    before = (folder / "model.safetensors").read_bytes()
+    for there in (folder, data):
+        with pytest.raises(UserError, match="Name another folder, or remove"):
+            fresh(data, there, seed=1, **shape)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_a_vocabulary_without_room_for_bytes_is_refused(tmp_path, data):
     with pytest.raises(UserError, match="at least 260"):
         fresh(data, tmp_path / "model", vocab_size=100)
