@@ -139,7 +139,7 @@ class Manifest:
 
 
 def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
-    """Begin a run in its folder, or go on.
+    """What a run's folder has finished, for a recipe that may go on there. Nothing is written.
 
     Args:
         redo: a changed recipe is accepted; the stages that it changes are done again, the others are kept.
@@ -162,11 +162,15 @@ def open_run(recipe: Recipe, folder: Path, *, redo: bool) -> Manifest:
                     ]
                 )
             )
-    write_atomically(stored, dump_yaml(recipe))
+    return manifest
+
+
+def enter_recipe(recipe: Recipe, manifest: Manifest) -> None:
+    """Write a recipe, once it has passed every check, as that of the manifest's folder."""
+    write_atomically(RunFolder(manifest.path.parent).recipe, dump_yaml(recipe))
     manifest.tree |= {"name": recipe.name, "recipe": digest(identity(recipe)), "versions": versions()}
     manifest.tree.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
     manifest.save()
-    return manifest
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

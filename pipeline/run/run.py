@@ -8,7 +8,9 @@ only when a stage needs it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from pipeline.run.checks import check_evaluation, check_training
 from pipeline.run.context import RunContext
 from pipeline.run.engines import Engines
 from pipeline.run.folder import RunFolder
-from pipeline.run.manifest import open_run
+from pipeline.run.manifest import enter_recipe, open_run
 from pipeline.run.room import check_room
 from pipeline.run.sources import Sources
 from pipeline.run.stages.base import base
@@ -78,6 +80,7 @@ def run(
             check_evaluation(this)
         with tracking(recipe, this.folder, note=this.notes.append), this.engines:
             check_room(this, generates=until == "report" and bool(this.sources.tasks))
+            enter_recipe(recipe, this.manifest)
             base(this)
             pairs(this)
             train(this)
@@ -89,20 +92,33 @@ def run(
     return RunResult(this.recipe, this.folder, this.manifest.did, this.notes)
 
 
-def writing_run(folder: str | Path, progress: Progress) -> AbstractContextManager[None]:
+@contextmanager
+def writing_run(folder: str | Path, progress: Progress) -> Iterator[None]:
     """Be the one writer of a run's folder for the block.
+
+    Where a block without an earlier run is refused, what its checks wrote (token ids, a world) is removed again.
 
     Raises:
         UserError: another process writes it, or it cannot be written.
     """
     otherwise = "give this run a name of its own (name=...) or another folder (--runs DIR)"
-    return one_writer(Path(folder).absolute(), otherwise=otherwise, progress=progress)
+    place = RunFolder(Path(folder).absolute())
+    with one_writer(place.path, otherwise=otherwise, progress=progress):
+        there = set(place.path.iterdir())
+        try:
+            yield
+        except UserError:
+            for path in set(place.path.iterdir()) - there if not place.manifest.exists() else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
 
 
 def open_context(
     recipe: Recipe, folder: str | Path, *, world: World | None, progress: Progress, redo: bool
 ) -> RunContext:
-    """Begin in a run's folder, prepare its world, and check what training reads. The folder is held by the caller.
+    """Open a run's folder, prepare its world, and check what training reads. The folder is held by the caller.
+
+    Its recipe and manifest stay as they are until `enter_recipe`, which follows the last check.
 
     Raises:
         UserError: the folder holds another recipe's run, or something that training reads cannot be used.

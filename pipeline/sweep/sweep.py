@@ -22,6 +22,7 @@ from pipeline.run.checks import check_evaluation
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import reading_inputs, training_inputs
 from pipeline.run.judges import reference_of
+from pipeline.run.manifest import enter_recipe
 from pipeline.run.room import check_room
 from pipeline.run.run import open_context, writing_run
 from pipeline.run.stages.base import base
@@ -100,6 +101,7 @@ def _sweep(run: RunContext, search: Search, say: Say) -> Outcome:
     if not manifest.finished("sweep"):
         allocation = allocate(recipe, search)
         check_room(run, generates=task is not None)
+    enter_recipe(recipe, manifest)
     base(run)
     pairs(run)
     train(run, labels_before_trials(recipe, search))

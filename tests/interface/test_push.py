@@ -21,7 +21,7 @@ from pipeline.hub.card import without_paths
 from pipeline.hub.push import Target, push
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.run.folder import RunFolder
-from pipeline.run.manifest import open_run
+from pipeline.run.manifest import enter_recipe, open_run
 from pipeline.train.model_card import model_card
 from pipeline.train.tokens import prepare_tokens
 
@@ -63,6 +63,7 @@ def finish(run: RunFolder, recipe: Recipe, label: str, model: Path, *, start: st
     lines = [{"step": 20, "loss": 0.5}, {"step": 20, "eval_loss": 0.61, "eval_rewards/accuracies": 0.75}]
     run.label(label).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = open_run(recipe, run.path, redo=True)
+    enter_recipe(recipe, manifest)
     stage = "base" if label == "base" else f"train/{label}"
     manifest.starts(stage, label)
     with manifest.doing(stage, label, [run.model(label)]):

@@ -8,7 +8,7 @@ import pytest
 from otpo.errors import UserError
 from otpo.identity import model_fingerprint, source_identity
 from pipeline.recipe import make_recipe
-from pipeline.run.manifest import Manifest, differences, open_run
+from pipeline.run.manifest import Manifest, differences, enter_recipe, open_run
 
 TREE = {
     "name": "x",
@@ -23,6 +23,12 @@ def recipe(**changes):
     return make_recipe({**TREE, **changes})
 
 
+def begun(changed, folder: Path, *, redo: bool = False) -> Manifest:
+    manifest = open_run(changed, folder, redo=redo)
+    enter_recipe(changed, manifest)
+    return manifest
+
+
 def do(manifest: Manifest, stage: str, inputs, output: Path) -> None:
     manifest.starts(stage, inputs)
     with manifest.doing(stage, inputs, [output]) as figures:
@@ -31,7 +37,7 @@ def do(manifest: Manifest, stage: str, inputs, output: Path) -> None:
 
 
 def test_a_stage_is_done_for_its_inputs_and_as_long_as_what_it_left_is_there(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     assert not manifest.is_done("a", {"k": 1})
     do(manifest, "a", {"k": 1, "l": 2}, tmp_path / "out")
     again = Manifest(tmp_path)
@@ -43,7 +49,7 @@ def test_a_stage_is_done_for_its_inputs_and_as_long_as_what_it_left_is_there(tmp
 
 
 def test_a_stage_that_fails_is_not_done(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     with pytest.raises(ZeroDivisionError):
         with manifest.doing("a", 1, [tmp_path / "out"]):
             (tmp_path / "out").touch()
@@ -52,21 +58,21 @@ def test_a_stage_that_fails_is_not_done(tmp_path):
 
 
 def test_a_begun_stage_knows_whether_it_was_begun_from_other_inputs(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     assert not manifest.starts("a", 1), "never begun"
     assert not Manifest(tmp_path).starts("a", 1), "interrupted, the same inputs: go on"
     assert Manifest(tmp_path).starts("a", 2), "other inputs: start again"
 
 
 def test_redoing_a_stage_takes_its_old_mark_away_at_once(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     do(manifest, "a", 1, tmp_path / "out")
     manifest.starts("a", 2)
     assert not Manifest(tmp_path).is_done("a", 1) and not Manifest(tmp_path).is_done("a", 2)
 
 
 def test_what_is_recorded(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     do(manifest, "a", 1, tmp_path / "out")
     tree = json.loads((tmp_path / "manifest.json").read_text())
     assert tree["name"] == "x" and {"python", "torch", "ray"} <= set(tree["versions"])
@@ -76,7 +82,7 @@ def test_what_is_recorded(tmp_path):
 
 
 def test_a_changed_recipe_under_an_old_name_is_refused_with_the_difference_and_both_ways_out(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     do(manifest, "a", 1, tmp_path / "out")
     changed = recipe(methods={"dpo": {"beta": 0.2}, "otpo": {}}, train={"max_steps": 7, "seed": 2})
     with pytest.raises(UserError) as error:
@@ -87,13 +93,20 @@ def test_a_changed_recipe_under_an_old_name_is_refused_with_the_difference_and_b
     assert "  train.seed: 1 -> 2" in lines
     assert len(lines) == 5 and "name=" in lines[-1] and "--redo" in lines[-1]
     assert open_run(recipe(), tmp_path, redo=False).is_done("a", 1), "the refusal changed nothing"
-    assert open_run(changed, tmp_path, redo=True).is_done("a", 1), "what did not change is kept"
+    assert begun(changed, tmp_path, redo=True).is_done("a", 1), "what did not change is kept"
     with pytest.raises(UserError):
         open_run(recipe(), tmp_path, redo=False)
 
 
+def test_a_folder_is_as_it_was_until_the_recipe_is_entered(tmp_path):
+    do(begun(recipe(), tmp_path), "a", 1, tmp_path / "out")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    open_run(recipe(data={"path": "refused.json"}), tmp_path, redo=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_speed_and_place_may_change(tmp_path):
-    manifest = open_run(recipe(), tmp_path, redo=False)
+    manifest = begun(recipe(), tmp_path)
     do(manifest, "a", 1, tmp_path / "out")
     other = recipe(train={"max_steps": 7, "seed": 1, "workers": 5, "micro_batch_size": 1}, cluster={"address": "auto"})
     assert open_run(other, tmp_path, redo=False).is_done("a", 1)
@@ -101,7 +114,7 @@ def test_speed_and_place_may_change(tmp_path):
 
 def test_a_recipe_that_never_began_does_not_hold_the_folder(tmp_path):
     """A first call stopped by a mistyped path must not make the mended recipe a changed one."""
-    open_run(recipe(), tmp_path, redo=False)
+    begun(recipe(), tmp_path)
     open_run(recipe(data={"path": "mended.json"}), tmp_path, redo=False)
 
 

@@ -11,6 +11,7 @@ from otpo.errors import UserError
 from otpo.training.schedule import learning_rate, rows_in_step, total_steps
 from pipeline.cluster.placement import TrainingRoom
 from pipeline.recipe import TrainConfig, make_recipe
+from pipeline.run.manifest import enter_recipe, open_run
 from pipeline.run.run import run
 from pipeline.train.steps import check_steps, small_data
 
@@ -70,9 +71,22 @@ def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, 
         run(make_recipe(tree), tmp_path / "runs" / "small", until="train")
     for word in words:
         assert word in str(error.value), str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_redo_leaves_the_folder_to_its_recipe(tmp_path, tiny_llama):
+    """The corrected command is then no other recipe."""
+    (tmp_path / "task.json").write_text(json.dumps([{"instruction": "Question"}]))
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
     folder = tmp_path / "runs" / "small"
-    assert not (folder / "ray").exists() and not (folder / "models").exists()
-    assert not folder.exists() or not json.loads((folder / "manifest.json").read_text())["stages"]
+    manifest = open_run(make_recipe(tree), folder, redo=False)
+    enter_recipe(make_recipe(tree), manifest)
+    manifest.starts("train/dpo", {})
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    refused = make_recipe(tree | {"methods": {"ipo": {}}, "generate": {"tasks": [str(tmp_path / "task.json")]}})
+    with pytest.raises(UserError, match=r"judge\.url"):
+        run(refused, folder, redo=True)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_a_gpu_that_is_not_there():

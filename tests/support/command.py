@@ -53,9 +53,5 @@ def refused(done: Done, *words: str) -> None:
 
 
 def nothing_begun(folder: Path) -> None:
-    """No more than an empty run folder with the recipe in it."""
-    manifest = folder / "runs" / "small" / "manifest.json"
-    if manifest.exists():
-        tree = json.loads(manifest.read_text())
-        assert not tree["stages"] and not tree.get("begun")
-    assert not list(folder.glob("runs/*/models")) and not list(folder.glob("runs/*/ray"))
+    """No run has left anything in `folder`."""
+    assert not list(folder.glob("runs/*"))
