@@ -144,7 +144,8 @@ class Results:
         """
         run = RunFolder(self.folder)
         folder = run.model(label)
-        if not folder.exists():
-            trained = sorted(path.name for path in run.models.glob("*") if run.model(path.name).exists())
+        there = (path.name for path in run.models.glob("*") if run.model(path.name).exists())
+        trained = sorted(filter(self.files.has, there))
+        if label not in trained:
             raise UserError(f"{self.folder}: no trained model '{label}'. Trained here: {', '.join(trained) or 'none'}.")
         return folder

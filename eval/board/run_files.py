@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import yaml
 
 from eval import layout
 from eval.board.leaderboard import CONTEXT_COLUMNS, read_leaderboard
@@ -34,6 +35,7 @@ class RunFiles:
         world: what is known of a small world, world.json.
         manifest: manifest.json.
         recipe: recipe.yaml, as text.
+        labels: what the recipe names; what other labels left in the folder is not read. None without a recipe.
         problems: one sentence for each file that is there but cannot be read.
     """
 
@@ -47,7 +49,12 @@ class RunFiles:
     world: dict[str, Any] | None = None
     manifest: dict[str, Any] | None = None
     recipe: str | None = None
+    labels: frozenset[str] | None = None
     problems: list[str] = field(default_factory=list)
+
+    def has(self, label: str) -> bool:
+        """Whether a label is of the recipe: the files of one that was taken out of it stay in the folder."""
+        return self.labels is None or label in self.labels
 
 
 @dataclass
@@ -105,6 +112,9 @@ def read_run(folder: Path) -> RunFiles:
     if not folder.is_dir():
         raise UserError(f"{folder}: expected the folder of a run or of `otpo judge`, found none.")
     run = RunFiles(name=folder.resolve().name)
+    if (path := folder / layout.RECIPE).is_file():
+        run.recipe = path.read_text(encoding="utf-8", errors="replace")
+        run.labels = _labels_of(run.recipe)
     if (path := folder / layout.LEADERBOARD).is_file():
         run.board = read_leaderboard(path)
     for path in [folder / layout.VERDICTS, *sorted(folder.glob(f"{layout.JUDGE}/*/{layout.VERDICTS}"))]:
@@ -114,25 +124,33 @@ def read_run(folder: Path) -> RunFiles:
     for path in sorted(folder.glob(f"{layout.JUDGE}/*/{layout.REFERENCE}*")):
         run.references[path.parent.name] = _json(path, run, list) or []
     for path in sorted(folder.glob(f"{layout.MODELS}/*/*/{layout.OUTPUTS}*")):
-        rows = _json(path, run, list)
+        rows = _json(path, run, list) if run.has(path.parent.parent.name) else None
         if rows:  # verdicts name a model by `generator`; its folder may have another name
             label = str(rows[0].get("generator") or path.parent.parent.name)
             outputs = run.outputs.setdefault(path.parent.name, {})
             if label not in outputs or path.parent.parent.name == layout.folder_name(label):
                 outputs[label] = rows
     for path in sorted(folder.glob(str(layout.label_folder(Path(), "*") / layout.METRICS))):
-        run.metrics[path.parent.name] = _lines(path, run)
-    run.weights = _json(folder / layout.WEIGHTS, run, list) or []
+        if run.has(path.parent.name):
+            run.metrics[path.parent.name] = _lines(path, run)
+    run.weights = [row for row in _json(folder / layout.WEIGHTS, run, list) or [] if run.has(str(row.get("label")))]
     run.world = _json(folder / layout.KNOWN_TRUTH, run, dict)
     run.manifest = _json(folder / layout.MANIFEST, run, dict)
-    if (path := folder / layout.RECIPE).is_file():
-        run.recipe = path.read_text(encoding="utf-8", errors="replace")
     if run.board is None and not (run.verdicts or run.metrics or run.weights or run.world or run.manifest):
         raise UserError(
             f"{folder}: expected the folder of a run or of `otpo judge` (leaderboard.csv, judge/, models/), found "
             f"{sorted(p.name for p in folder.iterdir())[:8]}."
         )
     return run
+
+
+def _labels_of(recipe: str) -> frozenset[str] | None:
+    """The labels of a resolved recipe, as a run writes it; None where it says none."""
+    try:
+        methods = (yaml.safe_load(recipe) or {}).get("methods")
+    except (yaml.YAMLError, AttributeError):
+        return None
+    return frozenset(("base", *map(str, methods))) if isinstance(methods, dict) else None
 
 
 def _json(path: Path, run: RunFiles, kind: type) -> Any:

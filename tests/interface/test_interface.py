@@ -16,6 +16,7 @@ from support.training import settings
 
 import otpo
 import pipeline
+from eval.board.run_files import write_outputs
 from otpo.errors import UserError
 from otpo.explain import model_token_weights
 from otpo.methods.losses import pair_loss
@@ -24,6 +25,7 @@ from otpo.methods.weights.apply import token_weights
 from otpo.records import TokenPair
 from pipeline import load_recipe, make_recipe, open_run, run_recipe
 from pipeline.progress import Lines
+from pipeline.recipe import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +87,28 @@ def test_a_run_that_is_going_on_is_read(tmp_path):
         assert isinstance(empty, pd.DataFrame) and empty.empty and len(empty.columns) > 1
     with pytest.raises(UserError, match="no trained model 'dpo'"):
         results.model("dpo")
+
+
+def test_a_label_that_was_taken_out_of_the_recipe_is_no_part_of_the_run(tmp_path):
+    from eval.board.report import build
+
+    for label in ("base", "dpo", "gone"):
+        (tmp_path / "models" / label / "model").mkdir(parents=True)
+        (tmp_path / "models" / label / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.6}\n'
+        )
+        write_outputs(tmp_path, "task", {label: [{"instruction": "q", "output": "a", "generator": label}]}, [])
+    (tmp_path / "weights.json").write_text(json.dumps([{"label": "gone"}]))
+    assert set(open_run(tmp_path).metrics["label"]) == {"base", "dpo", "gone"}, "without a recipe"
+    recipe = make_recipe(name="x", model="m", data="d.json", methods=["dpo"])
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
+    results = open_run(tmp_path)
+    for frame in (results.metrics, results.outputs):
+        assert set(frame["label"]) == {"base", "dpo"}
+    assert results.files.weights == [] and results.model("dpo").exists()
+    with pytest.raises(UserError, match=r"no trained model 'gone'\. Trained here: base, dpo"):
+        results.model("gone")
+    assert "gone" not in build([tmp_path], tmp_path / "page").read_text()
 
 
 # ---- the science ----
