@@ -82,6 +82,13 @@ class DataConfig(Section):
             return {name: {"path": item} if isinstance(item, str) else item for name, item in value.items()}
         return {} if value is None else value
 
+    @field_validator("validation")
+    @classmethod
+    def _fraction_or_whole(cls, value: float) -> float:
+        if value >= 1 and not value.is_integer():
+            raise ValueError(f"expected a fraction below 1 or a whole number of rows, found {value:g}")
+        return value
+
     @model_validator(mode="after")
     def _one_kind_of_source(self) -> DataConfig:
         if not self.datasets:

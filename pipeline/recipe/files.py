@@ -6,33 +6,26 @@ otpo run jobs/recipes/small_world.yaml methods.otpo.reg=0.03 train.seed=1
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from otpo.errors import UserError
 from pipeline.recipe.recipe import Recipe, make_recipe
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `5e-7` as a string; people mean the number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|-\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+from pipeline.recipe.sections import long_form
+from pipeline.recipe.yaml_text import load_yaml
 
 
 def parse_value(text: str) -> Any:
-    """The value of one override, read as YAML."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of one override, read as YAML.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    return load_yaml(text, f"the value {text!r}")
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -45,16 +38,41 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: the file is missing, is not YAML, or does not make a recipe; the message names each key.
     """
-    file = find_recipe(path)
+    file, overrides = find_recipe(path), list(overrides)
+    data = f" Name it in one, data: {{path: {file}}}, or see what it holds with `otpo data {file}`."
+    if "".join(file.suffixes[-2:]).removesuffix(".gz").endswith((".jsonl", ".csv", ".parquet")):
+        raise UserError(f"{file}: expected a recipe (YAML), found a data file.{data}")
     try:
-        tree = yaml.load(file.read_text(), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = load_yaml(file.read_text(), str(file))
+    except UnicodeDecodeError as error:
         raise UserError(f"{file} is not YAML: {error}") from error
     if not isinstance(tree, dict):
+        rows = isinstance(tree, list) and all(isinstance(row, dict) for row in tree)
+        found = "nothing: it is empty" if tree is None else "a list of rows" if rows else type(tree).__name__
         raise UserError(
-            f"{file}: expected a recipe with sections such as model, data and methods; found {type(tree).__name__}."
+            f"{file}: expected a recipe with sections such as model, data and methods; found {found}.{data * rows}"
         )
-    return make_recipe(apply_overrides(tree, overrides), where=str(file))
+    changed = apply_overrides(tree, overrides)
+    try:
+        return make_recipe(changed, where=str(file))
+    except UserError:
+        wrong = _wrong_overrides(tree, overrides)
+        if not wrong:
+            raise
+        return make_recipe(changed, where=f"{file} with {' '.join(wrong)}")
+
+
+def _wrong_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> list[str]:
+    """The overrides that a tree is no recipe with; none where it is none without them either."""
+
+    def fails(*some: str) -> bool:
+        try:
+            Recipe.model_validate(apply_overrides(tree, some))
+        except (ValidationError, UserError):
+            return True
+        return False
+
+    return [] if fails() else [override for override in overrides if fails(override)]
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -76,10 +94,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str,
             raise UserError(
                 f"'{override}' is not an override: expected key.path=value, for example train.max_steps=50."
             )
-        try:
-            set_key(tree, key, parse_value(text))
-        except yaml.YAMLError as error:
-            raise UserError(f"'{override}': the value is not YAML: {error}") from error
+        set_key(tree, key, load_yaml(text, f"the value of {override}"))
     return tree
 
 
@@ -89,6 +104,8 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     for depth, parent in enumerate(parents):
         if tree.get(parent) is None:
             tree[parent] = {}
+        if not depth:
+            tree[parent] = long_form(parent, tree[parent])
         tree = tree[parent]
         if not isinstance(tree, dict):
             raise UserError(f"'{key}': {'.'.join(parents[: depth + 1])} is a value, not a section.")

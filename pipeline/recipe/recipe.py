@@ -29,6 +29,7 @@ from pipeline.recipe.sections import (
     Section,
     SweepConfig,
     TrainConfig,
+    long_form,
     short_dtype,
 )
 
@@ -52,7 +53,7 @@ class Recipe(Section):
     world: dict[str, Any] | None = Field(
         None, description="Prepares the small world: {seed: 0}. Paths `world:...` then lie in it."
     )
-    model: ModelConfig = Field(description="The model before training.")
+    model: ModelConfig = Field(description="The model before training; a path alone stands for {path: ...}.")
     base: dict[str, Any] | None = Field(
         None,
         description="Supervised training first: `data`, a file of {prompt, completion} rows, `columns` as in"
@@ -61,9 +62,13 @@ class Recipe(Section):
     pairs: PairsConfig | None = Field(
         None, description="Samples the preference pairs from the model. Unset: data.path."
     )
-    data: DataConfig = Field(DataConfig(), description="The preference pairs and how they become tokens.")
+    data: DataConfig = Field(
+        DataConfig(),
+        description="The preference pairs and how they become tokens; a path alone stands for {path: ...}.",
+    )
     methods: dict[str, dict[str, Any]] = Field(
-        {}, description="Label of each trained model, and its settings: `method`, hyperparameters, keys of `train`."
+        {},
+        description="Label of each trained model: its `method`, hyperparameters, keys of `train`; or a list of labels.",
     )
     train: TrainConfig = Field(TrainConfig(), description="How every method trains.")
     generate: GenerateConfig = Field(GenerateConfig(), description="The outputs that are judged.")
@@ -86,10 +91,10 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _free_sections(cls, value: Any) -> Any:
-        """`methods: {dpo: }` means a label with every default; a dtype is spelled as in `train` in each of them."""
+        """`methods: {dpo: }` and `methods: [dpo]` mean a label with every default; a dtype is spelled as in `train`."""
         if not isinstance(value, dict):
             return value
-        value = dict(value)
+        value = {key: long_form(key, section) for key, section in value.items()}
         if isinstance(value.get("methods"), dict):
             value["methods"] = {
                 label: _with_short_dtype(settings or {}) for label, settings in value["methods"].items()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from eval.judge.config import JudgeConfig
 from otpo.dtypes import TORCH_NAMES
@@ -20,6 +20,17 @@ _SPELLINGS = {name: short for short, name in TORCH_NAMES.items()}
 def short_dtype(value: Any) -> Any:
     """`float32` and `bfloat16`, as torch and vLLM spell them, as a recipe spells them."""
     return _SPELLINGS.get(value, value) if isinstance(value, str) else value
+
+
+def long_form(section: str, value: Any) -> Any:
+    """What the short form of a section stands for: `model: PATH`, `data: PATH`, `methods: [LABEL, ...]`."""
+    if section in ("model", "data") and isinstance(value, str):
+        return {"path": value}
+    if section == "methods" and isinstance(value, str):
+        return {value: {}}
+    if section == "methods" and isinstance(value, list) and all(isinstance(label, str) for label in value):
+        return {label: {} for label in value} if len(set(value)) == len(value) else value
+    return value
 
 
 Dtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(short_dtype)]
@@ -154,7 +165,8 @@ class GenerateConfig(Section):
     """The outputs that are judged: which prompts, which engine, how they are sampled."""
 
     tasks: dict[str, str] | list[str] = Field(
-        {}, description="Name of each task and its source: alpaca_eval, tldr or a prompts file; or a list of sources."
+        {},
+        description="Name of each task and its source: alpaca_eval, tldr or a prompts file; or a source, or a list.",
     )
     limit: int | None = Field(None, ge=1, description="Uses only the first prompts of a task: how many. Unset: all.")
     backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto is vLLM where it is installed.")
@@ -173,6 +185,12 @@ class GenerateConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")
     max_tokens: int = Field(1024, ge=1, description="Most tokens of an output.")
     seed: int = Field(0, description="Seed of the sampling.")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _list_of_tasks(cls, value: Any) -> Any:
+        """One source stands for a list of one."""
+        return [value] if isinstance(value, str) else value
 
     def named_tasks(self) -> dict[str, str]:
         """Task name -> known name or path; a file in a list is named by its stem."""

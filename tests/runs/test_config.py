@@ -157,6 +157,9 @@ def test_shipped_recipes_are_recipes():
         (["train.seed=[1"], ["not YAML"]),
         (["name.x=3"], ["name is a value, not a section"]),
         (["model=null"], ["model"]),
+        (["methods=[dpo, dpo]"], ["methods", "dictionary"]),
+        (["methods={dpo: {}, dpo: {beta: 1}}"], ["'dpo' stands twice, in line 1"]),
+        (["data.validation=1.5"], ["data.validation", "below 1 or a whole number of rows, found 1.5"]),
     ],
 )  # fmt: skip
 def test_what_is_refused_and_in_which_words(overrides, words):
@@ -178,7 +181,16 @@ def test_all_problems_are_told_at_once():
     [
         ("name: [", "not YAML"),
         ("- a\n- b\n", "found list"),
-        ("", "found NoneType"),
+        ("", "it is empty"),
+        ("# nothing yet\n", "it is empty"),
+        ("- {prompt: q, chosen: a, rejected: b}\n", "found a list of rows.*data: {path: .*otpo data"),
+        ("name: x\nmodel:\n\tpath: m\n", "line 3, column 1: a tab.*use these"),
+        ("name: x: y\n", "line 1, column 8: a ':' where no key can be"),
+        (
+            "name: x\nmethods:\n  dpo: {}\n  otpo: {}\n  dpo: {beta: 1}\n",
+            "'methods.dpo' stands twice, in lines 3 and 5",
+        ),
+        ("a: [{b: 1, b: 2}]", "'a.b' stands twice, in line 1"),
         ("just text", "found str"),
         ("1: 2\nname: x\nmodel: {path: m}\n", "1"),
         ("name: 2024-01-01\nmodel: {path: m}\n", "name"),
@@ -190,6 +202,49 @@ def test_a_file_that_is_no_recipe(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(UserError, match=words):
         load_recipe(path)
+
+
+def test_a_data_file_is_no_recipe(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(UserError, match=r"expected a recipe \(YAML\), found a data file.*`otpo data"):
+        load_recipe(tmp_path / "pairs.jsonl")
+
+
+def test_yaml_merges_are_no_double_keys(tmp_path):
+    text = "name: x\nmodel: m\ndata: d.json\nmethods: {a: &a {method: dpo, beta: 0.2}, b: {<<: *a, beta: 0.3}}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert load_recipe(tmp_path / "r.yaml").methods["b"] == {"method": "dpo", "beta": 0.3}
+
+
+def test_an_error_of_an_override_names_the_override_and_not_the_file_alone(tmp_path):
+    path = write(tmp_path / "r.yaml", TREE)
+    with pytest.raises(UserError) as error:
+        load_recipe(path, ["train.seed=3", "train.max_step=3"])
+    assert str(error.value).splitlines()[0] == f"{path} with train.max_step=3 is not a recipe:"
+    with pytest.raises(UserError) as error:
+        load_recipe(write(path, TREE | {"trian": {}}), ["train.max_step=3"])
+    assert str(error.value).splitlines()[0] == f"{path} is not a recipe:"
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ({"model": "m"}, {"model": {"path": "m"}}),
+        ({"data": "p.jsonl"}, {"data": {"path": "p.jsonl"}}),
+        ({"methods": ["dpo", "otpo"]}, {"methods": {"dpo": {}, "otpo": {}}}),
+        ({"methods": "dpo"}, {"methods": {"dpo": {}}}),
+        ({"generate": {"tasks": "ask.jsonl"}}, {"generate": {"tasks": ["ask.jsonl"]}}),
+    ],
+)
+def test_short_forms_are_the_same_recipe(tmp_path, short, long):
+    recipe = make_recipe(TREE | short)
+    assert recipe == make_recipe(TREE | long) and identity(recipe) == identity(make_recipe(TREE | long))
+    (section,) = short
+    key, value = {"model": ("attn_implementation", "eager"), "data": ("limit", 5), "generate": ("seed", 3)}.get(
+        section, ("dpo.beta", 0.3)
+    )
+    both = [make_recipe(apply_overrides(TREE | tree, [f"{section}.{key}={value}"])) for tree in (short, long)]
+    assert both[0] == both[1] != recipe
 
 
 def test_a_file_that_is_not_there():
