@@ -61,7 +61,7 @@ def model_token_weights(
         named = {"reference": model, **spec.frozen_models}
 
     def load(path: str) -> PolicyModel:
-        return PolicyModel(load_causal_lm(path).float()).to(device).eval()
+        return PolicyModel(load_causal_lm(path, attn_implementation=None).float()).to(device).eval()
 
     policy, frozen = load(model), {name: load(path) for name, path in named.items()}
     rows = []

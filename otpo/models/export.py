@@ -106,7 +106,7 @@ def other_precisions(lm: PreTrainedModel) -> dict[str, torch.dtype]:
 
 def _merged_start(lm: PreTrainedModel, adapters: Mapping[str, Tensor]) -> PolicyModel:
     """What 4-bit weights were quantised from, with the adapters that were trained beside them."""
-    start = load_causal_lm(str(lm.name_or_path))
+    start = load_causal_lm(str(lm.name_or_path), attn_implementation=None)
     return PolicyModel(merge_adapters(start, lm.peft_config[ADAPTER], adapters))
 
 

@@ -22,7 +22,7 @@ from otpo.models.disk.text_model import load_text_model
 def load_causal_lm(
     path: str | Path,
     *,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = "sdpa",
     four_bit: torch.dtype | None = None,
     deferred: bool = False,
 ) -> PreTrainedModel:
@@ -31,6 +31,7 @@ def load_causal_lm(
     Its attribute `weights_not_read` names weights in its files that it has no use for.
 
     Args:
+        attn_implementation: transformers' name of the attention; None takes the best that the architecture has.
         deferred: leave the weights to be read when the model is sharded (`otpo.models.disk.deferred`). 4-bit weights
             and text models of multimodal ones are read at once all the same.
         four_bit: the precision to compute in with 4-bit weights (NF4 with doubly quantised scales, as in QLoRA,

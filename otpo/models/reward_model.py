@@ -90,7 +90,7 @@ def load_reward_lm(
     *,
     new_head: bool = False,
     pad_id: int | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = "sdpa",
     deferred: bool = False,
 ) -> PreTrainedModel:
     """A reward model as transformers' classifier, in the precision it was saved in.
@@ -99,6 +99,7 @@ def load_reward_lm(
         path: a reward model, or with `new_head` also a causal LM.
         new_head: give a model without a head one of zeros, to be trained: it scores every completion 0, so that the
             loss begins at log 2 whatever the seed.
+        attn_implementation: transformers' name of the attention; None takes the best that the architecture has.
         pad_id: replaces the padding token of the configuration. transformers reads the score at the last token that is
             not this one, so no completion may end in it (`otpo.models.disk.reward_tokenizer.pad_token`). One beyond the
             vocabulary is added to the embeddings.
@@ -168,7 +169,7 @@ class RewardScorer:
         self.tokenizer = load_tokenizer(folder)
         self.template = of_model(template, folder).for_generation
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = RewardModel(load_reward_lm(folder)).eval().to(self.device)
+        self.model = RewardModel(load_reward_lm(folder, attn_implementation=None)).eval().to(self.device)
 
     @torch.no_grad()
     def __call__(

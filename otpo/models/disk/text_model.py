@@ -15,7 +15,7 @@ from otpo.models.disk.loaded import check_loaded
 PROOF_TOKENS = 12
 
 
-def load_text_model(path: str | Path, *, attn_implementation: str = "sdpa") -> PreTrainedModel:
+def load_text_model(path: str | Path, *, attn_implementation: str | None = "sdpa") -> PreTrainedModel:
     """Load a multimodal model and keep its text model and head, as a causal LM in the precision they were saved in.
 
     It is proved by the numbers: on a short text, its logits are those of the whole model.
@@ -57,7 +57,7 @@ def load_text_model(path: str | Path, *, attn_implementation: str = "sdpa") -> P
     lm.config.tie_word_embeddings = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
     lm.generation_config = whole.generation_config
     _prove(path, whole, lm)
-    lm.set_attn_implementation(attn_implementation)
+    lm.set_attn_implementation(attn_implementation or ("sdpa" if lm._supports_sdpa else "eager"))
     return lm
 
 
