@@ -155,12 +155,22 @@ def labels_before_trials(recipe: Recipe, search: Search) -> list[str]:
 
 def frozen_labels(recipe: Recipe, label: str) -> list[str]:
     """The labels that trials read as frozen models, and those that these read in turn, in the recipe's order."""
-    lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
-    tried = [{}, *({key: value} for key, values in lists.items() for value in values)]
-    found = {of for params in tried for of in with_params(recipe, params).frozen_labels(label).values()}
+    found = {of for tried in _tried(recipe) for of in tried.frozen_labels(label).values()}
     while more := {of for model in found for of in recipe.frozen_labels(model).values()} - found:
         found |= more
     return [name for name in recipe.methods if name in found]
+
+
+def frozen_sources(recipe: Recipe, label: str) -> set[str]:
+    """The frozen models that trials read and no label trains: folders, or hub names."""
+    named = {source for tried in _tried(recipe) for source in tried.method(label).frozen_models.values()}
+    return named - set(recipe.methods)
+
+
+def _tried(recipe: Recipe) -> list[Recipe]:
+    """The recipe as it is, and with each value of each list of values."""
+    lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
+    return [recipe, *(with_params(recipe, {key: value}) for key, values in lists.items() for value in values)]
 
 
 def with_params(recipe: Recipe, params: Params) -> Recipe:

@@ -33,7 +33,7 @@ from pipeline.run.stages.train import pairs_inputs, train
 from pipeline.run.world import World
 from pipeline.sweep.judging import judging_trials, write_page
 from pipeline.sweep.results import Outcome, read_outcome, write_results
-from pipeline.sweep.search import Search, labels_before_trials, plan
+from pipeline.sweep.search import Search, frozen_sources, labels_before_trials, plan
 from pipeline.sweep.tuner import allocate, run_trials
 from pipeline.tracking.mirror import settings_of, tracking
 
@@ -167,6 +167,7 @@ def _trials(
         start=run.sources.start,
         tokens=tokens,
         cpus=cpus,
+        sources={source: run.sources.resolve(source) for source in frozen_sources(run.recipe, search.label)},
         key=key,
     )
     queue: Any = JudgingQueue.remote()  # type: ignore[attr-defined]

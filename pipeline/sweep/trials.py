@@ -39,6 +39,7 @@ class TrialSettings:
         run: the folder of the run that is swept.
         start: where every trial starts, and its reference.
         cpus: of each training worker.
+        sources: of frozen models that trials read -> absolute path or hub name.
         key: hash of what the objective depends on beside the trained model.
     """
 
@@ -48,6 +49,7 @@ class TrialSettings:
     start: ModelConfig
     tokens: Tokens
     cpus: int
+    sources: dict[str, str]
     key: str
 
     @property
@@ -59,7 +61,15 @@ class TrialSettings:
         """The recipe and the training job of a trial."""
         recipe = trial_recipe(self.recipe, self.search.label, params, name, self.run)
         caches = self.run.frozen_caches
-        job = make_job(recipe, self.folder.path, name, model=self.start, tokens=self.tokens, caches=caches)
+        job = make_job(
+            recipe,
+            self.folder.path,
+            name,
+            model=self.start,
+            tokens=self.tokens,
+            caches=caches,
+            resolve=lambda source: self.sources.get(source, source),
+        )
         return recipe, job
 
 

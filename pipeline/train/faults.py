@@ -75,9 +75,12 @@ def _will_come_again(error: Exception) -> str | None:
 def _came_again(error: Exception, seen: Path) -> str | None:
     """What to tell about an error that an earlier attempt met at the same step; remembers any other.
 
-    Errors of a connection do not count: a worker raises them when another one, or its machine, has died.
+    Errors of a connection do not count: a worker raises them when another one, or its machine, has died. The hub's do:
+    its client says that it cannot connect where a name is no model.
     """
-    if re.search(r"gloo|nccl|connection|broken pipe|timed out|timeout|Dist\w*Error", _chain(error), re.IGNORECASE):
+    text = _chain(error)
+    lost = re.search(r"gloo|nccl|connection|broken pipe|timed out|timeout|Dist\w*Error", text, re.IGNORECASE)
+    if lost and not re.search(r"huggingface|hf\.co", text, re.IGNORECASE):
         return None
     signature = f"{_place(error)}{type(error).__name__}: {re.sub('[0-9.]+', '#', _line(error))}"
     before: list[str] = json.loads(seen.read_text()) if seen.exists() else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +39,16 @@ def padded_batches(model: ModelConfig) -> list[str]:
     return [f"Batches were padded and prompts computed once for each completion: {why}."] if why else []
 
 
-def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, tokens: Tokens, caches: Path) -> TrainJob:
+def make_job(
+    recipe: Recipe,
+    folder: Path,
+    label: str,
+    *,
+    model: ModelConfig,
+    tokens: Tokens,
+    caches: Path,
+    resolve: Callable[[str], str] = str,
+) -> TrainJob:
     """One label's job.
 
     Args:
@@ -47,6 +56,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
         label: one of `methods`, or "base" for supervised training.
         model: that training starts from.
         caches: the folder of frozen models' log-probabilities.
+        resolve: a source of the recipe as an absolute path or hub name: workers have other working directories.
 
     Raises:
         UserError: the settings and the rows give no step that learns anything.
@@ -58,7 +68,7 @@ def make_job(recipe: Recipe, folder: Path, label: str, *, model: ModelConfig, to
     models = {"reference": model.path} if spec and "reference" in spec.method.needs else {}
     check_steps(label, tokens.epoch, train)
     for name, source in (spec.frozen_models if spec else {}).items():
-        models[name] = str(RunFolder(folder).model(source)) if source in recipe.methods else source
+        models[name] = str(RunFolder(folder).model(source)) if source in recipe.methods else resolve(source)
     return TrainJob(
         label=label,
         model=model.path,

@@ -103,3 +103,11 @@ def test_the_death_of_another_worker_is_retried_as_often_as_ray_does(tmp_path):
 
     for _ in range(4):
         assert attempt(tmp_path, peer_is_gone) is None
+
+
+def test_a_model_that_the_hub_does_not_have_is_not_tried_again(tmp_path):
+    def no_model() -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co': check your internet connection")
+
+    assert attempt(tmp_path, no_model) is None
+    assert "came twice" in (attempt(tmp_path, no_model) or ["", ""])[1]

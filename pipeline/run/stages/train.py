@@ -91,7 +91,11 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
 
     connect(run.recipe.cluster.address)
     folder, caches = run.folder.path, run.folder.frozen_caches
-    jobs = [make_job(run.recipe, folder, label, model=model, tokens=tokens, caches=caches) for label in labels]
+    resolve = run.sources.resolve
+    jobs = [
+        make_job(run.recipe, folder, label, model=model, tokens=tokens, caches=caches, resolve=resolve)
+        for label in labels
+    ]
     if not supervised:
         run.notes.extend(padded_batches(model))
     group = run.recipe.train_of("base") if supervised else run.recipe.train
