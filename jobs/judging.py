@@ -52,7 +52,7 @@ def judge_files(
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     else:
-        check(config)
+        progress(f"judge {config.model}", 0, 0, str(check(config, out / layout.STORE)))
     judge = Judge(config, out / layout.STORE, template, progress)
     matches = [Match(name, reference.name, rows, reference_rows) for name, rows in outputs.items()]
     verdicts = judge_task(judge, matches, task, subset=subset)

@@ -37,6 +37,7 @@ OWN_COLUMNS = (
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
     *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
     *("first_share", "first_share_low", "first_share_high", "win_rate_shown_first", "win_rate_shown_second"),
+    "read",
     *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "note"),
 )
 COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
@@ -124,6 +125,7 @@ def _row(
             [r.get("truncated") for r in mine],
         ),
         "flip_rate": _flip_rate(prompts),
+        "read": _read_shares(own),
         "first_share": bias.first_share,
         "first_share_low": bias.low,
         "first_share_high": bias.high,
@@ -180,6 +182,14 @@ def _official(
 def _is_extreme(raw: float, controlled: float) -> bool:
     """AlpacaEval's sign that the length model failed: off by 10 points and by a quarter of the way to 0 or 100."""
     return controlled < min(raw * 0.75, raw - 10) or controlled > max(raw + (100 - raw) / 4, raw + 10)
+
+
+def _read_shares(verdicts: pd.DataFrame) -> str:
+    """Where the verdicts were read, as `logprobs 98%, text 2%`; empty where it is not known."""
+    if "read" not in verdicts:
+        return ""
+    shares = verdicts["read"].dropna().value_counts(normalize=True)
+    return ", ".join(f"{read} {100 * share:.0f}%" for read, share in shares.items())
 
 
 def _flip_rate(prompts: pd.DataFrame) -> float | None:
@@ -244,7 +254,7 @@ def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
 
 def read_leaderboard(path: Path) -> pd.DataFrame:
     """Read what `write_leaderboard` wrote. Names stay text; a column that the file lacks is empty."""
-    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "note")}
+    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "note")}
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
-    return frame.assign(note=frame["note"].fillna(""))
+    return frame.assign(note=frame["note"].fillna(""), read=frame["read"].fillna(""))

@@ -177,6 +177,7 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
         "numbered": len(rows) > MANY_LABELS,
         "level_name": "Length-controlled" if official else "Length-adjusted",
         "level_note": _level_note(official),
+        "read": [row for row in rows if row["read"] and row["read"] != "logprobs 100%"],
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),

@@ -5,67 +5,92 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable
+from pathlib import Path
 
-from eval.judge.client import parameters
+from eval.judge.asking.probe import QUESTION, find_way
+from eval.judge.asking.ways import Way, is_known, messages_of, parameters, recall, remember, way_of
 from eval.judge.config import JudgeConfig
-from eval.judge.endpoint import Endpoint, Failure, advice, open_endpoint
+from eval.judge.endpoint import RETRIED, Endpoint, Failure, advice, open_endpoint
 from eval.judge.event_loop import run_coroutine
 from eval.judge.prompt_templates import render
-from eval.judge.protocols import PROTOCOLS, find_protocol
+from eval.judge.protocols import PROTOCOLS, Protocol, find_protocol
 from otpo.errors import UserError
 
 
-def check(config: JudgeConfig) -> None:
-    """Check address, key, model and settings without buying a verdict.
+def check(config: JudgeConfig, store: str | Path | None = None) -> Way:
+    """Check address, key, model and settings, and find out how the judge can be asked.
 
-    Reads the endpoint's list of models. If the model is not in it, asks for a completion of one token.
+    Reads the endpoint's list of models, and asks one question with a clear answer: once where the judge can be asked
+    as AlpacaEval asks its own, a few times where not. What is found holds for this process, and is kept in the store.
+
+    Args:
+        config: the endpoint and how to ask it.
+        store: of the replies; what an earlier process found there is not asked for again.
 
     Raises:
         UserError: nothing listens at the address, the key is refused, the model is not served, a setting is refused,
-            or the protocol is unknown or its prompt template is missing.
+            no verdict can be read, or the protocol is unknown or its prompt template is missing.
     """
     if config.protocol not in PROTOCOLS:
         find_protocol(config.protocol, "pair")
-    render(PROTOCOLS[config.protocol], "", "", "")  # AlpacaEval's template may be missing
-    run_coroutine(_check(config))
+    protocol = PROTOCOLS[config.protocol]
+    render(protocol, "", "", "")  # AlpacaEval's template may be missing
+    if store is not None and not is_known(config, protocol):
+        recall(config, protocol, store)
+    if is_known(config, protocol):
+        return way_of(config, protocol)
+    way = run_coroutine(_check(config, protocol))
+    remember(config, protocol, way)
+    return way
 
 
-async def _check(config: JudgeConfig) -> None:
-    probe = {
-        "model": config.model,
-        "messages": [{"role": "user", "content": "Reply with the letter m."}],
-        **parameters(PROTOCOLS[config.protocol], config.model_copy(update={"max_tokens": 1})),
-    }
+async def _check(config: JudgeConfig, protocol: Protocol) -> Way:
     async with open_endpoint(config) as endpoint:
         listing = await _reply_or_failure(endpoint.models(), config)
-        if isinstance(listing, str) and _lists(listing, str(config.model)):
-            return
-        reply = await _ask_probe(endpoint, probe, config)
-    if not isinstance(reply, Failure):
-        return
+        listed = isinstance(listing, str) and _lists(listing, str(config.model))
+
+        async def ask(way: Way) -> str | Failure | None:
+            shown = messages_of(render(protocol, *QUESTION), protocol, way)
+            body = {"model": config.model, "messages": shown, **parameters(protocol, config, way)}
+            reply = await _ask_probe(endpoint, body, config)
+            if isinstance(reply, Failure):
+                _refuse_what_cannot_change(reply, listing, listed, config)
+            return reply
+
+        return await find_way(ask, config, protocol)
+
+
+def _refuse_what_cannot_change(reply: Failure, listing: str | Failure, listed: bool, config: JudgeConfig) -> None:
     no_list = isinstance(listing, Failure) and listing.kind in ("not_found", "model_not_found")
     if no_list and reply.kind in ("not_found", "model_not_found"):
         raise UserError(
             f"{config.url} serves neither a list of models nor chat completions ({reply}). "
             f"{advice('model_not_found', config)}"
         )
-    if reply.kind == "model_not_found":
+    if reply.kind == "model_not_found" and not listed:
         raise UserError(f"The judge does not serve the model ({reply}). {advice('model_not_found', config)}")
-    if reply.kind == "bad_request" and any(name in reply.detail for name in ("logprobs", "max_tokens", "temperature")):
+    if reply.kind == "malformed":
         raise UserError(
-            f"The judge at {config.url} refuses a setting of the request ({reply}). Change judge.temperature, "
-            "judge.max_tokens or judge.extra_body, or use another judge."
+            f"{config.url} answers, but not with a chat completion ({reply}). Expected the address of an "
+            "OpenAI-compatible server, which usually ends in /v1."
+        )
+    if reply.kind == "connection" and isinstance(listing, Failure) and listing.kind == "connection":
+        raise UserError(
+            f"The judge at {config.url} breaks off every connection ({reply}). Check http or https in judge.url, and "
+            "what stands between."
         )
 
 
 async def _ask_probe(endpoint: Endpoint, body: dict, config: JudgeConfig) -> str | Failure | None:
-    """The reply to the probe. Failures that may pass are retried; None if they did not pass."""
+    """The reply to the probe. Failures that may pass are retried; None if they did not pass, yet might."""
+    reply: str | Failure | None = None
     for attempt in range(min(config.max_retries, 3) + 1):
         reply = await _reply_or_failure(endpoint.complete(body), config)
-        if isinstance(reply, str) or reply.kind not in ("rate_limited", "server_error", "connection", "timeout"):
+        if isinstance(reply, str) or reply.kind not in RETRIED:
             return reply
         await asyncio.sleep(min(reply.retry_after or 0.25 * 2**attempt, 5.0))
-    return None
+    lasting = isinstance(reply, Failure) and reply.kind in ("malformed", "connection")
+    return reply if lasting else None
 
 
 async def _reply_or_failure(call: Awaitable[str], config: JudgeConfig) -> str | Failure:

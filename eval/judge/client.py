@@ -9,15 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from eval.judge.asking.ways import Way, keep_ways, messages_of, parameters, way_of
 from eval.judge.budget import Budget
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import FATAL, RETRIED, Endpoint, Failure, advice, open_endpoint
 from eval.judge.event_loop import run_coroutine
 from eval.judge.prompt_templates import Message
 from eval.judge.protocols import Protocol
-from eval.judge.replies import UnreadableError, read_usage, read_verdict
+from eval.judge.replies import Reading, UnreadableError, read_reply, read_usage
 from eval.judge.store import Store, StoredReply, request_key
 from otpo.errors import UserError, WorkError
 
@@ -29,10 +29,11 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """The messages to send, and the protocol by which the reply is read."""
+    """The messages to send, the protocol by which the reply is read, and which of several samples it asks for."""
 
     messages: list[Message]
     protocol: Protocol
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Verdict:
     Attributes:
         key: of the reply in the store; empty if the judge was not asked.
         value: a preference in [1, 2] or a rating in [1, 10]; NaN exactly if there is an `error`.
+        read: where the verdict was read: "logprobs", "json" or "text".
         error: the kind of failure (see `endpoint`), or None.
         detail: the endpoint's own words about the failure, or what the judge said in place of a verdict.
         raw: the body of the last reply, if any.
@@ -62,18 +64,7 @@ class Verdict:
     completion_tokens: int = 0
     seconds: float = 0.0
     cached: bool = False
-
-
-def parameters(protocol: Protocol, config: JudgeConfig) -> dict[str, Any]:
-    """The request's fields other than model and messages. They are part of a stored reply's key."""
-    fields = {
-        "max_tokens": config.max_tokens or protocol.max_tokens,
-        "temperature": config.temperature,
-        "logprobs": True,
-        "top_logprobs": protocol.top_logprobs,
-        **config.extra_body,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    read: str | None = None
 
 
 class JudgingSession:
@@ -112,8 +103,14 @@ class JudgingSession:
             Failure: of a kind in FATAL, or "stopped" if the session was stopped before a call.
         """
         config, attempts, tokens = self._config, 0, [0, 0]
-        body = {"model": config.model, "messages": question.messages, **parameters(question.protocol, config)}
-        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 16 for message in question.messages)
+        way = way_of(config, question.protocol)
+        messages, fields = (
+            messages_of(question.messages, question.protocol, way),
+            parameters(question.protocol, config, way),
+        )
+        body = {"model": config.model, "messages": messages, **fields}
+        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 16 for message in messages)
+        most_tokens = fields.get(way.tokens_field) or question.protocol.max_tokens
 
         def failed(failure: Failure, raw: str | None = None) -> Verdict:
             detail = failure.detail or None
@@ -122,7 +119,7 @@ class JudgingSession:
         while True:
             if self._given_up:
                 return failed(self._given_up)
-            reserved = await self._budget.reserve(size, config.max_tokens or question.protocol.max_tokens)
+            reserved = await self._budget.reserve(size, most_tokens)
             if reserved is None:
                 return failed(Failure("budget"))
             await self._wait_for_turn()
@@ -134,7 +131,7 @@ class JudgingSession:
             try:
                 raw = await self._endpoint.complete(body)
                 used = read_usage(raw)
-                value = self._read(question, raw, last=attempts > config.max_retries)
+                found = self._read(question, way, raw, last=attempts > config.max_retries)
             except Failure as failure:
                 error = failure
             except UnreadableError as unreadable:
@@ -145,7 +142,8 @@ class JudgingSession:
                 seconds = time.perf_counter() - started
                 self._store.put(key, str(config.model), StoredReply(raw, tokens[0], tokens[1], seconds))
                 self._failed_in_a_row, self._answered = 0, True
-                return Verdict(key, value, None, None, raw, attempts, tokens[0], tokens[1], seconds)
+                spent = (tokens[0], tokens[1], seconds)
+                return Verdict(key, found.value, None, None, raw, attempts, *spent, read=found.read)
             finally:
                 await self._budget.settle(reserved, size, used)
             tokens[0] += used[0]
@@ -165,11 +163,13 @@ class JudgingSession:
                 return failed(error, raw)
             await self._pause(attempts, error.retry_after)
 
-    def _read(self, question: Question, raw: str, last: bool) -> float:
+    def _read(self, question: Question, way: Way, raw: str, last: bool) -> Reading:
         """Read a verdict. A reply without logprobs is asked for again; only the last attempt may be read as text."""
         allow_text = _allows_text(question, self._config)
+        if way.read != "logprobs":
+            return read_reply(question.protocol, raw, allow_text)
         try:
-            value = read_verdict(question.protocol, raw, allow_text=False)
+            found = read_reply(question.protocol, raw, allow_text=False)
         except UnreadableError as unreadable:
             if unreadable.kind == "no_logprobs":
                 self._without_logprobs += 1
@@ -177,9 +177,9 @@ class JudgingSession:
                 last = last or self._never_logprobs
             if not allow_text or (unreadable.kind == "no_logprobs" and not last):
                 raise
-            return read_verdict(question.protocol, raw, allow_text=True)
+            return read_reply(question.protocol, raw, allow_text=True)
         self._with_logprobs += 1
-        return value
+        return found
 
     @property
     def _never_logprobs(self) -> bool:
@@ -237,7 +237,8 @@ def ask_all(
         UserError: wrong settings, or a key or model refused before anything was stored.
         WorkError: a key or model refused later on. The replies so far are in the store.
     """
-    keys = [request_key(str(config.model), q.messages, parameters(q.protocol, config)) for q in questions]
+    keys = [_key(question, config) for question in questions]
+    keep_ways(config, {question.protocol for question in questions}, store)
     times_asked, to_ask = Counter(keys), dict(zip(keys, questions, strict=True))
     verdicts: dict[str, Verdict] = {}
     done = failures = 0
@@ -299,22 +300,32 @@ async def _ask_new(
             raise UserError(message)
 
 
+def _key(question: Question, config: JudgeConfig) -> str:
+    way = way_of(config, question.protocol)
+    fields = parameters(question.protocol, config, way)
+    if question.sample:
+        fields["sample"] = question.sample  # not sent: a reply is another one each time
+    return request_key(str(config.model), messages_of(question.messages, question.protocol, way), fields)
+
+
 def _allows_text(question: Question, config: JudgeConfig) -> bool:
-    return config.allow_text_verdict or question.protocol.verdict == "rating"
+    told = way_of(config, question.protocol).read != "logprobs"
+    return told or config.allow_text_verdict or question.protocol.verdict == "rating"
 
 
 def _from_store(key: str, stored: StoredReply, question: Question, config: JudgeConfig) -> Verdict | None:
     """The verdict of a stored reply; None if the present settings cannot read one from it."""
     try:
-        value = read_verdict(question.protocol, stored.response, _allows_text(question, config))
+        found = read_reply(question.protocol, stored.response, _allows_text(question, config))
     except UnreadableError:
         return None
     return Verdict(
         key,
-        value,
+        found.value,
         raw=stored.response,
         prompt_tokens=stored.prompt_tokens,
         completion_tokens=stored.completion_tokens,
         seconds=stored.seconds,
         cached=True,
+        read=found.read,
     )

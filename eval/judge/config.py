@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,6 +37,13 @@ class JudgeConfig(BaseModel):
     timeout: float = Field(120.0, gt=0, description="Seconds that one request may take.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature of the judge.")
     max_tokens: int | None = Field(None, ge=1, description="Most tokens of a reply. Unset: the protocol's own number.")
+    verdict: Literal["auto", "logprobs", "json", "text"] = Field(
+        "auto",
+        description="Where verdicts are read: logprobs, JSON by a schema, or the text. auto: the first that it gives.",
+    )
+    samples: int = Field(
+        1, ge=1, description="Times that each question is asked; the mean counts. Needs a temperature above 0."
+    )
     allow_text_verdict: bool = Field(
         False, description="Reads the verdict from the reply's text where the server gives no logprobs."
     )

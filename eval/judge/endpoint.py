@@ -30,6 +30,7 @@ import openai
 
 from eval.judge.asking.address import address_of, certificates, key_of
 from eval.judge.asking.refusals import classify_status, refusal_inside
+from eval.judge.asking.streams import joined
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 
@@ -63,7 +64,7 @@ class Endpoint:
         Raises:
             Failure: anything else came back, or nothing came within `config.timeout`.
         """
-        text = await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
+        text = joined(await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)))
         if refused := refusal_inside(text):
             raise Failure(*refused)
         return text

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from eval.judge.protocols import FIRST, PROTOCOLS, SECOND, Protocol
@@ -32,7 +33,15 @@ class UnreadableError(Exception):
         self.kind, self.said = kind, said[:300]
 
 
-def read_verdict(protocol: Protocol, reply: str, allow_text: bool) -> float:
+@dataclass(frozen=True)
+class Reading:
+    """A verdict, and where it was read: "logprobs", "json" or "text"."""
+
+    value: float
+    read: str
+
+
+def read_reply(protocol: Protocol, reply: str, allow_text: bool) -> Reading:
     """The verdict in a reply: a preference in [1, 2] or a rating in [1, 10], as the protocol says.
 
     Args:
@@ -47,7 +56,14 @@ def read_verdict(protocol: Protocol, reply: str, allow_text: bool) -> float:
         response = json.loads(reply)
     except ValueError:
         raise UnreadableError("malformed") from None
-    return (read_pair if protocol.verdict == "pair" else read_rating)(response, allow_text, protocol)
+    read = read_pair if protocol.verdict == "pair" else read_rating
+    try:
+        return Reading(read(response, False, protocol), "logprobs")
+    except UnreadableError:
+        if not allow_text:
+            raise
+    value = read(response, True, protocol)
+    return Reading(value, "json" if re.match(r"(?:```(?:json)?\s*)?\{", _text(_choice(response))) else "text")
 
 
 def read_usage(reply: str) -> tuple[int, int]:

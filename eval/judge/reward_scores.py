@@ -52,11 +52,11 @@ def judge_by_scores(
     score = dict(zip(asked, scores(asked), strict=True))
     rows = []
     for pair in pairs:
-        verdict = Verdict(key="", value=1.5)
+        verdict = Verdict(key="", value=1.5, read="identical")
         if pair.output != pair.reference:
             ours, theirs = score[pair.instruction, pair.output], score[pair.instruction, pair.reference]
             raw = json.dumps({"score": ours, "reference_score": theirs})
-            verdict = Verdict(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw)
+            verdict = Verdict(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw, read="score")
         rows.append(verdict_row(pair, "none", verdict, JudgeConfig(), task, pays=True))
     return verdict_table(rows)
 

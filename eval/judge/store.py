@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS responses (
     seconds REAL NOT NULL
 )
 """
+_WAYS = "CREATE TABLE IF NOT EXISTS ways (key TEXT PRIMARY KEY, way TEXT NOT NULL)"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class Store:
             (key, model, reply.response, reply.prompt_tokens, reply.completion_tokens, reply.seconds),
         )
 
+    def way(self, key: str) -> str | None:
+        """How an endpoint was found to be asked; None if that is not known."""
+        row = self._connection.execute("SELECT way FROM ways WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def put_way(self, key: str, way: str) -> None:
+        """Keep how an endpoint can be asked."""
+        self._connection.execute("INSERT OR REPLACE INTO ways VALUES (?, ?)", (key, way))
+
     def __len__(self) -> int:
         return self._connection.execute("SELECT count(*) FROM responses").fetchone()[0]
 
@@ -91,6 +101,7 @@ def open_store(path: str | Path) -> Iterator[Store]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_SCHEMA)
+        connection.execute(_WAYS)
         connection.execute("SELECT response, prompt_tokens, completion_tokens, seconds FROM responses LIMIT 0")
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{path}: expected a file for the judge's replies (SQLite), but {error}..") from error

@@ -10,6 +10,7 @@ AlpacaEval's convention: output_1 is the reference's, output_2 the model's; a pr
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 from dataclasses import replace
@@ -25,12 +26,13 @@ from eval.judge.prompt_templates import render
 from eval.judge.protocols import find_protocol
 from eval.judge.store import open_store
 from eval.outputs import Pair, match_outputs
+from otpo.errors import UserError
 from otpo.files import Row, replacing
 
 COLUMNS = {
     "task": "str", "generator": "str", "reference": "str", "index": "int64", "instruction": "str",
     "instruction_hash": "str", "output_hash": "str", "reference_hash": "str", "order": "str", "preference": "float64",
-    "raw": "str", "error": "str", "detail": "str", "attempts": "int64", "prompt_tokens": "int64",
+    "read": "str", "raw": "str", "error": "str", "detail": "str", "attempts": "int64", "prompt_tokens": "int64",
     "completion_tokens": "int64", "price_usd": "float64", "seconds": "float64", "cached": "bool", "key": "str",
 }  # fmt: skip
 """The columns of the table of verdicts and their types. `key` finds the reply in the store."""
@@ -78,28 +80,58 @@ def judge(
         for pair in match_outputs(outputs, reference, subset=subset)
         for model_is_first in _orders(pair, config)
     ]
+    if config.samples > 1 and not config.temperature:
+        raise UserError(
+            f"judge.samples is {config.samples} and judge.temperature is 0, so every sample would be the same: set "
+            "judge.temperature, such as 1."
+        )
     questions = [
-        Question(render(protocol, pair.instruction, *_in_order(pair, model_is_first)), protocol)
+        Question(render(protocol, pair.instruction, *_in_order(pair, model_is_first)), protocol, sample)
         for pair, model_is_first in asked
         if pair.output != pair.reference
+        for sample in range(config.samples)
     ]
-    identical = len(asked) - len(questions)
+    identical = len(asked) - len(questions) // config.samples
 
     def with_identical(done: int, total: int, failures: int) -> None:
         if progress:
             progress(done + identical, total + identical, failures)
 
     with open_store(store) as opened:
-        verdicts = iter(ask_all(questions, config, opened, with_identical, spent_usd))
+        samples = ask_all(questions, config, opened, with_identical, spent_usd)
+    verdicts = (mean_verdict(samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     rows, paid = [], set()
     for pair, model_is_first in asked:
-        verdict = next(verdicts) if pair.output != pair.reference else Verdict(key="", value=1.5)
+        verdict = next(verdicts) if pair.output != pair.reference else Verdict(key="", value=1.5, read="identical")
         if model_is_first and not math.isnan(verdict.value):
             verdict = replace(verdict, value=3.0 - verdict.value)
         order = "model_first" if model_is_first else "reference_first"
         rows.append(verdict_row(pair, order, verdict, config, task, pays=verdict.key not in paid))
         paid.add(verdict.key)
     return verdict_table(rows)
+
+
+def mean_verdict(samples: list[Verdict]) -> Verdict:
+    """The verdict of several samples of a question: their mean, and what all of them cost.
+
+    It fails if one of them does: the others may be those that were easy to tell.
+    """
+    first = samples[0]
+    if len(samples) == 1:
+        return first
+    failed = next((each for each in samples if each.error), None)
+    return replace(
+        failed or first,
+        key=first.key,
+        value=math.nan if failed else sum(each.value for each in samples) / len(samples),
+        raw=json.dumps([each.raw for each in samples]),
+        read=None if failed else "samples",
+        attempts=sum(each.attempts for each in samples),
+        prompt_tokens=sum(each.prompt_tokens for each in samples),
+        completion_tokens=sum(each.completion_tokens for each in samples),
+        seconds=sum(each.seconds for each in samples),
+        cached=all(each.cached for each in samples),
+    )
 
 
 def model_first(instruction: str, seed: int = 0) -> bool:
@@ -131,6 +163,7 @@ def verdict_row(pair: Pair, order: str, verdict: Verdict, config: JudgeConfig, t
         "reference_hash": _sha256(pair.reference),
         "order": order,
         "preference": verdict.value,
+        "read": verdict.read,
         "raw": verdict.raw,
         "error": verdict.error,
         "detail": verdict.detail,

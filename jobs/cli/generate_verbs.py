@@ -122,7 +122,7 @@ def pairs(
     choice = of_model(setting, preflight(model, engine, setting).path, kwargs)
     check_prompts(task.prompts, choice.for_generation)
     if not reward_model:
-        check(config)
+        say(f"judge {config.model}: {check(config)}")
     say(f"template  {choice}")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, seed=seed)
     with Bars(stderr) as bars, one_writer(out.parent, out.name, otherwise=ANOTHER_OUT, progress=bars.show):

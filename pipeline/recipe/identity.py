@@ -27,6 +27,8 @@ EXECUTION_KEYS = (
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )
+# Keys that finished runs did not have: with these values they change nothing.
+LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1}
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",
     "save_every", "keep_checkpoints", "max_failures",
@@ -43,6 +45,10 @@ def identity(recipe: Recipe) -> dict[str, Any]:
             section = (section or {}).get(parent)
         if section:
             section.pop(last, None)
+    for section in (tree["judge"], (tree["pairs"] or {}).get("scorer") or {}):
+        for key, default in LATER_KEYS_OF_JUDGES.items():
+            if section.get(key) == default:
+                del section[key]
     for section in (tree["train"], tree["base"] or {}, *tree["methods"].values()):
         for key in EXECUTION_KEYS_OF_TRAINING:
             section.pop(key, None)

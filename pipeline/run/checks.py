@@ -194,4 +194,5 @@ def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
     if not config.url.startswith(WORLD_PREFIX):
         from eval.judge.check import check
 
-        check(config)
+        asked = config if key == "judge" else config.model_copy(update={"protocol": "rating"})
+        run.progress(f"{key} {config.model}", 0, 0, str(check(asked, run.folder.judge_store)))

@@ -210,10 +210,12 @@ def config(url, **settings):
     return JudgeConfig(url=url, model=settings.pop("model", "test"), max_retries=1, timeout=5, **settings)
 
 
-def test_check_passes_without_a_completion_where_the_model_is_listed():
+def test_check_asks_one_question_and_no_second_time():
     with ScriptedJudge() as server:
-        check(config(server.url))
-        assert server.calls == []
+        for _ in range(2):
+            check(config(server.url))
+        [call] = server.calls
+        assert "capital of France" in call.body["messages"][-1]["content"]
 
 
 def test_check_asks_one_token_where_the_model_is_not_listed():

@@ -104,10 +104,22 @@ def test_what_changes_only_the_speed_is_no_part_of_the_identity(key):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.seed=1", "methods.dpo.beta=0.2", "train.eval_every=3", "data.max_length=9"]
+    "override",
+    [
+        "train.seed=1",
+        "methods.dpo.beta=0.2",
+        "train.eval_every=3",
+        "data.max_length=9",
+        "judge.samples=3",
+        "judge.verdict=text",
+    ],
 )
 def test_what_changes_the_result_is_part_of_the_identity(override):
     assert identity(make_recipe(apply_overrides(TREE, [override]))) != identity(make_recipe(TREE))
+
+
+def test_keys_that_finished_runs_did_not_have_leave_them_finished():
+    assert not {"verdict", "samples", "ca_file"} & identity(make_recipe(TREE))["judge"].keys()
 
 
 def test_shipped_recipes_are_recipes():

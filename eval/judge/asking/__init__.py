@@ -1,1 +1,8 @@
-"""How a judge is asked: `address` of its endpoint and the key; `refusals` say what an endpoint that refuses means."""
+"""How a judge is asked.
+
+address    of its endpoint, the key, whose certificates are trusted
+refusals   what an endpoint that refuses means
+streams    replies that come in pieces
+ways       the ways of asking, as fields of the request
+probe      which way an endpoint takes, found by a few calls
+"""
