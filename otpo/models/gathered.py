@@ -38,25 +38,49 @@ def gathered_weights(
         The weights of one part; nothing on other ranks, which must go over all parts too.
     """
     lm, adapted, others = model.lm, has_adapters(model.lm), others or {}
-    first = not dist.is_initialized() or dist.get_rank() == 0
     copies = copied_weights(lm)
     for names in _parts(model):
         if adapted:
             with _whole(lm, names) as tensors:
-                found = merged_weights(lm, tensors) if first else {}
+                found: dict[str, Tensor | None] = {**merged_weights(lm, tensors)}
         else:
             found = {
-                name: whole(_rounded(lm.get_parameter_or_buffer(name).detach(), others.get(name, dtype)))
+                name: _on_first(_rounded(lm.get_parameter_or_buffer(name).detach(), others.get(name, dtype)))
                 for name in names
                 if name not in copies
             }
-        kept = {name.replace(ADAPTED, ""): tensor for name, tensor in found.items() if first and name not in copies}
-        yield {name: tensor.cpu() for name, tensor in kept.items()}
+        yield {
+            name.replace(ADAPTED, ""): tensor.cpu()
+            for name, tensor in found.items()
+            if tensor is not None and name not in copies
+        }
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is not sharded. All ranks must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _on_first(tensor: Tensor) -> Tensor | None:
+    """A whole tensor on rank 0, None on others. All ranks must call it.
+
+    The parts arrive in their place: `full_tensor` would hold the whole twice, on every rank.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if not isinstance(tensor, DTensor):
+        return tensor if rank == 0 else None
+    if tensor.device_mesh.ndim > 1:
+        whole = tensor.full_tensor()
+        return whole if rank == 0 else None
+    local, ranks = tensor.to_local(), tensor.device_mesh.size()
+    if rank > 0:
+        if local.numel():
+            dist.send(local.contiguous(), 0)
+        return None
+    if ranks == 1:
+        return local
+    whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=local.device)
+    for source, part in enumerate(whole.chunk(ranks)):  # there are fewer parts than ranks where there are few rows
+        if source == 0:
+            part.copy_(local)
+        else:
+            dist.recv(part, source)
+    return whole
 
 
 def copied_weights(lm: PreTrainedModel) -> set[str]:
@@ -91,13 +115,18 @@ def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def _whole(lm: PreTrainedModel, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Put whole weights in the place of sharded ones while the body runs."""
+    """Put whole weights in the place of sharded ones while the body runs, on rank 0. Others get none."""
     sharded = {name: lm.get_parameter_or_buffer(name) for name in names}
-    for name, tensor in sharded.items():
-        if isinstance(tensor, DTensor):
-            _put(lm, name, nn.Parameter(whole(tensor.detach()), requires_grad=tensor.requires_grad))
+    gathered = {name: _on_first(tensor.detach()) for name, tensor in sharded.items()}
+    found = {
+        name: nn.Parameter(tensor, requires_grad=False) if isinstance(sharded[name], nn.Parameter) else tensor
+        for name, tensor in gathered.items()
+        if tensor is not None
+    }
+    for name, tensor in found.items():
+        _put(lm, name, tensor)
     try:
-        yield {name: lm.get_parameter_or_buffer(name) for name in names}
+        yield found
     finally:
         for name, tensor in sharded.items():
             _put(lm, name, tensor)
