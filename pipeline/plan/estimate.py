@@ -85,11 +85,24 @@ class Case:
         return self.lengths.row(shared=self.shape.shares_prompts)
 
     def asked(self) -> Estimate:
-        """With the settings of the recipe."""
+        """With the settings of the recipe.
+
+        Where it leaves activation checkpointing open, a GPU computes activations again if they do not fit without. If
+        the tokens of a micro-batch are open too, fewer are tried first, down to `FULL_SPEED`.
+        """
         train = self.train
         device = "cuda" if self.machine.gpu else "cpu"
         tokens, size = train.micro_batch_tokens or TOKENS[device], train.micro_batch_size or SIZES[device]
-        return self.estimate(Settings(tokens, train.activation_checkpointing, size))
+        if train.activation_checkpointing != "auto" or self.machine.gpu is None:
+            return self.estimate(Settings(tokens, train.activation_checkpointing is True, size))
+        fewer = [budget for budget in BUDGETS if FULL_SPEED <= budget < tokens]
+        budgets = [tokens, *([] if train.micro_batch_tokens else fewer)]
+        ways = [(again, budget) for again in (False, True) for budget in budgets if not again or self.shape.recomputes]
+        for again, budget in ways:
+            found = self.estimate(Settings(budget, again, size))
+            if self.fits(found):
+                break
+        return found
 
     def estimate(self, settings: Settings) -> Estimate:
         """With some settings."""
@@ -143,7 +156,7 @@ class Case:
         # a fifth more than the mean, since one worker's rows may be longer than another's
         most = max(int(1.2 * self.rows * self.row_tokens), self.lengths.longest)
         budgets = [most, *(budget for budget in BUDGETS if budget < most)]
-        for checkpointing in (False, True):
+        for checkpointing in (False, True) if self.shape.recomputes else (False,):
             for budget in budgets:
                 if checkpointing or budget >= min(FULL_SPEED, most):
                     found = self.estimate(Settings(budget, checkpointing))
@@ -165,7 +178,7 @@ class Case:
             changes = [f"train.micro_batch_tokens={settings.micro_batch_tokens}"]
             if self.train.micro_batch_size is not None:
                 changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
-            if settings.activation_checkpointing and not self.train.activation_checkpointing:
+            if settings.activation_checkpointing and self.train.activation_checkpointing is False:
                 changes.insert(0, "train.activation_checkpointing=true")
             found.append((" ".join(changes), chosen))
         elif self.machine.gpu is not None and (larger := self._larger()):

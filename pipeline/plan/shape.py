@@ -28,6 +28,7 @@ class Shape:
         adapters: trained parameters of the LoRA settings that were asked for, else of rank 16 in all linear layers.
         saved_bytes: of a weight as it was saved.
         shares_prompts: whether training computes a prompt once for both completions.
+        recomputes: whether activation checkpointing is known to the architecture.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Shape:
     adapters: int
     saved_bytes: int
     shares_prompts: bool
+    recomputes: bool
 
     @property
     def parameters(self) -> int:
@@ -127,6 +129,7 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         tied=tied,
         saved_bytes=saved.itemsize,
         shares_prompts=why_padded(config.model_type, attn_implementation) is None,
+        recomputes=lm.supports_gradient_checkpointing,
         **sizes,
     )
 

@@ -126,8 +126,10 @@ class TrainConfig(Section):
     workers: int = Field(2, ge=1, description="Training workers; each takes one GPU, or a share of the CPUs.")
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto takes GPUs if there is one for each worker.")
     dtype: Dtype = Field("bf16", description="Precision of the computation; weights and optimizer stay in fp32.")
-    activation_checkpointing: bool = Field(
-        False, description="Computes activations again in the backward pass: less memory, more time."
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Computes activations again in the backward pass: less memory, more time. auto does on GPUs too"
+        " small for them.",
     )
     torch_compile: bool | Literal["auto"] = Field(
         "auto",

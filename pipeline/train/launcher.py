@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
 from otpo.models.disk.architecture import read_config, text_config
 from otpo.training.schedule import total_steps
+from pipeline.cluster.hardware import cluster_machine
 from pipeline.cluster.placement import training_room
+from pipeline.plan.fitted import fitted
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
 from pipeline.run.folder import RunFolder
@@ -122,6 +125,8 @@ def fit(
         check_quantization(job.quantization, gpu=on_gpu)
         if job.train["torch_compile"] is True and not on_gpu:
             check_compiler("train.torch_compile")
+    machine = cluster_machine(train.workers, gpu=True) if on_gpu else None
+    jobs = [fitted(job, machine) for job in jobs]
     cpus = cpus or room.cpus_per_worker(train.workers, gpu=on_gpu)
     place = RunFolder(folder)
     failure = place.ray / name / FAILURE_FILE
@@ -137,12 +142,24 @@ def fit(
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # ray.air's has no worker_runtime_env
             name=name,
             storage_path=str(place.ray),
-            worker_runtime_env={} if on_gpu else {"env_vars": ALLOCATOR},
+            worker_runtime_env={"env_vars": worker_environment(on_gpu=on_gpu)},
             failure_config=failure_config(train.max_failures),
         ),
     )
     with _following(jobs, progress), explained(failure, max_failures=train.max_failures, kept=place.models):
         trainer.fit()
+
+
+def worker_environment(*, on_gpu: bool) -> dict[str, str]:
+    """Environment variables of training workers: how memory is kept for the next step.
+
+    Batches differ in size: on GPUs, blocks that grow leave no gaps between what one batch needed and the next one does.
+    Settings of this process's environment are kept.
+    """
+    if not on_gpu:
+        return ALLOCATOR
+    name = "PYTORCH_ALLOC_CONF"
+    return {} if name in os.environ or "PYTORCH_CUDA_ALLOC_CONF" in os.environ else {name: "expandable_segments:True"}
 
 
 @contextmanager

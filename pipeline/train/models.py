@@ -38,7 +38,7 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
     path = resolve(recipe.model.path)
     limits = model_limits(path, recipe, labels)
     for label in labels:
-        if recipe.train_of(label).activation_checkpointing and not limits.recomputes:
+        if recipe.train_of(label).activation_checkpointing is True and not limits.recomputes:
             raise UserError(
                 f"train.activation_checkpointing: the architecture of {path} has none in transformers. Set it to false."
             )

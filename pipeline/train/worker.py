@@ -126,7 +126,7 @@ class _Trainer:
         self.saved_dtype = model.lm.dtype
         self.others = {} if self.job.lora else other_precisions(model.lm)
         self.model = distribute(
-            model, self.mesh, dtype=dtype, activation_checkpointing=self.train.activation_checkpointing
+            model, self.mesh, dtype=dtype, activation_checkpointing=self.train.activation_checkpointing is True
         )
         start = JobStart(self.job, self.model, self.objective, self.items, self.device, dtype=dtype, budget=self.budget)
         start.check_forward()

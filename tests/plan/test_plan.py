@@ -22,10 +22,14 @@ from otpo.models.adapters import add_adapters
 from otpo.models.policy import PolicyModel
 from otpo.records import TokenPair
 from pipeline.plan import Lengths, Machine, assumed, gpu_machine, measured, plan, shape_of
+from pipeline.plan.estimate import Settings
+from pipeline.plan.fitted import fitted
 from pipeline.plan.machine import GIB
 from pipeline.plan.serving import serving
 from pipeline.plan.speed import forward_flops, model_flops
 from pipeline.recipe import Recipe, load_recipe, make_recipe
+from pipeline.train.job import TrainJob
+from pipeline.train.launcher import worker_environment
 
 LLAMA3 = {"vocab_size": 128256, "tie_word_embeddings": False, "dtype": "bfloat16"}
 SHAPES = {
@@ -82,6 +86,48 @@ def test_the_fastest_settings_that_fit_are_chosen(models: dict[str, Path]) -> No
     # advice that is followed fits
     changes = made.advice[0].split(":")[0].split()
     assert planned(models["8b"], 1, 8, "train.activation_checkpointing=false", *changes).asked_fits
+
+
+def test_activations_are_computed_again_where_a_gpu_would_not_hold_them(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """By default: with all weights of 8B on eight GPUs. Adapters leave room for 8,192 tokens; on CPUs, never."""
+    open_ = ("train.activation_checkpointing=auto", "train.micro_batch_size=16")
+    made = planned(models["8b"], 1, 8, *open_)
+    assert made.asked_fits and made.asked.settings.activation_checkpointing
+    assert not planned(models["8b"], 1, 8, "train.activation_checkpointing=false", *open_[1:]).asked_fits
+    lora = planned(models["8b"], 1, 8, "model.lora={}", *open_)
+    assert lora.asked_fits and lora.asked.settings == Settings(8192, False, 16)
+    larger = planned(models["8b"], 1, 8, "model.lora={}", "train.micro_batch_tokens=16384", *open_)
+    assert larger.asked_fits and larger.asked.settings == Settings(16384, True, 16)
+    assert lora.asked.step_seconds < larger.asked.step_seconds
+    cpus = plan(recipe_of(models["8b"], *open_), shape_of(models["8b"]), Machine(None, 2, 2, 2**30))
+    assert not cpus.asked_fits and not cpus.asked.settings.activation_checkpointing
+    # what a job is started with, by the lengths of its own rows
+    save_tokens(tmp_path / "long", [TokenPair(i, [3] * 400, [5] * 1600, [7] * 1600) for i in range(9)])
+    save_tokens(tmp_path / "short", [TokenPair(i, [3] * 4, [5] * 4, [7] * 4) for i in range(9)])
+    recipe, machine = recipe_of(models["8b"], *open_), gpu_machine("H100", nodes=1, per_node=8)
+    job = TrainJob(
+        label="dpo", model=str(models["8b"]), model_fingerprint="", attn_implementation="sdpa",
+        tokens=str(tmp_path / "long"), validation_tokens=None, out="", train=recipe.train.model_dump(), total_steps=1,
+        method=recipe.method("dpo").settings, frozen_models={}, caches="", tokens_hash="", card="",
+    )  # fmt: skip
+    short = replace(job, tokens=str(tmp_path / "short"))
+    fixed = replace(job, train=job.train | {"activation_checkpointing": False})
+    found = [
+        [fitted(each, where).train[key] for key in ("activation_checkpointing", "micro_batch_tokens")]
+        for each, where in ((job, machine), (short, machine), (job, None), (fixed, machine))
+    ]
+    assert found == [[True, made.asked.settings.micro_batch_tokens], [False, 16384], [False, None], [False, None]]
+
+
+def test_memory_of_gpu_workers_grows_in_segments_unless_the_environment_says_otherwise(monkeypatch) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert worker_environment(on_gpu=True) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert "PYTORCH_ALLOC_CONF" not in worker_environment(on_gpu=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert worker_environment(on_gpu=True) == {}
 
 
 def test_gpus_keep_no_unsharded_gradients_between_micro_batches(models: dict[str, Path]) -> None:
