@@ -7,12 +7,15 @@ change (ctime) cannot be set by hand, so a file that was replaced by one of the 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 # What transformers reads where a folder has neither model.safetensors nor its index, and what other programs read.
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+_INDEX = "model.safetensors.index.json"
 _SETTINGS_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "merges.txt", "chat_template.jinja", "chat_template.json",
@@ -35,19 +38,38 @@ def model_fingerprint(path: str | Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that hold weights, in no subfolder. Beside model.safetensors no others are read."""
-    found = [*folder.glob("*.safetensors")]
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        others = [*folder.glob("adapter_model.bin")]
+    """The files of a model folder that hold weights: those at its top, and those that an index names in subfolders.
+
+    Beside model.safetensors or its index no others are read.
+    """
+    found = _safetensors(folder)
+    if any((folder / name).is_file() for name in ("model.safetensors", _INDEX)):
+        others = {*folder.glob("adapter_model.bin")}
     else:
-        others = [path for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern)]
-    return sorted([*found, *others])
+        others = {path for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern)}
+        others |= _indexed(folder / "pytorch_model.bin.index.json")
+    return sorted(found | others)
+
+
+def _safetensors(folder: Path) -> set[Path]:
+    return {*folder.glob("*.safetensors"), *_indexed(folder / _INDEX)}
+
+
+def _indexed(index: Path) -> set[Path]:
+    """The files that an index names, which need not lie beside it."""
+    named: set[str] = set()
+    if index.is_file():
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # a torn index is refused where the model is loaded
+            named = set(json.loads(index.read_text())["weight_map"].values())
+    return {index.parent / name for name in named if (index.parent / name).is_file()}
 
 
 def content_digest(folder: Path) -> str:
     """SHA-256 over what decides a folder's outputs: weights in safetensors, configs and tokenizer; 64 hex digits."""
     named = [folder / name for name in (*TOKENIZER_FILES, *_SETTINGS_FILES)]
-    return _content_digest(tuple(map(_stat, sorted([*filter(Path.is_file, named), *folder.glob("*.safetensors")]))))
+    return _content_digest(tuple(map(_stat, sorted([*filter(Path.is_file, named), *_safetensors(folder)]))))
 
 
 def files_hash(paths: Iterable[Path]) -> str:

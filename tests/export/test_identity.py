@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.small_lm import small_lm
 
 from otpo.identity import content_digest, model_fingerprint, weight_files
+from otpo.models.loading import load_causal_lm
 
 
 def pickled(folder: Path, seed: int) -> Path:
@@ -73,6 +76,29 @@ def test_a_folder_of_safetensors_keeps_the_identity_that_finished_runs_know_it_b
     for name in sorted(p.name for p in tiny_llama.iterdir() if p.name != "README.md"):
         total.update(hashlib.sha256((folder / name).read_bytes()).digest())
     assert content_digest(folder) == total.hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_in_a_subfolder_count(tmp_path, kind):
+    """transformers reads whatever the index names."""
+    lm = small_lm()
+    shard = f"w/a{Path(kind).suffix}"
+    (tmp_path / "w").mkdir()
+    lm.config.save_pretrained(tmp_path)
+    (tmp_path / f"{kind}.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(lm.state_dict(), shard)})
+    )
+    seen = []
+    for factor in (1, 2):
+        weights = {name: factor * weight for name, weight in lm.state_dict().items()}
+        if shard.endswith("bin"):
+            torch.save(weights, tmp_path / shard)
+        else:
+            save_file(weights, tmp_path / shard, metadata={"format": "pt"})
+        torch.testing.assert_close(load_causal_lm(tmp_path).state_dict(), weights)
+        seen.append((model_fingerprint(tmp_path), content_digest(tmp_path)))
+    assert seen[0][0] != seen[1][0] and weight_files(tmp_path) == [tmp_path / shard]
+    assert shard.endswith("bin") or seen[0][1] != seen[1][1]
 
 
 OF_A_HUB_NAME = """
