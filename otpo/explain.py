@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from otpo.data.collate import collate_pairs
-from otpo.data.tokens import load_tokenizer
+from otpo.data.tokens import check_same_tokens, load_tokenizer
 from otpo.methods.finite import check_finite
 from otpo.methods.spec import MethodSpec
 from otpo.methods.weights import token_weights
@@ -52,6 +52,7 @@ def model_token_weights(
         `uniform_chosen` and `uniform_rejected`.
 
     Raises:
+        UserError: a frozen model has another tokenizer.
         WorkError: a model gave NaN or infinity; the message names the data rows and sides.
     """
     tokenizer = load_tokenizer(model)
@@ -59,6 +60,10 @@ def model_token_weights(
     named = dict(frozen_models or {})
     if frozen_models is None and spec.frozen_models:
         named = {"reference": model, **spec.frozen_models}
+
+    for name, path in named.items():
+        if path != model:
+            check_same_tokens(name, path, tokenizer)
 
     def load(path: str) -> PolicyModel:
         return PolicyModel(load_causal_lm(path, attn_implementation=None).float()).to(device).eval()

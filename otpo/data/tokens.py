@@ -21,6 +21,7 @@ from otpo.data.template import of_rows
 from otpo.errors import UserError, first_line
 from otpo.records import TokenCompletion, TokenPair
 
+SHOWN = 3  # tokens in a message
 CHUNK = 256  # examples handed to the tokenizer at a time: enough for its threads, little enough for memory
 
 
@@ -38,6 +39,27 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"expected a tokenizer (tokenizer.json, tokenizer_config.json) at {path}, found none that loads: "
             f"{reason:.300}. Save the tokenizer into the model's folder, or make both with `otpo fresh`."
         ) from error
+
+
+def check_same_tokens(where: str, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that is to read the token ids of another model's tokenizer and would take them for other tokens.
+
+    Args:
+        where: begins the message: what names the model.
+        path: the model's folder or hub name.
+        tokenizer: that the ids are of. The model's own may have more tokens.
+
+    Raises:
+        UserError: a token of `tokenizer` has another id there, or none; or the model has no tokenizer to compare.
+    """
+    theirs = load_tokenizer(path).get_vocab()
+    apart = sorted((i, token) for token, i in tokenizer.get_vocab().items() if theirs.get(token) != i)
+    if apart:
+        shown = ", ".join(f"{token!r} is {i}, there {theirs.get(token, 'none')}" for i, token in apart[:SHOWN])
+        raise UserError(
+            f"{where}: {path} has another tokenizer than {tokenizer.name_or_path}: {len(apart)} tokens have other ids"
+            f" ({shown}), so it would read other texts than the rows hold. Give a model of the same tokenizer."
+        )
 
 
 def tokenize_pairs(

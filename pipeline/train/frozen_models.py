@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from otpo.dtypes import torch_dtype
-from otpo.errors import UserError
 from otpo.identity import model_fingerprint
 from otpo.models.adapters import UnadaptedReference
 from otpo.models.loading import load_causal_lm
@@ -112,12 +111,6 @@ class JobFrozenModels:
     def _load(self, path: str, *, keep_head: bool = False) -> PolicyModel:
         """A frozen model beside the policy."""
         lm = load_causal_lm(path, attn_implementation=self.job.attn_implementation, deferred=self.mesh.size() > 1)
-        ours, theirs = self.policy.lm.config.vocab_size, lm.config.vocab_size
-        if ours != theirs:
-            raise UserError(
-                f"{self.job.label}: the frozen model {path} has a vocabulary of {theirs} tokens, the policy"
-                f" {self.job.model} one of {ours}: they must share one tokenizer."
-            )
         dtype = torch_dtype(self.job.train["dtype"])
         model = distribute(PolicyModel(lm), self.mesh, dtype=dtype, keep_head=keep_head)
         model.requires_grad_(False).eval()

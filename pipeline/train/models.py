@@ -31,7 +31,7 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
         Sentences for the person.
 
     Raises:
-        UserError: a model that cannot be trained, or a frozen one of another vocabulary.
+        UserError: a model that cannot be trained, or a frozen one of another tokenizer.
     """
     if not labels:
         return []
@@ -45,7 +45,7 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
         frozen = {} if label == "base" else recipe.method(label).frozen_models
         for name, source in frozen.items():
             if source not in recipe.methods:
-                _check_frozen(f"methods.{label}.{name}", resolve(source), recipe, limits)
+                _check_frozen(f"methods.{label}.{name}", resolve(source), path, recipe, limits)
     if limits.text_model is None:
         return []
     return [
@@ -86,12 +86,19 @@ def _limits(path: str, attn_implementation: str, rewards: bool) -> Limits:
     return check_reward_start(path) if rewards else check_language_model(path, attn_implementation=attn_implementation)
 
 
-def _check_frozen(key: str, path: str, recipe: Recipe, limits: Limits) -> None:
+def _check_frozen(key: str, path: str, policy: str, recipe: Recipe, limits: Limits) -> None:
+    from otpo.data.tokens import check_same_tokens, load_tokenizer
+
     found = _limits(path, recipe.model.attn_implementation, False)
-    if found.tokens != limits.tokens:
+    if path == policy:
+        return
+    tokenizer = load_tokenizer(policy)
+    check_same_tokens(key, path, tokenizer)
+    needed = min(limits.tokens, 1 + max(tokenizer.get_vocab().values()))  # rows that are beyond it are padding
+    if found.tokens < needed:
         raise UserError(
-            f"{key}: {path} has a vocabulary of {found.tokens} tokens, model.path one of {limits.tokens}: they must"
-            " share one tokenizer."
+            f"{key}: {path} has embeddings for {found.tokens} tokens, and model.path reads {needed}: give a model of"
+            " the same vocabulary."
         )
 
 

@@ -200,12 +200,21 @@ def test_positions_without_an_end(tmp_path):
     assert check_language_model(save(tiny_model(tiny_config("gpt2")), tmp_path / "gpt2")).positions == 64
 
 
-def test_a_frozen_model_of_another_vocabulary(tmp_path):
+def test_a_frozen_model_of_another_tokenizer(tmp_path):
+    """Of the same size; and a vocabulary that is padded further is no other tokenizer."""
     model = save(llama(), tmp_path / "model")
-    other = save(llama(vocab_size=ROWS + 64), tmp_path / "other")
-    with pytest.raises(UserError, match=r"methods.sepo.oracle: .*384 tokens.*320"):
+    padded = save(llama(vocab_size=ROWS + 64), tmp_path / "padded")
+    other = save(llama(), tmp_path / "other")
+    make_tokenizer(SENTENCES[::-1] + ["zebras zip zealously"] * 9, 300).save_pretrained(other)
+    small = save(llama(vocab_size=280), tmp_path / "small")
+    for oracle in (model, padded):
+        checked(tmp_path, model, methods={"sepo": {"oracle": str(oracle)}})
+    with pytest.raises(
+        UserError, match=r"methods.sepo.oracle: .*other has another tokenizer.*\d+ tokens have other ids"
+    ):
         checked(tmp_path, model, methods={"sepo": {"oracle": str(other)}})
-    checked(tmp_path, model, methods={"sepo": {"oracle": str(model)}})
+    with pytest.raises(UserError, match=r"methods.sepo.oracle: .*small has embeddings for 280 tokens.*reads 300"):
+        checked(tmp_path, model, methods={"sepo": {"oracle": str(small)}})
 
 
 def test_a_multimodal_model_is_read_through_its_text_model(tmp_path):
