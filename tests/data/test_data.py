@@ -114,7 +114,7 @@ YES, NO = {"role": "assistant", "content": "Yes."}, {"role": "assistant", "conte
 @pytest.mark.parametrize(
     ("row", "name"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "instruction": "d"}, "preference"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "instruction": "a"}, "preference"),
         ({"instruction": "a", "input": "", "output": "x", "chosen": "b", "rejected": "c"}, "instruction"),
         ({"instruction": "a", "input": "", "output": ["b", "c"]}, "instruction-ranked"),
         ({"instruction": "a", "output": "b"}, "instruction-output"),

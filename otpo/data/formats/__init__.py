@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from otpo.data.formats import columns, comparisons, datasets
-from otpo.data.formats.cells import is_null, label_of, parsed
+from otpo.data.formats.cells import is_blank, label_of, parsed
 from otpo.data.rows import Parts, Row
 
 
@@ -45,7 +45,7 @@ class Format:
 
 
 def _no_prompt(row: Row) -> bool:
-    return is_null(row.get("prompt"))
+    return is_blank(row.get("prompt"))
 
 
 def _labelled(row: Row) -> bool:

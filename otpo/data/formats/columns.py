@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from otpo.data.formats.cells import conversation_of, is_blank, label_of, listed_of, string_of, text_of
 from otpo.data.rows import BadRow, Messages, Parts, Row, Text, content, number_of, shared_prefix
@@ -13,13 +14,13 @@ from otpo.data.rows import BadRow, Messages, Parts, Row, Text, content, number_o
 def preference(row: Row) -> Parts:
     """`{prompt, chosen, rejected}`, strings or messages (TRL's explicit prompt).
 
-    Where the completions are conversations that repeat the prompt, as in UltraFeedback binarized, the conversations'
-    shared beginning is the prompt, as in TRL's `maybe_extract_prompt`.
+    Where the completions are conversations with a shared beginning, it repeats the prompt, as in UltraFeedback
+    binarized, or goes on with a prompt of messages (TRL's `maybe_extract_prompt` keeps such a prompt too).
     """
     prompt, chosen, rejected = (text_of(row, column) for column in ("prompt", "chosen", "rejected"))
     if isinstance(chosen, list) and isinstance(rejected, list):
         if shared_prefix(chosen, rejected):
-            return _repeated(prompt, preference_implicit(row))
+            return _with_prompt(prompt, preference_implicit(row))
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
     elif isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
@@ -28,13 +29,29 @@ def preference(row: Row) -> Parts:
     return Parts(prompt, (chosen, rejected))
 
 
-def _repeated(prompt: Text, parts: Parts) -> Parts:
-    """Parts of conversations beside a prompt of its own, which they should begin with."""
-    begun = [message.get("content") for message in parts.prompt if isinstance(message, dict)]
-    own = [prompt] if isinstance(prompt, str) else [message.get("content") for message in prompt]
-    if "".join(map(str, own)).strip() and not all(text in begun for text in own) and content(parts.prompt) != prompt:
-        return replace(parts, notes=("prompt is not what both conversations begin with: the conversations are read",))
-    return parts
+def _with_prompt(prompt: Text, parts: Parts) -> Parts:
+    """Parts of conversations beside a prompt of its own, which they begin with or go on with."""
+    begun = [(message["role"], said_by(message)) for message in parts.prompt if isinstance(message, dict)]
+    if isinstance(prompt, str):
+        texts = [text for _, text in begun]
+        if prompt.strip() in (*texts, "", content(parts.prompt).strip()):
+            return parts
+    else:
+        own = [(message["role"], said_by(message)) for message in prompt]
+        if any(begun[start : start + len(own)] == own for start in range(len(begun))) or not own:
+            return parts
+        roles = [role for role, _ in begun]
+        if roles[0] != own[-1][0] and not {"system", "developer"} & {*roles} and not {*own} & {*begun}:
+            return replace(parts, prompt=[*prompt, *parts.prompt])
+    raise BadRow(
+        "the conversations of chosen and rejected do not begin with the prompt (data.columns: {prompt: null} reads them"
+        " alone)"
+    )
+
+
+def said_by(message: dict[str, Any]) -> str:
+    """The text of a message without white space at its ends."""
+    return (message.get("content") or "").strip()
 
 
 def ultrafeedback(row: Row) -> Parts:

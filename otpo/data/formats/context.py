@@ -56,31 +56,6 @@ def context_of(row: Row, columns: Mapping[str, str]) -> Context:
     )
 
 
-def way(what: str, column: str | None) -> str:
-    """The mapping that an error proposes."""
-    return f"data.columns: {{{what}: {'null' if column is None else column}}}"
-
-
-def check_repeats(parts: Parts, row: Row, column: str) -> None:
-    """Raise BadRow where a column of messages (or a prompt beside messages) is neither the prompt nor the whole row."""
-    if is_blank(row.get(column)):
-        return
-    turns = _turns(parts.prompt, "user")
-    whole = turns + _turns(parts.completions[0], "assistant")
-    if column == "prompt" and isinstance(row[column], str):
-        same = row[column].strip() in (text.strip() for _, text in turns)
-    else:
-        said = [(message["role"], message.get("content") or "") for message in conversation_of(row, column)]
-        same = said == whole[: len(said)] or said[: len(turns)] == turns or said == whole[len(turns) :]
-    if not same:
-        raise BadRow(f"{column} says something else than the prompt ({way(column, None)} leaves the column out)")
-
-
-def _turns(text: Any, role: str) -> list[tuple[str, str]]:
-    messages = [{"role": role, "content": text}] if isinstance(text, str) else text
-    return [(message["role"], message.get("content") or "") for message in messages]
-
-
 def joined(parts: Parts, text: str) -> Parts:
     """The parts with a text after the prompt and a blank line."""
     if isinstance(parts.prompt, str):

@@ -28,15 +28,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """A format's column -> the names that it may have in a file; the first that is there is taken."""
 
 CONTEXT: dict[str, tuple[str, ...]] = {
-    "system": ("system", "system_prompt", "system_message", "sys_prompt"),
+    "system": ("system", "system_prompt", "system_message", "sys_prompt", "system_instruction", "system_instructions"),
     "tools": ("tools", "functions", "available_tools"),
-    "history": ("history",),
+    "history": ("history", "chat_history", "previous_messages"),
     "chat_template_kwargs": ("chat_template_kwargs",),
 }
 """Columns that belong to the prompt in every format, and the names that they may have in a file."""
 
-BESIDE = ("input", "context", "passage", "document", "documents", "reference_text")
-"""Columns with a text that a prompt is about: dropped only where the prompt holds it already."""
+BESIDE = (
+    "input", "context", "passage", "document", "documents", "reference_text", "choices", "options", "prefix",
+    "developer", "developer_prompt",
+)  # fmt: skip
+"""Columns with a text that belongs to a prompt: dropped only where the prompt holds it already."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 """Columns that no text stands for: rows that have one are refused."""
@@ -48,3 +51,8 @@ HINTS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "query", "instruct", "input", "user", "ask", "problem", "text"),
 }
 """Parts of names by which an error proposes a mapping."""
+
+
+def plain(column: str) -> str:
+    """A column's name without the capitals and the white space that files add to it."""
+    return column.strip().lower()

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from otpo.data.formats import FORMATS, Format
+from otpo.data.formats.beside import check_dropped, check_sides, dropped, kind_of, way
 from otpo.data.formats.cells import is_blank, is_null, string_of
-from otpo.data.formats.context import check_repeats, context_of, joined, last_role, way
-from otpo.data.formats.names import ALIASES, BESIDE, CONTEXT, CONVERSATIONS, HINTS, MEDIA, TEXTS
+from otpo.data.formats.context import context_of, joined, last_role
+from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
 SAMPLE = 1000  # rows, evenly spread, that tell a format
 _HALF = re.compile(r"[_ -]?([ab]|[01]|[12])$", re.IGNORECASE)  # how the names of two responses end
-_MEANT = {*MEDIA, *CONVERSATIONS, *(name for names in CONTEXT.values() for name in names)}
 Columns = Mapping[str, str | None]
 """`data.columns`: what a column is -> its name in the file; a name in the file -> None leaves the column out."""
 
@@ -34,9 +34,8 @@ class Reading:
         left_out: columns that `data.columns` leaves out.
         context: what belongs to the prompt in every format (system, tools, ...) -> its column in the file.
         joined: a column that stands in the prompt after a blank line.
-        repeats: columns that say again what prompt and completion say; a row in which they do not is left out.
         ignored: columns that hold something and are not read.
-        columns: all columns of the rows that told the format, renamed.
+        taken: columns that are read, or that `data.columns` decides against; empty while the format is being told.
     """
 
     name: str
@@ -44,9 +43,8 @@ class Reading:
     left_out: tuple[str, ...] = ()
     context: Mapping[str, str] = field(default_factory=dict)
     joined: str | None = None
-    repeats: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    columns: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
 
     @property
     def format(self) -> Format:
@@ -80,17 +78,15 @@ class Reading:
             BadRow: the row cannot be used; the message says why.
         """
         parts = self.format.read(row)
-        first = row["rows"][0] if self.format.group else row
-        for column in first.keys() - self.columns if self.columns else ():
-            if column in _MEANT and not is_blank(first[column]):
-                raise BadRow(f"a column {column}, which none of the first rows has")
+        rows = row["rows"] if self.format.group else [row]
         if self.names.get("prompt") in CONVERSATIONS and last_role(parts.prompt) == "assistant":
             raise BadRow(f"{self.names['prompt']} ends in a message of the assistant, and the completions follow it")
-        if self.joined and not is_blank(first.get(self.joined)):
-            parts = joined(parts, string_of(first, self.joined))
-        for column in self.repeats:
-            check_repeats(parts, first, column)
-        beside = context_of(first, self.context)
+        if self.joined and not is_blank(rows[0].get(self.joined)):
+            parts = joined(parts, string_of(rows[0], self.joined))
+        for each in rows if self.taken else ():
+            check_dropped(each, self.taken, parts)
+            check_sides(each, parts)
+        beside = context_of(rows[0], self.context)
         if self.format.messages and (template == "chat" or beside):
             parts = self.format.messages(parts)
         if beside or (self.context and template != "literal"):
@@ -118,18 +114,18 @@ def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str 
     mapped, left_out = _mapping(columns or {}, found, source)
     asked = Reading("", names=mapped, left_out=left_out)
     sample = [{k: None if is_null(v) else v for k, v in asked.renamed(row).items()} for row in sample]
-    counts: dict[str, int] = {}
-    for row in sample:
+    filled = dict.fromkeys(found, 0)
+    for row in rows:
         for column, value in row.items():
-            counts[column] = counts.get(column, 0) + (not is_blank(value))
+            filled[str(column)] += not is_blank(value)
+    counts = {column: count or 0 for column, count in asked.renamed(filled).items()}
     for name, known in FORMATS.items():
-        names = _names(known, counts, len(sample))
+        names = _names(known, counts, len(rows))
         if names is None:
             continue
         renamed = [Reading("", names=names).renamed(row) for row in sample]
         if 2 * sum(map(known.fits, renamed)) >= max(len(sample), 1):
-            reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
-            return replace(reading, columns=frozenset(reading.renamed(found)))
+            return _complete(Reading(name, names=names), renamed, counts, asked, source)
     raise _unknown(list(found), sample, source)
 
 
@@ -183,21 +179,22 @@ def _complete(
         asked: `data.columns` as a reading.
     """
     known = reading.format
-    taken = {*known.columns, *known.also, *reading.names.values(), "margin"}
     filled = [column for column, count in counts.items() if count]
+    spelled = {plain(column): column for column in (*reversed(filled), *asked.names)}
     context = {
-        what: next(name for name in names if name in filled)
+        what: next(spelled[name] for name in names if name in spelled)
         for what, names in CONTEXT.items()
-        if any(name in filled and (name not in known.columns or what == "tools") for name in names)
+        if any(name in spelled and (name not in known.columns or what == "tools") for name in names)
     }
-    rest = [column for column in filled if column not in taken and column not in context.values()]
+    taken = {*known.columns, *known.also, *reading.names.values(), *context.values(), "margin"}
+    rest = [column for column in filled if column not in taken]
     after = (
         ("input", "context") if reading.names.get("prompt") == "instruction" else ("input",) * ("input" in asked.names)
     )
     beside = next((column for column in after if column in rest), None)
     rest = [column for column in rest if column != beside]
     reading = replace(reading, context=context, joined=beside)
-    if media := [column for column in rest if column in MEDIA]:
+    if media := [column for column in rest if kind_of(column) == "media"]:
         raise UserError(
             f"{source}: the column {media[0]} holds something, and only text can be trained on. Take rows without it,"
             f" or leave it out: {way(media[0], None)}."
@@ -205,16 +202,21 @@ def _complete(
     parts = list(_readable(reading, sample))
     if reading.name == "preference-implicit" and all(isinstance(each.prompt, str) for _, each in parts):
         _check_implicit(rest, sample, [content(each.prompt) for _, each in parts], source)
-    _check_beside(reading, rest, parts, source)
-    repeats = tuple(column for column in rest if column in CONVERSATIONS)
-    repeats += tuple(column for column in rest if column == "prompt" and "messages" in known.columns)
+    taken |= {column for column in (*rest, *counts) if kind_of(column) in asked.names}
+    taken |= {beside} if beside else set()
+    _check_beside(reading, rest, frozenset(taken), parts, source)
     return replace(
         reading,
         names={**asked.names, **{column: asked.names.get(name, name) for column, name in reading.names.items()}},
         left_out=asked.left_out,
-        repeats=repeats,
-        ignored=tuple(column for column in rest if column not in repeats),
+        ignored=tuple(column for column in rest if not _repeats(reading, column)),
+        taken=frozenset(taken),
     )
+
+
+def _repeats(reading: Reading, column: str) -> bool:
+    """Whether a column should say again what prompt and completions say; a row in which it does not is left out."""
+    return kind_of(column) == "messages" or (column == "prompt" and "messages" in reading.format.columns)
 
 
 def _readable(reading: Reading, sample: Sequence[Row]) -> Iterable[tuple[Row, Parts]]:
@@ -246,28 +248,43 @@ def _check_implicit(rest: Sequence[str], sample: Sequence[Row], prompts: Sequenc
         )
 
 
-def _check_beside(reading: Reading, rest: Sequence[str], parts: Sequence[tuple[Row, Parts]], source: str) -> None:
-    """Refuse columns that usually belong to the prompt, or may be it, and would be dropped."""
-    if not {"prompt", "instruction"} & {*reading.format.columns, *reading.format.also}:
-        return
-    for column in [column for column in rest if column in BESIDE]:
-        told = [(row[column], content(each.prompt)) for row, each in parts if not is_blank(row.get(column))]
-        missing = [cell for cell, prompt in told if not (isinstance(cell, str) and cell.strip() in prompt)]
-        if missing:
-            text = f" {way('input', column)} puts it after the prompt and a blank line;"
-            raise UserError(
-                f"{source}: the column {column} says something that the prompt does not, in {len(missing)} of"
-                f" {len(parts)} rows.{text * all(isinstance(cell, str) for cell in missing)} {way(column, None)} leaves"
-                " it out."
-            )
-    named = {"prompt": "instruction"} if "instruction" in reading.format.columns else {}
-    for column, taken in {**named, **reading.context, **reading.names}.items():
-        aliases = (*TEXTS, "instruction") if column == "prompt" else ALIASES.get(column, CONTEXT.get(column, ()))
-        if others := [other for other in rest if other in aliases]:
-            raise UserError(
-                f"{source}: expected one column that is the {column}, found {', '.join([taken, *others])}. Say which it"
-                f" is: {way(column, taken)} or {way(column, others[0])}."
-            )
+def _check_beside(
+    reading: Reading, rest: Sequence[str], taken: frozenset[str], parts: Sequence[tuple[Row, Parts]], source: str
+) -> None:
+    """Refuse columns that usually belong to prompt or answer, or may be it, and would be dropped."""
+    missing = [(column, row[column]) for row, each in parts for column in _dropped(row, taken, each)]
+    for column in [column for column in rest if kind_of(column) and not _repeats(reading, column)]:
+        kind, cells = kind_of(column), [cell for name, cell in missing if name == column]
+        if not cells:
+            continue
+        if kind == "prompt" or kind in reading.context:
+            one = reading.names.get(kind, kind) if kind == "prompt" else reading.context[kind]
+            if one == "prompt" and "instruction" in reading.format.columns:
+                one = "instruction"
+            raise _which(kind, one, column, source)
+        who = "answers do" if kind == "thoughts" else "prompt does"
+        text = f" {way('input', column)} puts it after the prompt and a blank line;" * (kind == "beside")
+        raise UserError(
+            f"{source}: the column {column} says something that the {who} not, in {len(cells)} of {len(parts)} rows."
+            f"{text * all(isinstance(cell, str) for cell in cells)} {way(column, None)} leaves it out."
+        )
+    for what, one in reading.names.items():
+        if others := [other for other in rest if other in ALIASES.get(what, ()) and other not in TEXTS]:
+            raise _which(what, one, others[0], source)
+
+
+def _dropped(row: Row, taken: frozenset[str], parts: Parts) -> list[str]:
+    try:
+        return list(dropped(row, taken, parts))
+    except BadRow:
+        return []
+
+
+def _which(what: str, one: str, other: str, source: str) -> UserError:
+    return UserError(
+        f"{source}: expected one column that is the {what}, found {one}, {other}. Say which it is: {way(what, one)} or"
+        f" {way(what, other)}."
+    )
 
 
 def _is_prose(cells: Sequence[Any]) -> bool:

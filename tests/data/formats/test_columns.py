@@ -111,10 +111,10 @@ def test_a_mapping_that_cannot_be_is_refused_with_what_can():
 
 
 def test_columns_that_are_not_read_are_listed():
-    row = {"id": 7, "prompt": ASK, **TEXTS, "instruction": "Ask.", "margin": 1.5, "note": ""}
+    row = {"id": 7, "prompt": ASK, **TEXTS, "source": "Ask.", "margin": 1.5, "note": ""}
     _, report = read(row)
-    assert tuple(report.ignored) == ("id", "instruction")
-    assert "ignored   columns that are not read: id, instruction" in report.lines()
+    assert tuple(report.ignored) == ("id", "source")
+    assert "ignored   columns that are not read: id, source" in report.lines()
 
 
 def test_two_strings_that_begin_alike_do_not_hide_the_column_of_the_prompt():
@@ -158,7 +158,7 @@ def test_of_two_system_prompts_none_is_guessed():
 
 
 def test_of_several_columns_that_may_be_the_prompt_none_is_guessed():
-    said = refused([{"question": "Is it?", "query": "it?", **TEXTS}])
+    said = refused([{"question": "Is it?", "query": "Was it?", **TEXTS}])
     assert "expected one column that is the prompt, found question, query" in said
     assert "data.columns: {prompt: question} or data.columns: {prompt: query}" in said
     said = refused([{"question": "Is it?", "answer": "B", "solution": "Since ..., B."}])
@@ -182,14 +182,33 @@ def test_messages_beside_a_prompt_must_say_the_same():
     assert "says something else" in refused([{"prompt": ASK, **TEXTS, "messages": [SYSTEM, *turns]}])
 
 
-def test_conversations_beside_another_prompt_are_noted():
-    row = {
-        "prompt": "Another question?",
-        "chosen": [user(ASK), assistant("A.")],
-        "rejected": [user(ASK), assistant("B")],
-    }
-    example, report = read(row)
-    assert example.prompt == [user(ASK)] and "the conversations are read" in next(iter(report.notes))
+def test_conversations_go_on_with_a_prompt_of_messages_or_hold_it():
+    """TRL keeps a prompt of messages beside conversations, too."""
+    tokenizer, more = tokenizer_with(CHATML_TOOLS), [user("Sure?")]
+    talk = [user("My name is Bob."), assistant("Hi Bob.")]
+    for prompt, begin, whole in (
+        ([SYSTEM], [user(ASK)], [SYSTEM, user(ASK)]),
+        (talk, more, [*talk, *more]),
+        ([user(ASK)], [user(ASK)], [user(ASK)]),
+        ([user(ASK)], [SYSTEM, user(ASK)], [SYSTEM, user(ASK)]),
+        (f" {ASK}\n", [SYSTEM, user(ASK)], [SYSTEM, user(ASK)]),
+        ([user(ASK), assistant("Hm.")], [user(ASK), assistant("Hm."), *more], [user(ASK), assistant("Hm."), *more]),
+    ):
+        row = {"prompt": prompt, "chosen": [*begin, assistant("A.")], "rejected": [*begin, assistant("B.")]}
+        for each in (row, row | {"score_chosen": 2, "score_rejected": 1}):
+            (pair,), _ = tokenize_pairs([each], tokenizer)
+            assert_rendered(tokenizer, pair, whole, assistant("A."), assistant("B."))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begin"),
+    [(ASK, [SYSTEM]), ("Another question?", [user(ASK)]), ([user("Another question?")], [user(ASK)]),
+     ([user(ASK)], [SYSTEM]), ([SYSTEM, user("Another?")], [user(ASK)]), ([user(ASK), assistant("A.")], [user(ASK)])],
+)  # fmt: skip
+def test_conversations_beside_another_prompt_are_refused(prompt, begin):
+    row = {"prompt": prompt, "chosen": [*begin, assistant("C.")], "rejected": [*begin, assistant("D.")]}
+    assert "do not begin with the prompt (data.columns: {prompt: null} reads them alone)" in refused([row])
+    assert read(row, columns={"prompt": None})[0].prompt == begin
 
 
 def test_completions_that_repeat_the_prompt_are_noted():
@@ -207,4 +226,5 @@ def test_a_column_that_comes_late_is_not_dropped(monkeypatch):
     monkeypatch.setattr("otpo.data.convert.RECOGNISED", 2)
     rows = [{"prompt": ASK, **TEXTS}] * 3
     _, report = convert([*rows, {**rows[0], "system": "Be brief."}, {**rows[0], "system": ""}])
-    assert report.problems == {"a column system, which none of the first rows has": [3]}
+    reads = "data.columns: {system: system} reads it, data.columns: {system: null} leaves it out"
+    assert report.problems == {f"the column system says something that is not read ({reads})": [3]}
