@@ -8,6 +8,7 @@ rows: its first row here belongs to its first row elsewhere, its second row to t
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,31 @@ def with_inputs_of(outputs: Sequence[Row], reference: Sequence[Row]) -> list[Row
             whole[instruction, n] = {"instruction": row["instruction"], "input": row["input"]}
     numbered = zip(occurrences(row["instruction"] for row in reference), reference, strict=True)
     return [row if row.get("input") else row | whole.get(key, {}) for key, row in numbered]
+
+
+def with_instructions_of(outputs: Sequence[Row], reference: Sequence[Row]) -> tuple[list[Row], int]:
+    """The outputs with the reference's spelling of instructions, where white space or Unicode form alone differ.
+
+    Returns:
+        The rows, and how many of them were spelled otherwise.
+    """
+    known = {row["instruction"] for row in reference}
+    spelled: dict[str, str] = {}
+    for row in reference:
+        spelled.setdefault(_spelling(row["instruction"]), row["instruction"])
+    rows = [
+        row
+        if row["instruction"] in known
+        else {**row, "instruction": spelled.get(_spelling(row["instruction"]), row["instruction"])}
+        for row in outputs
+    ]
+    return rows, sum(a["instruction"] != b["instruction"] for a, b in zip(rows, outputs, strict=True))
+
+
+def _spelling(text: str) -> str:
+    """A text without what editors and file formats change: line ends, white space at ends of lines, Unicode form."""
+    lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join(line.rstrip() for line in lines).strip()
 
 
 def _bare(row: Row) -> str:
@@ -175,6 +201,7 @@ def _read(row: Row, where: str) -> Row:
         "n_tokens": (_count, "a number of tokens"),
         "truncated": (_truth, "true or false"),
     }
+    row = {key: _whole(value) if isinstance(value, str) else value for key, value in row.items()}
     try:
         found = row | {"instruction": with_input(row)}
     except BadRow as reason:
@@ -189,6 +216,11 @@ def _read(row: Row, where: str) -> Row:
                     "column out: a board can do without it."
                 ) from None
     return found
+
+
+def _whole(text: str) -> str:
+    """A text with a replacement character for each half of a surrogate pair, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_unknown(value: Any) -> bool:
@@ -230,5 +262,8 @@ def _mismatch(n_outputs: int, n_reference: int, without_reference: list[str], wi
         parts.append(
             f"{len(without_output)} instructions of the reference have no output, e.g. {examples(without_output)}."
         )
-    parts.append("Generate both from the same prompts, or say that you judge a subset (`otpo judge --subset`).")
+    parts.append(
+        "Generate both from the same prompts, say that you judge a subset (`otpo judge --subset`), or, where a file "
+        "holds several generators that are one model, name it (`--name`)."
+    )
     return " ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
-from eval.outputs import load_outputs, match_outputs, with_inputs_of
+from eval.outputs import load_outputs, match_outputs, with_inputs_of, with_instructions_of
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
@@ -48,7 +47,7 @@ def judge_files(
         UserError: files that do not fit together, or a judge that cannot be asked; nothing was asked.
         WorkError: not one verdict came back.
     """
-    outputs, reference_rows = _read_files(files, load_outputs(reference), subset, names)
+    outputs, reference_rows = _read_files(files, load_outputs(reference), subset, names, progress)
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     else:
@@ -76,7 +75,7 @@ def _most_frequent(verdicts: pd.DataFrame) -> str:
 
 
 def _read_files(
-    files: list[Path], reference: list[Row], subset: bool, names: Sequence[str] = ()
+    files: list[Path], reference: list[Row], subset: bool, names: Sequence[str], progress: Progress
 ) -> tuple[dict[str, list[Row]], list[Row]]:
     """Generator -> its outputs, and the reference's. A file without generators goes by its own name."""
     if names and len(names) != len(files):
@@ -87,12 +86,28 @@ def _read_files(
         reference = with_inputs_of(rows, reference)
     outputs: dict[str, list[Row]] = {}
     for file, rows, wanted in zip(files, read, given, strict=True):
-        match_outputs(rows, reference, subset=subset)
-        found = Counter(str(row.get("generator") or file.name.split(".")[0]) for row in rows)
-        name = wanted or found.most_common(1)[0][0]
-        if name in outputs:
-            raise UserError(
-                f"Two files hold outputs of '{name}'. Name each model by --name, once for each file, in their order."
-            )
-        outputs[name] = [{**row, "generator": name} for row in rows]
+        rows, changed = with_instructions_of(rows, reference)
+        if changed:
+            what = "instructions that differ from the reference's in white space or Unicode form alone are matched"
+            progress(str(file), 0, 0, f"{changed} {what}")
+        for name, own in _models(rows, file, wanted).items():
+            match_outputs(own, reference, subset=subset)
+            if name in outputs:
+                raise UserError(
+                    f"Two files hold outputs of '{name}'. Name each model by --name, once for each file, in order."
+                )
+            outputs[name] = [{**row, "generator": name} for row in own]
     return outputs, reference
+
+
+def _models(rows: list[Row], file: Path, name: str | None) -> dict[str, list[Row]]:
+    """The models of a file: all rows are of the one that is named, or each `generator` is one.
+
+    A file with more rows than instructions for one model would otherwise give one model the outputs of another.
+    """
+    if name:
+        return {name: rows}
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(str(row.get("generator") or file.name.split(".")[0]), []).append(row)
+    return models

@@ -205,6 +205,31 @@ def test_judge_takes_any_key_of_the_judge_section_and_names_of_models(tmp_path):
     assert set(board["name"]) == {"one", "org/two"}
 
 
+def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
+    reference = outputs(tmp_path / "r.json", ["a", "b"], "r")
+    rows = [
+        {"instruction": f"{text} ", "output": f"{name} {text} \ud83d", "generator": name}
+        for name in ("x", "y")
+        for text in "ab"
+    ]
+    (tmp_path / "both.json").write_text(json.dumps(rows))
+    (tmp_path / "half.json").write_text(json.dumps(rows[1:3]))
+    with ScriptedJudge() as server:
+
+        def judge(file, *more):
+            return otpo(
+                tmp_path, "judge", tmp_path / file, "--reference", reference, "--judge-url", server.url,
+                "--judge-model", "test", "--out", tmp_path / "board", *more,
+            )  # fmt: skip
+
+        refused(judge("half.json"), "1 instructions of the reference have no output", "--name")
+        done = judge("both.json")
+        assert done.code == 0 and "differ from the reference's in white space" in done.err, done.err
+        assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"x", "y"}
+        assert judge("half.json", "--name", "z").code == 0
+        assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"z"}
+
+
 def test_rows_that_cannot_be_used_are_counted_and_not_fatal(tmp_path, tiny_llama):
     rows = json.loads(write_pairs(tmp_path / "pairs.json", 40).read_text())
     rows[3]["chosen"] = "  "

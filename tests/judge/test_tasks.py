@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from eval.outputs import load_outputs, match_outputs, rows_of_prompts, with_inputs_of
+from eval.outputs import load_outputs, match_outputs, rows_of_prompts, with_inputs_of, with_instructions_of
 from eval.stats.verbosity import verbosity
 from eval.tasks import SUMMARIZE, load_task, transcript
 from otpo.data.formats.reading import reading_of
@@ -138,6 +138,21 @@ def test_the_input_of_outputs_is_a_part_of_the_instruction(tmp_path, name):
     other = load_outputs(write(tmp_path / "ref.json", [bare[0] | {"input": "one"}, bare[1] | {"input": "three"}]))
     with pytest.raises(UserError, match="three"):
         match_outputs(model[:2], with_inputs_of(model[:2], other))
+
+
+def test_instructions_that_differ_in_white_space_alone_are_matched_and_counted():
+    reference = outputs("a b", "line\ntwo", "caf\u00e9", "c", generator="ref")
+    model = outputs("a b \n", "line \r\ntwo", "cafe\u0301", "c")
+    rows, changed = with_instructions_of(model, reference)
+    assert changed == 3 and [row["instruction"] for row in rows] == ["a b", "line\ntwo", "caf\u00e9", "c"]
+    assert len(match_outputs(rows, reference)) == 4
+    assert with_instructions_of(outputs("a  b"), reference)[1] == 0  # within a line it may be what was asked
+
+
+def test_half_a_surrogate_pair_is_read_as_a_replacement_character(tmp_path):
+    (tmp_path / "o.json").write_text(json.dumps([{"instruction": "a \ud83d", "output": "b \ude00 \U0001f600"}]))
+    [row] = load_outputs(tmp_path / "o.json")
+    assert (row["instruction"], row["output"]) == ("a \ufffd", "b \ufffd \U0001f600")
 
 
 def test_an_input_that_is_the_whole_prompt_is_not_said_twice(tmp_path):
