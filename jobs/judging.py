@@ -62,6 +62,11 @@ def judge_files(
             f"Not one verdict came back{_most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
             "same command asks again."
         )
+    missing = verdicts[verdicts["preference"].isna()]
+    if len(missing):
+        counted = f"{len(missing)} of {len(verdicts)} verdicts failed{_most_frequent(missing)}"
+        what = f"judge {config.model}"
+        progress(what, 0, 0, f"{counted}. The board counts them, and the same command asks for them again.")
     return board
 
 

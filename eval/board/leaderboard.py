@@ -257,4 +257,4 @@ def read_leaderboard(path: Path) -> pd.DataFrame:
     text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "note")}
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
-    return frame.assign(note=frame["note"].fillna(""), read=frame["read"].fillna(""))
+    return frame.assign(**{column: frame[column].astype(object).fillna("") for column in ("note", "read")})

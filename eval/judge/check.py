@@ -88,6 +88,8 @@ async def _ask_probe(endpoint: Endpoint, body: dict, config: JudgeConfig) -> str
         reply = await _reply_or_failure(endpoint.complete(body), config)
         if isinstance(reply, str) or reply.kind not in RETRIED:
             return reply
+        if reply.kind == "timeout":  # each may take minutes
+            return None
         await asyncio.sleep(min(reply.retry_after or 0.25 * 2**attempt, 5.0))
     lasting = isinstance(reply, Failure) and reply.kind in ("malformed", "connection")
     return reply if lasting else None

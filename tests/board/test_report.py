@@ -176,6 +176,21 @@ def test_models_that_were_judged_on_no_common_prompt_make_a_page(tmp_path):
     assert f"early wins {board.iloc[0]['win_rate']:.1f}% against base." in words and "no prompt in common" in words
 
 
+def test_a_board_of_an_earlier_version_is_read(tmp_path):
+    """Its table lacks the judge's bias and how verdicts were read; its verdicts lack the endpoint's words."""
+    run = make_run(tmp_path / "run", {"otpo": 0.8, "dpo": 0.6})
+    table = pd.read_csv(run / "leaderboard.csv")
+    later = ["read", *(column for column in table if column.startswith(("first_share", "win_rate_shown")))]
+    assert len(later) == 6
+    table.drop(columns=later).to_csv(run / "leaderboard.csv", index=False)
+    frame = pd.read_parquet(run / "judge" / "facts" / "verdicts.parquet")
+    frame.loc[3, ["preference", "error"]] = [np.nan, "timeout"]
+    assert not {"read", "detail"} & set(frame)
+    frame.to_parquet(run / "judge" / "facts" / "verdicts.parquet")
+    words = assert_sound(report.build([run], run)).words()
+    assert "otpo wins" in words and "1 of 80 verdicts failed" in words and "nan" not in words
+
+
 def test_a_title_of_ones_own_stands_on_the_page(tmp_path):
     run = make_run(tmp_path / "run", {"otpo": 0.6})
     assert "Report on run" in assert_sound(report.build([run], run)).words()
