@@ -11,6 +11,7 @@ from typing import Any
 from otpo.data.template import Template, has_chat_template
 from otpo.errors import UserError
 from otpo.identity import TOKENIZER_FILES, content_digest
+from otpo.models.disk.present import missing, not_of_the_hub
 from pipeline.generate.tied_head import has_own_head
 
 # vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
@@ -180,8 +181,8 @@ def tokenizer_of(model: ModelFolder) -> Any:
 
 
 def _fetch(name: str) -> Path:
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: expected a model folder, found nothing there.")
+    if reason := not_of_the_hub(name):
+        raise UserError(missing(name, reason))
     from huggingface_hub import snapshot_download
 
     try:

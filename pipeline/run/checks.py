@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
+from otpo.methods.registry.hyperparameters import nearest
+from otpo.models.disk.present import check_present
 from pipeline.judge.reward_model import check_reward_model
 from pipeline.recipe import WORLD_PREFIX
 from pipeline.run.context import RunContext
@@ -29,6 +31,7 @@ PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
 def check_training(run: RunContext) -> None:
     """Check the files, models and rows that training reads."""
     _check_sources(run)
+    _check_best_metric(run)
     waiting = ["base"] if run.recipe.base and not run.manifest.finished("base") else []
     run.notes.extend(check_models(run.recipe, [*waiting, *_untrained(run)], run.sources.resolve))
     _check_adapters(run)
@@ -83,18 +86,24 @@ def _check_sources(run: RunContext) -> None:
     named |= {f"data.datasets.{name}.path": each.path for name, each in recipe.data.datasets.items()}
     if recipe.pairs:
         named["pairs.prompts"] = recipe.pairs.prompts
+    models = ["model.path"]
     for label in recipe.methods:
         trained_here = recipe.frozen_labels(label)
-        frozen = recipe.method(label).frozen_models.items()
-        named |= {f"methods.{label}.{name}": source for name, source in frozen if name not in trained_here}
+        frozen = {
+            f"methods.{label}.{name}": source
+            for name, source in recipe.method(label).frozen_models.items()
+            if name not in trained_here
+        }
+        named |= frozen
+        models += frozen if label in _untrained(run) else []
     for key, source in named.items():
         # a hub name is "owner/name": what begins or ends like a path must be one
         looks_local = source.startswith(PATH_BEGINNINGS) or Path(source).suffix in PATH_ENDINGS
         if looks_local and not Path(sources.resolve(source)).exists():
             raise UserError(f"{key}: there is no file or folder '{source}'. Give a path that exists, or a hub name.")
-    model = Path(sources.resolve(recipe.model.path))
-    if model.is_dir() and not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"model.path: {model} is no model folder: expected a config.json in it.")
+    if _untrained(run) or (recipe.base and not run.manifest.finished("base")):
+        for key in models:
+            check_present(key, sources.resolve(named[key]))
 
 
 def _untrained(run: RunContext) -> list[str]:
@@ -143,6 +152,24 @@ def _check_layers(run: RunContext) -> None:
 
     for label, layer in chosen.items():
         check_layer(f"methods.{label}.layer", run.sources.resolve(run.recipe.model.path), layer)
+
+
+def _check_best_metric(run: RunContext) -> None:
+    recipe = run.recipe
+    chosen = {label: recipe.train_of(label).best_metric for label in _untrained(run)}
+    if not any(chosen.values()):
+        return
+    from otpo.training.figures import evaluation_figures
+
+    for label, metric in chosen.items():
+        spec = recipe.method(label)
+        figures = sorted(evaluation_figures(spec, list(recipe.data.datasets)))
+        if metric is not None and metric not in figures:
+            key = f"methods.{label}.best_metric" if "best_metric" in recipe.methods[label] else "train.best_metric"
+            raise UserError(
+                f"{key}: an evaluation of '{label}' ({spec.method.title}) gives no '{metric}'"
+                f"{nearest(metric, figures)}. It gives: {', '.join(figures)}."
+            )
 
 
 def _check_data(run: RunContext) -> None:

@@ -210,9 +210,4 @@ def _check_methods(recipe: Recipe, known: str, source: str) -> bool:
                 " label too, that label is neither true nor false. Add `label`, true for good completions and false for"
                 " bad ones."
             )
-        if recipe.train_of(label).best_metric == "eval_rewards/accuracies":
-            raise UserError(
-                f"methods.{label}: {title} has no reward accuracy, which is a figure of pairs: set"
-                f" methods.{label}.best_metric to eval_loss (with best_mode: min) or eval_rewards/margins."
-            )
     return bool(unpaired)

@@ -105,6 +105,19 @@ def test_bad_data_through_the_command_and_then_mended(tmp_path, recipe):
     refused(done, "no model folder")  # and no word of another recipe
 
 
+def test_a_model_that_is_not_there_or_not_whole(tmp_path, tiny_llama, recipe):
+    weightless = tmp_path / "llama-tiny"
+    shutil.copytree(tiny_llama, weightless, ignore=shutil.ignore_patterns("*.safetensors"))
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    done = otpo(tmp_path, "train", recipe, "model=llama-tinny", **unreachable)
+    refused(done, "model.path: there is no folder 'llama-tinny' here", "cannot be asked", "Did you mean 'llama-tiny'?")
+    assert done.loaded == []
+    done = otpo(tmp_path, "train", recipe, "model=llama-tiny")
+    refused(done, "model.path", "llama-tiny holds no weights", "save_pretrained")
+    assert done.loaded == []
+    nothing_begun(tmp_path)
+
+
 def test_a_model_without_tokenizer_or_template(tmp_path, tiny_llama, recipe):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_llama, bare, ignore=shutil.ignore_patterns("token*", "*.jinja"))

@@ -151,10 +151,9 @@ def test_rows_that_kto_cannot_take_are_refused(tmp_path, tiny_llama, rows, chang
 
 def test_a_best_metric_that_kto_lacks_is_refused(tmp_path, tiny_llama):
     train = {"eval_every": 1, "best_metric": "eval_rewards/accuracies", "best_mode": "max"}
-    with pytest.raises(UserError, match=r"methods\.kto.*no reward accuracy.*eval_rewards/margins"):
-        prepared(tmp_path, tiny_llama, {"dpo": {}, "kto": {}}, train=train)
-    margins = {"best_metric": "eval_rewards/margins"}
-    assert prepared(tmp_path, tiny_llama, {"dpo": {}, "kto": margins}, train=train).unpaired
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}, "kto": {}}, train=train)
+    with pytest.raises(UserError, match=r"train\.best_metric: an evaluation of 'kto'.*eval_rewards/margins"):
+        run(make_recipe(tree), tmp_path / "run", until="train")
 
 
 # ---- through Ray ----

@@ -14,6 +14,7 @@ from otpo.methods import METHODS
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 from otpo.records import TokenCompletion
+from otpo.training.figures import evaluation_figures
 from otpo.training.objectives import Start, objective_of
 from otpo.training.objectives.pair import PairObjective
 from otpo.training.objectives.reward import RewardObjective
@@ -69,12 +70,22 @@ def test_every_objective_goes_the_same_way_from_rows_to_a_loss(start, tmp_path, 
     model = objective.load(start)
     losses = objective.losses(model, items, Frozen(tmp_path))
     assert objective.denominator(items) == denominator
-    found = evaluate([objective.collate(items)], losses, denominator=denominator)["eval_loss"]
+    figures = evaluate([objective.collate(items)], losses, denominator=denominator)
+    if name is not None:
+        assert figures.keys() == evaluation_figures(spec_of(name)), "known before anything is trained"
+    found = figures["eval_loss"]
     if loss is None:
         with torch.no_grad():
             logps, _ = model(objective.collate(items))
         loss = -logps.sum().item() / denominator
     assert found == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_figures_that_are_known_before(name):
+    figures = evaluation_figures(spec_of(name), ["mine"])
+    assert {"eval_loss", "eval_mine_loss", "eval_rewards/margins", "eval_mine_rewards/margins"} <= figures
+    assert ("eval_weights/transport_mass" in figures) == (METHODS[name].weight_rule.name == "otpo")
 
 
 def test_a_reward_model_has_scores_and_no_vocabulary(start):

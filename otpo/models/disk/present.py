@@ -1,0 +1,82 @@
+"""Whether there is a model at a path or under a hub name, told before anything heavy is loaded.
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+
+from otpo.errors import UserError, first_line
+from otpo.identity import weight_files
+
+SECONDS = 5.0  # that the hub may take to answer
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def check_present(key: str, path: str) -> None:
+    """Refuse a model that is not there, and a folder without weights or tokenizer.
+
+    Args:
+        key: of the recipe, or the option, that names it.
+        path: folder or hub name.
+
+    Raises:
+        UserError: says what is missing, and names folders that are called nearly so.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if reason := not_of_the_hub(path):
+            raise UserError(f"{key}: {missing(path, reason)}")
+        return
+    if (folder / "adapter_config.json").is_file():
+        return  # has an answer of its own
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{key}: {path} is no model folder: expected a config.json in it.")
+    if not weight_files(folder):
+        raise UserError(
+            f"{key}: {path} holds no weights: expected *.safetensors beside config.json. Copy or download the model"
+            " whole, or save it there with `save_pretrained` of transformers."
+        )
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
+        raise UserError(
+            f"{key}: {path} holds no tokenizer: expected tokenizer.json and tokenizer_config.json beside config.json."
+            " Save the model's own there, `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
+        )
+
+
+def missing(path: str, reason: str) -> str:
+    """The sentence for a model that is no folder here and not to be had from the hub either."""
+    parent = Path(path).expanduser().parent
+    names = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, names, n=3)
+    meant = f" Did you mean {' or '.join(repr(str(parent / name)) for name in near)}?" if near else ""
+    return f"there is no folder '{path}' here (looked in {parent.absolute()}), and {reason}.{meant}"
+
+
+@cache
+def not_of_the_hub(name: str) -> str | None:
+    """Why a name is no model of the hub, or cannot be asked for; None where the hub or the local cache has it.
+
+    The hub is asked once, without retries.
+    """
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return "that is no name of the hub"
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=SECONDS)
+    except HFValidationError:
+        return "that is no name of the hub"
+    except (GatedRepoError, EntryNotFoundError):
+        return None  # it is there: what is wrong is told where it is loaded
+    except RepositoryNotFoundError:
+        return "the Hugging Face hub has no public model of that name (a private one needs HF_TOKEN)"
+    except Exception as error:  # the client raises many types for one thing: the hub cannot be asked
+        return f"the Hugging Face hub cannot be asked for it ({first_line(error):.200})"
+    return None
