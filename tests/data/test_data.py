@@ -107,6 +107,21 @@ def test_a_folder_of_data_files_is_read_by_datasets(tmp_path, monkeypatch):
         load_rows(str(folder), split="validation")
 
 
+def test_a_folder_of_some_files_is_refused_and_they_are_named(tmp_path):
+    write(tmp_path, "pairs.jsonl", ROWS)
+    write(tmp_path, "prompts.jsonl", ROWS)
+    (tmp_path / "README.md").write_text("Mine.")
+    with pytest.raises(UserError, match=r"is a folder.*name one of the files in it \(pairs\.jsonl, prompts\.jsonl\)"):
+        load_rows(str(tmp_path))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a folder.*save_to_disk"):
+        load_rows(str(tmp_path / "saved"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"is a folder.*holds no"):
+        load_rows(str(tmp_path / "empty"))
+
+
 USER = {"role": "user", "content": "Is it raining?"}
 YES, NO = {"role": "assistant", "content": "Yes."}, {"role": "assistant", "content": "No."}
 
