@@ -17,6 +17,7 @@ from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
 from jobs.cli.judge_verbs import judge, report
 from jobs.cli.methods_verb import methods
+from jobs.cli.options import in_flags
 from jobs.cli.push_verb import push
 from jobs.cli.recipe_verbs import plan, run, submit, sweep, train
 from jobs.cli.terminal import stderr
@@ -31,8 +32,9 @@ app = typer.Typer(
     help=(__doc__ or "").split("\n")[0],
 )
 VERBS = (plan, run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, push, methods, doctor)
+WITH_RECIPE = (plan, run, train, sweep, submit)
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(verb if verb in WITH_RECIPE else in_flags(verb))
 
 
 def main() -> None:

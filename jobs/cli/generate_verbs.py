@@ -32,7 +32,8 @@ def generate(
     task: Annotated[str, typer.Option("--task", help="alpaca_eval, tldr, or a prompts file")],
     out: Annotated[Path, typer.Option("--out", help="model_outputs.json, or a folder for it")],
     name: Annotated[
-        str | None, typer.Option("--name", help="the outputs' generator; by default the model's name")
+        str | None,
+        typer.Option("--name", help="the outputs' generator; by default the label of a run's model, else its name"),
     ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy")] = 0.0,
     top_p: TopP = 1.0,
@@ -53,6 +54,7 @@ def generate(
     from pipeline.generate.engine import EngineConfig, Sampling
     from pipeline.generate.pool import EnginePool, check_prompts, preflight
     from pipeline.lock.lock import one_writer
+    from pipeline.run.folder import name_of_model
 
     prompts = load_task(task, limit=limit).prompts
     config = EngineConfig(
@@ -73,7 +75,7 @@ def generate(
     ):
         connect()
         with EnginePool(config, model, choice.for_generation) as pool:
-            result = pool.generate(model, name or Path(model).name, prompts, sampling, out, progress=bars.show)
+            result = pool.generate(model, name or name_of_model(model), prompts, sampling, out, progress=bars.show)
     show(f"{result.report['n']} outputs, {result.report['truncated']} truncated: {result.path.absolute()}")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
-from otpo.errors import UserError
+from otpo.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     from eval.judge.config import JudgeConfig
@@ -120,3 +123,33 @@ def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None
+
+
+_KEY = re.compile(r"(?<!--set )\b(pairs\.scorer|generate|judge|data|pairs)\.([a-z_]+)(=?)")
+
+
+def in_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb without a recipe: where an error names a key of a recipe, it says the option that sets it."""
+
+    @wraps(verb)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except (UserError, WorkError) as error:
+            options = {option for each in click.get_current_context().command.params for option in each.opts}
+            said = _KEY.sub(partial(_option, options), str(error))
+            raise type(error)(said).with_traceback(error.__traceback__) from error.__cause__
+
+    return wrapped
+
+
+def _option(options: set[str], found: re.Match[str]) -> str:
+    """The option for a key of a recipe; the key itself where no option of the verb sets it."""
+    section, key, equals = found.groups()
+    name = key.replace("_", "-")
+    option = next((each for each in (f"--{section}-{name}", f"--{name}") if each in options), None)
+    if option is None and section == "judge" and "--set" in options:
+        from eval.judge.config import JudgeConfig
+
+        return f"--set {found[0]}" if key in JudgeConfig.model_fields else found[0]
+    return found[0] if option is None else option + " " * bool(equals)

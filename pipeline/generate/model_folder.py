@@ -154,7 +154,7 @@ def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool,
     if template == "chat" and not has_chat_template(model.path):
         raise UserError(
             f"{model.name}: prompts are to go through the chat template, and the tokenizer has none. Put "
-            "chat_template.jinja beside it, or set data.template=literal (--template literal) to give the model each "
+            "chat_template.jinja beside it, or set data.template=literal to give the model each "
             "text as it is."
         )
     if vllm_on_cpu and model.head_dim not in CPU_HEAD_SIZES:

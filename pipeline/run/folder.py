@@ -91,6 +91,13 @@ class LabelFolder:
         return sorted(self.path.glob(f"*/{layout.OUTPUTS}"))
 
 
+def name_of_model(model: str | Path) -> str:
+    """What outputs of a model are called: its label where it is a run's (`models/<label>/model`), else its own name."""
+    path = Path(model).absolute()
+    label = LabelFolder(path.parent)
+    return path.parent.name if path == label.model and path.parent.parent.name == layout.MODELS else path.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of a run, `runs/<name>`."""

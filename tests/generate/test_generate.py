@@ -24,6 +24,7 @@ from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, ge
 from pipeline.generate.model_folder import open_model, tokenizer_of
 from pipeline.generate.outputs import PartialOutputs
 from pipeline.generate.pool import EnginePool, _identity, preflight
+from pipeline.run.folder import name_of_model
 
 ON_CPU = EngineConfig(backend="transformers", device="cpu", dtype="fp32")
 
@@ -79,7 +80,7 @@ def test_what_is_no_trouble_is_not_refused(tiny_llama: Path, tmp_path: Path):
 
 
 def test_a_folder_that_is_not_there_and_an_adapter_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match="found nothing there"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         preflight(tmp_path / "nowhere", EngineConfig(device="cpu"))
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="merge it"):
@@ -87,6 +88,13 @@ def test_a_folder_that_is_not_there_and_an_adapter_are_named(tmp_path: Path):
 
 
 # ---- prompts and answers as token ids ----
+
+
+def test_outputs_of_a_runs_model_are_called_by_its_label():
+    assert name_of_model("runs/x/models/otpo-sharp/model") == "otpo-sharp"
+    assert name_of_model("runs/x/models/otpo/model/") == "otpo"
+    assert name_of_model("my/models/llama") == name_of_model("meta/llama") == "llama"
+    assert name_of_model("somewhere/model") == "model"
 
 
 def test_prompts_become_the_tokens_that_training_sees(tiny_llama: Path):

@@ -7,8 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
+import typer
 import yaml
 from support.command import nothing_begun, otpo, refused
 from support.servers import Reply, ScriptedJudge
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.cli.options import in_flags
 from otpo.errors import UserError
 from otpo.methods import METHODS, SHARED, WEIGHT_RULES
 from pipeline.recipe import apply_overrides, make_recipe
@@ -241,6 +244,35 @@ def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
         assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"x", "y"}
         assert judge("half.json", "--name", "z").code == 0
         assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"z"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "said", "shown"),
+    [
+        (
+            "generate",
+            "Set generate.backend=transformers, or data.template.",
+            "Set --backend transformers, or --template.",
+        ),
+        (
+            "generate",
+            "{x}: generate.gpu_memory_utilization, data.jsonl",
+            "{x}: generate.gpu_memory_utilization, data.jsonl",
+        ),
+        ("judge", "set judge.url (such as u) and judge.model", "set --judge-url (such as u) and --judge-model"),
+        ("judge", "judge.budget_usd, judge.temperature", "--budget-usd, --set judge.temperature"),
+        ("judge", "--set judge.temperature: no", "--set judge.temperature: no"),
+        ("pairs", "Raise pairs.n or pairs.max_tokens", "Raise --n or --max-tokens"),
+    ],
+)
+def test_verbs_without_a_recipe_name_options(verb, said, shown):
+    def refuses() -> None:
+        raise UserError(said)
+
+    command = typer.main.get_command(app).commands[verb]
+    with click.Context(command), pytest.raises(UserError) as error:
+        in_flags(refuses)()
+    assert str(error.value) == shown
 
 
 def test_rows_that_cannot_be_used_are_counted_and_not_fatal(tmp_path, tiny_llama):
