@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import ray
 
 from otpo.errors import UserError, WorkError
+from pipeline.cluster.address import LOCAL, check_answers, find_address
 
 
-def connect(address: str | None = None) -> None:
-    """Join the cluster at `address` (or RAY_ADDRESS), else start one on this machine that ends with this process.
+def connect(given: str | None = None) -> None:
+    """Join the cluster at an address, else start one on this machine that ends with this process.
 
-    Does nothing when this process is connected already.
+    Does nothing when this process is connected already. An address where no cluster answers is told within half a
+    minute.
+
+    Args:
+        given: `cluster.address` of a recipe; without one, RAY_ADDRESS counts.
 
     Raises:
-        UserError: no cluster responds at the address. WorkError: Ray did not start in time.
+        UserError: no cluster answers at the address, or one of another version.
+        WorkError: Ray did not start on this machine.
     """
     if ray.is_initialized():
         return
+    address = find_address(given)
+    check_answers(address)
     # worker output goes to Ray's own log files; what matters comes back as metrics and errors
     try:
-        ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise UserError(
-            f"No Ray cluster answers at '{address}': {error}. Start one with `ray start --head`, or leave"
-            " cluster.address out."
-        ) from error
-    except Exception as error:  # Ray raises no narrower one when a node is too slow to start
-        if "timed out" not in str(error):
-            raise
+        ray.init(address=address.value, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray has no one type for what can go wrong here
+        if address.value != LOCAL:
+            raise UserError(
+                f"The Ray cluster at '{address.value}', the address from {address.source}, cannot be joined:"
+                f" {_words(error)}"
+            ) from error
         raise WorkError(
-            f"Ray did not start in time: {error}. Is the machine very busy? The same command tries again."
+            f"Ray did not start on this machine: {_words(error)} Is the machine very busy, or its disk or memory"
+            " full? The same command tries again."
         ) from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _words(error: Exception) -> str:
+    """Ray's message in one line: the versions of a mismatch stand in its later lines."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500]}..."
