@@ -2,11 +2,13 @@
 
     models/<label>/checkpoints/step-000100/   every rank's shards (torch DCP), then `complete.json`, written last
 
-A checkpoint without `complete.json` was interrupted while it was written; nothing reads it.
+A checkpoint without `complete.json` was interrupted while it was written; nothing reads it. `complete.json` also has
+the size and the SHA-256 of every file, so that a shard that was cut, lost or changed later is found and not loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +24,9 @@ from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 
 MARK = "complete.json"
+METADATA = ".metadata"  # torch's table of what stands in which shard
+FILES = "files"  # in it: file -> [bytes, SHA-256]
+TORN = "torn-"  # before the name of a checkpoint that was set aside
 
 
 def save_checkpoint(
@@ -40,11 +45,70 @@ def save_checkpoint(
         path.mkdir(parents=True)
     _barrier()
     dcp.save(_state(model, optimizer), checkpoint_id=path)
-    _barrier()
+    _barrier()  # the file that rank 0 writes last names those of all ranks
+    files = dict(pair for part in _gathered(_record(path)) for pair in part.items())
     if _rank() == 0:
-        write_atomically(path / MARK, json.dumps(state, indent=1))
+        write_atomically(path / MARK, json.dumps(state | {FILES: files}, indent=1))
     _barrier()
     return path
+
+
+def _record(path: Path) -> dict[str, list[Any]]:
+    """Size and hash of the files that this rank wrote, while the machine still has them in memory."""
+    own = sorted(path.glob(f"__{_rank()}_*"))
+    if _rank() == 0:
+        own.append(path / METADATA)
+    return {file.name: [file.stat().st_size, _sha256(file)] for file in own}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def newest_whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are those that were written. Every rank must call it, and gets the same.
+
+    A checkpoint whose files are not is renamed to `torn-step-N`, and the one before it is looked at. The ranks share
+    the reading: each hashes a part of the files.
+
+    Returns:
+        The checkpoint, or None; and a sentence about each that was set aside.
+    """
+    remarks: list[str] = []
+    for path in reversed(_from_rank_0(complete_checkpoints(folder) if _rank() == 0 else None)):
+        faults = check_whole(path)
+        if not faults:
+            return path, remarks
+        if _rank() == 0:
+            aside = path.with_name(TORN + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        _barrier()
+        remarks.append(f"checkpoint {path.name} is not whole ({faults[0]}) and was set aside as {TORN}{path.name}")
+    return None, remarks
+
+
+def check_whole(path: Path) -> list[str]:
+    """What is wrong with a checkpoint's files; nothing, as a rule. Every rank must call it, and gets the same."""
+    record = _from_rank_0(read_state(path).get(FILES, {}) if _rank() == 0 else None)
+    return [fault for part in _gathered(_faults(path, record)) for fault in part]
+
+
+def _faults(path: Path, record: dict[str, tuple[int, str]]) -> list[str]:
+    """What is wrong with this rank's part of a checkpoint's files. One of an earlier version has no record of them."""
+    faults = []
+    for name in sorted(record)[_rank() :: _world()]:
+        file, (size, digest) = path / name, record[name]
+        try:
+            found = file.stat().st_size
+            if found != size:
+                faults.append(f"{name} has {found:,} bytes instead of {size:,}")
+            elif _sha256(file) != digest:
+                faults.append(f"the content of {name} has changed")
+        except OSError as error:
+            faults.append(f"{name}: {error.strerror}")
+    return faults
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -61,7 +125,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a complete checkpoint."""
+    """The JSON state of a complete checkpoint, and the record of its files."""
     return json.loads((path / MARK).read_text())
 
 
@@ -74,7 +138,8 @@ def load_checkpoint(path: Path, model: PolicyModel | RewardModel, optimizer: tor
     tree = _state(model, optimizer)
     dcp.load(tree, checkpoint_id=path)  # into the weights themselves
     set_optimizer_state_dict(model, optimizer, tree["optimizer"])
-    return read_state(path)
+    state = _from_rank_0(read_state(path) if _rank() == 0 else None)
+    return {name: value for name, value in state.items() if name != FILES}
 
 
 def _state(model: PolicyModel | RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -89,6 +154,27 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
         if best is None or path.name != f"step-{best:06d}":
             (path / MARK).unlink()  # the mark first: an interrupted deletion must not leave a complete checkpoint
             shutil.rmtree(path)
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * _world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _from_rank_0(value: Any) -> Any:
+    """Rank 0's value: what it sees on shared storage holds for all, since others may see an older state."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _rank() -> int:

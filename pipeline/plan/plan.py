@@ -17,6 +17,7 @@ from pipeline.plan.machine import GIB, Machine
 from pipeline.plan.shape import Shape
 from pipeline.plan.speed import reference_seconds
 from pipeline.recipe import Recipe
+from pipeline.recipe.sections import SAVING_SHARE
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,20 @@ def _hours(cases: dict[str, Case], step: float | None, checkpoint: float) -> flo
         return None
     seconds = 0.0
     for case in cases.values():
-        steps = case.steps()
-        seconds += steps * step + (steps // case.train.save_every * checkpoint if case.train.save_every else 0)
+        seconds += case.steps() * step + _checkpoints(case, step, checkpoint) * checkpoint
     first = next(iter(cases.values()))
     if any(case.spec and "reference" in case.spec.method.needs for case in cases.values()):
         seconds += reference_seconds(first.shape, first.lengths, first.machine)
     return seconds / 3600
+
+
+def _checkpoints(case: Case, step: float, checkpoint: float) -> int:
+    """Checkpoints that a label saves; `step` and `checkpoint` in seconds."""
+    if case.train.save_every:
+        return case.steps() // case.train.save_every
+    if case.train.save_minutes is None:
+        return 0
+    return int(case.steps() * step / max(60 * case.train.save_minutes, SAVING_SHARE * checkpoint))
 
 
 def _assumptions(machine: Machine, lengths: Lengths) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ _NAME_LIKE = re.compile(r"[^A-Za-z0-9._-]+")
 
 _UNSET = {
     "max_steps": "; leave it out to train for train.epochs",
-    **dict.fromkeys(("eval_every", "save_every", "early_stopping_patience"), "; leave it out for none"),
+    **dict.fromkeys(("eval_every", "early_stopping_patience"), "; leave it out for none"),
+    "save_every": "; leave it out to save by train.save_minutes, and set that to null for none",
 }
 """What 0 and -1 mean in other trainers."""
 

@@ -13,6 +13,7 @@ from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError
 
 WORLD_PREFIX = "world:"  # a path inside the prepared world's folder; `world:judge` is the address of its judge
+SAVING_SHARE = 20  # checkpoints by the clock are at least this many times as long apart as one takes to save
 
 _SPELLINGS = {name: short for short, name in TORCH_NAMES.items()}
 
@@ -138,8 +139,14 @@ class TrainConfig(Section):
     )
     seed: int = Field(42, description="Seed of the order of rows, of dropout and of the held-out rows.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations on held-out rows. Unset: none.")
-    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. Unset: none.")
-    keep_checkpoints: int = Field(1, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. Unset: by save_minutes.")
+    save_minutes: float | None = Field(
+        10.0,
+        gt=0,
+        description="Minutes between checkpoints where save_every is unset, or more, so that saving takes at most a"
+        " twentieth of the time. null: none.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
     best_metric: str | None = Field(
         None, description="Exports the step that is best by this, such as eval_loss. Unset exports the last step."
     )

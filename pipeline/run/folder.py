@@ -5,6 +5,7 @@ runs/
   <name>/                       RunFolder
     recipe.yaml  manifest.json  the resolved recipe; which stages are finished, from which inputs
     writer-N.lock               who writes the folder now (pipeline.lock)
+    events.jsonl                what happened, a line each (pipeline.run.events)
     world/                      the prepared world, where the recipe has one
     data/                       token ids as the workers read them
     pairs/pairs.jsonl           pairs that were sampled here
@@ -115,6 +116,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """Which stages are finished, and from which inputs."""
         return self.path / layout.MANIFEST
+
+    @property
+    def events(self) -> Path:
+        """What happened, beside the figures."""
+        return self.path / "events.jsonl"
 
     @property
     def world(self) -> Path:

@@ -61,7 +61,7 @@ def _will_come_again(error: Exception) -> str | None:
     if re.search(r"No space left on device|os error 28\b|Disk quota exceeded", text):
         return (
             f"{_place(error)}The disk is full: {_line(error)}. Free some space, or keep fewer checkpoints"
-            " (train.keep_checkpoints, train.save_every); the same command goes on from the newest one."
+            " (train.keep_checkpoints); the same command goes on from the newest one."
         )
     if re.search(r"index out of range|device-side assert", text):
         return (

@@ -21,6 +21,7 @@ class TrainJob:
         tokens, validation_tokens: files of token ids: pairs, completions, or labelled completions, as the method's
             objective needs them.
         out: the folder `models/<label>`.
+        events: the run's file of what happened (`pipeline.run.events`).
         train: a `TrainConfig` as a dict.
         total_steps: of the whole job.
         method: settings of the label's method (`otpo.methods.spec.resolve`); None for supervised training.
@@ -44,6 +45,7 @@ class TrainJob:
     tokens: str
     validation_tokens: str | None
     out: str
+    events: str
     train: dict[str, Any]
     total_steps: int
     method: dict[str, Any] | None

@@ -80,6 +80,7 @@ def make_job(
         tokens=tokens.train,
         validation_tokens=tokens.validation,
         out=str(RunFolder(folder).label(label).path),
+        events=str(RunFolder(folder).events),
         train=train.model_dump(),
         total_steps=total_steps(
             tokens.epoch,

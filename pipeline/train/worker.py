@@ -29,8 +29,9 @@ from otpo.dtypes import torch_dtype
 from otpo.errors import WorkError
 from otpo.methods.spec import resolve
 from otpo.models.checkpoint import (
-    complete_checkpoints,
+    check_whole,
     load_checkpoint,
+    newest_whole_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
@@ -47,11 +48,13 @@ from otpo.training.schedule import learning_rate, rows_in_step
 from otpo.training.start_check import SHORTEST, choose_rows
 from otpo.training.step import CoupledLosses, LossFunction, evaluate, optimisation_step
 from pipeline.recipe import TrainConfig
+from pipeline.run.events import record
 from pipeline.train.faults import writing_failures
 from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import JobStart
 from pipeline.train.metrics_log import MetricsLog
+from pipeline.train.saving import SaveSchedule
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -150,27 +153,36 @@ class _Trainer:
         losses = self.objective.losses(self.model, Joined(self.items, self.validation), frozen)
         start.check_losses(losses, frozen, writes=self.rank == 0)
         step = self._resume()
+        self.schedule = SaveSchedule(self.train.save_every, self.train.save_minutes, start=step)
         while step < self.job.total_steps and not self._stalled():
             step = self._step(step, losses)
         self._finish(step)
 
     def _resume(self) -> int:
-        checkpoints = complete_checkpoints(self.job.folder.checkpoints)
-        if not checkpoints:
+        checkpoint, remarks = newest_whole_checkpoint(self.job.folder.checkpoints)
+        for remark in remarks:
+            self._tell(f"{remark}; training goes on from {checkpoint.name if checkpoint else 'its start'}")
+        if checkpoint is None:
             self.metrics.rewind(0)
             dist.barrier()
             return 0
-        found = read_state(checkpoints[-1])["reference"]
+        found = read_state(checkpoint)["reference"]
         if found != self.job.model_fingerprint:
             raise WorkError(
-                f"{checkpoints[-1]} was trained from a model with fingerprint {found}, but {self.job.model} now has"
+                f"{checkpoint} was trained from a model with fingerprint {found}, but {self.job.model} now has"
                 f" {self.job.model_fingerprint}: its reference has changed. Put the model back, or take a new name."
             )
-        state = load_checkpoint(checkpoints[-1], self.model, self.optimizer)
+        state = load_checkpoint(checkpoint, self.model, self.optimizer)
         self.best = state["best"]
         self.metrics.rewind(state["step"])
         dist.barrier()
+        self._tell(f"goes on from the checkpoint of step {state['step']}")
         return state["step"]
+
+    def _tell(self, text: str) -> None:
+        """Write an event, which the command shows. Rank 0 speaks for all."""
+        if self.rank == 0:
+            record(Path(self.job.events), f"train {self.job.label}", text)
 
     def _step(self, step: int, losses: LossFunction | CoupledLosses) -> int:
         train, size = self.train, self.train.global_batch_size
@@ -195,6 +207,7 @@ class _Trainer:
             )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
+        due = self.schedule.due(step)
         epoch = ((step - 1) * size + len(members)) / self.epoch
         self.metrics.log(
             {"step": step, "epoch": round(epoch, 4)}
@@ -203,7 +216,7 @@ class _Trainer:
         )
         if self.validation and train.eval_every and (step % train.eval_every == 0 or step == self.job.total_steps):
             self._evaluate(step, losses)
-        if train.save_every and step % train.save_every == 0 and step < self.job.total_steps:
+        if due and step < self.job.total_steps:
             self._save(step)
         return step
 
@@ -258,8 +271,9 @@ class _Trainer:
         }
         if step == self.saved:
             return  # already saved as the best one
-        self.saved = step
+        self.saved, started = step, time.perf_counter()
         path = save_checkpoint(folder, self.model, self.optimizer, state)
+        self.schedule.saved(step, time.perf_counter() - started)
         if self.rank == 0:
             prune_checkpoints(folder, self.train.keep_checkpoints, self.best["step"])
         self._report(step, path)
@@ -278,7 +292,13 @@ class _Trainer:
     def _finish(self, step: int) -> None:
         best = self.best["step"]
         if best is not None and best != step:
-            load_checkpoint(self.job.folder.checkpoints / f"step-{best:06d}", self.model, self.optimizer)
+            path = self.job.folder.checkpoints / f"step-{best:06d}"
+            if faults := check_whole(path):
+                raise WorkError(
+                    f"{self.job.label}: the best step is {best}, and its checkpoint {path} is not whole: {faults[0]}."
+                    " Remove the label's folder to train it again, or unset train.best_metric to export the last step."
+                )
+            load_checkpoint(path, self.model, self.optimizer)
         rows = choose_rows(self.items, "cpu")[:SHORTEST]  # plain transformers computes them on a CPU
         four_bit = self.job.quantization == "4bit"  # merged into the weights before they were quantised
         dtype, batch = torch_dtype(self.train.dtype), self.objective.collate(rows).to(self.device)

@@ -41,7 +41,7 @@ def saved(folder: Path, seed: int) -> Path:
 def frozen_models(folder: Path, start: Path, oracle: Path, dtype: str) -> JobFrozenModels:
     job = TrainJob(
         label="tgdpo", model=str(start), model_fingerprint=model_fingerprint(start), attn_implementation="sdpa",
-        tokens="", validation_tokens=None, out=str(folder), train={"dtype": dtype, "micro_batch_size": 2},
+        tokens="", validation_tokens=None, out=str(folder), events="", train={"dtype": dtype, "micro_batch_size": 2},
         total_steps=1, method=None, frozen_models={"reference": str(start), "oracle": str(oracle)},
         caches=str(folder / "scorers"), tokens_hash="t", card="",
     )  # fmt: skip

@@ -160,8 +160,8 @@ def test_a_job_reaches_its_worker_as_it_was_made(tmp_path):
     for template in ("chat and literal", Rendering("chat", {"enable_thinking": False}), Rendering("literal")):
         job = TrainJob(
             label="rm", model="m", model_fingerprint="", attn_implementation="sdpa", tokens="", validation_tokens=None,
-            out="", train={}, total_steps=1, method=None, frozen_models={}, caches="", tokens_hash="", card="",
-            template=template,
+            out="", events="", train={}, total_steps=1, method=None, frozen_models={}, caches="", tokens_hash="",
+            card="", template=template,
         )  # fmt: skip
         assert TrainJob(**json.loads(json.dumps(asdict(job)))) == job
 

@@ -18,6 +18,7 @@ from otpo.models.checkpoint import (
     MARK,
     complete_checkpoints,
     load_checkpoint,
+    newest_whole_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
@@ -107,6 +108,38 @@ def test_only_a_marked_checkpoint_is_one(mesh, tmp_path):
     assert names() == []
     save_checkpoint(tmp_path, model, optimizer, {"step": 6})
     assert names() == ["step-000006"], "an unfinished one is written anew"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "bytes instead of"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-1] + b"?"), "has changed"),
+        (lambda shard: shard.unlink(), "No such file"),
+        (lambda shard: shard.with_name(".metadata").write_bytes(b""), ".metadata has 0 bytes"),
+    ],
+    ids=["cut", "changed", "lost", "table cut"],
+)
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(mesh, tmp_path, damage, words):
+    model, optimizer = sharded(mesh)
+    for step in (2, 4):
+        save_checkpoint(tmp_path, model, optimizer, {"step": step})
+    assert newest_whole_checkpoint(tmp_path) == (tmp_path / "step-000004", [])
+    damage(next((tmp_path / "step-000004").glob("__0_*")))
+    found, remarks = newest_whole_checkpoint(tmp_path)
+    assert found == tmp_path / "step-000002"
+    assert len(remarks) == 1 and words in remarks[0] and "torn-step-000004" in remarks[0]
+    assert load_checkpoint(found, model, optimizer) == {"step": 2}
+    assert (tmp_path / "torn-step-000004").is_dir() and complete_checkpoints(tmp_path) == [found]
+    damage(next(found.glob("__0_*")))
+    assert newest_whole_checkpoint(tmp_path)[0] is None
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_record_and_is_used(mesh, tmp_path):
+    model, optimizer = sharded(mesh)
+    path = save_checkpoint(tmp_path, model, optimizer, {"step": 2})
+    (path / MARK).write_text(json.dumps({"step": 2}))
+    assert newest_whole_checkpoint(tmp_path) == (path, [])
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):

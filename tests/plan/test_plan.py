@@ -147,16 +147,20 @@ def test_a_live_reference_and_kept_states_take_memory(models: dict[str, Path]) -
 
 
 def test_hours_and_money_follow_from_steps(models: dict[str, Path]) -> None:
-    made = planned(models["8b"], 1, 8, "train.save_every=null", usd=3.0)
+    never = ("train.save_every=null", "train.save_minutes=null")
+    made = planned(models["8b"], 1, 8, *never, usd=3.0)
     assert made.steps == 2 * -(-(61135 - 256) // 128)  # two methods
     steps = made.steps * made.asked.step_seconds / 3600
     assert steps < made.hours < 1.3 * steps  # and the reference's pass
     assert made.usd == pytest.approx(3.0 * 8 * made.hours)
-    slower = planned(models["8b"], 1, 8, "train.save_every=null", utilisation=0.15)
+    slower = planned(models["8b"], 1, 8, *never, utilisation=0.15)
     assert slower.hours == pytest.approx(2 * made.hours, rel=0.01)
     assert made.checkpoint_bytes == 12 * made.shape.parameters and made.export_bytes == 2 * made.shape.parameters
     saves = planned(models["8b"], 1, 8, "train.save_every=50")
     assert (saves.hours - made.hours) * 3600 == pytest.approx(2 * (476 // 50) * made.checkpoint_seconds)
+    by_time = planned(models["8b"], 1, 8, "train.save_every=null")
+    saved = (by_time.hours - made.hours) * 3600 / made.checkpoint_seconds
+    assert saved == pytest.approx(2 * int(steps / 2 * 3600 / max(600, 20 * made.checkpoint_seconds)), abs=1e-6)
 
 
 def test_an_engine_that_a_gpu_cannot_hold_is_told(models: dict[str, Path]) -> None:

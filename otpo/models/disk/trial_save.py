@@ -102,5 +102,6 @@ def check_space(out: Path, model: str | Path, *, models: int, checkpoints: int, 
             text += f", each with up to {checkpoints} checkpoints of {kept / checkpoints / GB:.1f} GB"
         raise UserError(
             f"expected {needed / GB:.1f} GB of free space at {out} ({text}), found {free / GB:.1f} GB. Remove old runs,"
-            " write to another disk (--runs), or keep fewer checkpoints (train.save_every, train.keep_checkpoints)."
+            " write to another disk (--runs), keep fewer checkpoints (train.keep_checkpoints), or save none"
+            " (train.save_minutes=null)."
         )
