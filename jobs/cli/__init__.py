@@ -22,6 +22,7 @@ from jobs.cli.push_verb import push
 from jobs.cli.recipe_verbs import plan, run, submit, sweep, train
 from jobs.cli.terminal import stderr
 from jobs.cli.weights_verb import weights
+from jobs.machine_faults import outside_fault
 from otpo.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -46,6 +47,12 @@ def main() -> None:
         sys.exit(2)
     except WorkError as error:
         stderr.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Exception as error:
+        told = outside_fault(error)
+        if told is None:
+            raise
+        stderr.print(f"failed: {told}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as exit:
         if exit.code != 130:  # typer's code for Ctrl-C
