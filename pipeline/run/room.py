@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.recipe import Recipe, TrainConfig
@@ -22,7 +23,7 @@ def check_room(run: RunContext, *, generates: bool) -> None:
         generates: whether engines are started after training. Sampled pairs want them too.
 
     Raises:
-        UserError: there is too little room; nothing was started.
+        UserError: there is too little room, or a node that cannot do its part; nothing was started.
     """
     recipe, manifest = run.recipe, run.manifest
     groups = [recipe.train_of("base")] if recipe.base and not manifest.finished("base") else []
@@ -31,6 +32,7 @@ def check_room(run: RunContext, *, generates: bool) -> None:
     if not groups:
         return
     from pipeline.cluster.connect import connect
+    from pipeline.cluster.nodes import check_nodes
     from pipeline.cluster.placement import grows, live_nodes
 
     connect(recipe.cluster.address)
@@ -39,6 +41,17 @@ def check_room(run: RunContext, *, generates: bool) -> None:
         run.progress(what, 0, 0, sentence)
         if what == "training":
             run.notes.append(f"Training ran {sentence}.")
+    check_nodes(run.folder.path, _read_by_workers(run))
+
+
+def _read_by_workers(run: RunContext) -> dict[str, str]:
+    """Local folders that workers read, beside the run's own: key of the recipe -> path."""
+    named = {"model.path": run.recipe.model.path}
+    for label in run.recipe.methods:
+        models = run.recipe.method(label).frozen_models
+        named |= {f"methods.{label}.{name}": path for name, path in models.items() if path not in run.recipe.methods}
+    found = {key: Path(run.sources.resolve(path)) for key, path in named.items()}
+    return {key: str(path.absolute()) for key, path in found.items() if path.exists()}
 
 
 def find_room(
