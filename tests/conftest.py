@@ -111,3 +111,14 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The label's folder of `support.command.workers_recipe`, trained without a fault."""
+    from support.command import driving, workers_recipe
+
+    with driving(workers_recipe(tmp_path_factory.mktemp("undisturbed"), tiny_llama)) as driver:
+        assert driver.wait() == 0, driver.log.read_text()
+        assert len(driver.family) > 5 and not driver.left_behind()
+    return driver.label

@@ -143,8 +143,7 @@ class TrainConfig(Section):
     save_minutes: float | None = Field(
         10.0,
         gt=0,
-        description="Minutes between checkpoints where save_every is unset, or more, so that saving takes at most a"
-        " twentieth of the time. null: none.",
+        description="Minutes between checkpoints where save_every is unset; more where saving is slow. null: none.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
     best_metric: str | None = Field(
@@ -283,3 +282,9 @@ class ClusterConfig(Section):
     """Where Ray is."""
 
     address: str | None = Field(None, description="A Ray cluster. Unset: RAY_ADDRESS, else this machine alone.")
+    node_wait_minutes: float = Field(
+        15.0, gt=0, description="Minutes that training waits for room for its workers after it lost a node."
+    )
+    silent_minutes: float = Field(
+        3.0, ge=0.5, description="Minutes without a response after which a training worker is given up."
+    )

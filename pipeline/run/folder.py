@@ -5,7 +5,7 @@ runs/
   <name>/                       RunFolder
     recipe.yaml  manifest.json  the resolved recipe; which stages are finished, from which inputs
     writer-N.lock               who writes the folder now (pipeline.lock)
-    events.jsonl                what happened, a line each (pipeline.run.events)
+    events.jsonl                what happened, a line each (pipeline.events.log)
     world/                      the prepared world, where the recipe has one
     data/                       token ids as the workers read them
     pairs/pairs.jsonl           pairs that were sampled here

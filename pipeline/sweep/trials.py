@@ -153,6 +153,7 @@ def _fit(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> None:
         settings.folder.path,
         name=job.label,
         train=recipe.train_of(job.label),
+        cluster=recipe.cluster,
         progress=silent,
         cpus=settings.cpus,
     )

@@ -56,6 +56,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"} | quiet
     from ray import tune
 
+    from pipeline.events.watch import watching
     from pipeline.sweep.callback import SweepCallback
     from pipeline.sweep.trials import run_trial, trial_records
 
@@ -83,7 +84,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
         storage = settings.folder.ray
         shutil.rmtree(storage / "tune", ignore_errors=True)
         trainable = tune.with_parameters(run_trial, settings=settings, queue=queue)
-        tune.Tuner(
+        tuner = tune.Tuner(
             # the trial's own actor needs no CPU, but Tune refuses an empty request: ask for one byte of memory
             tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
             param_space=space,
@@ -91,7 +92,9 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
                 search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
             ),
             run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
-        ).fit()  # fmt: skip
+        )  # fmt: skip
+        with watching(settings.folder, progress):
+            tuner.fit()
         callback.settle()
     records = {trial["name"]: trial for trial in trial_records(settings)}
     if search.grid is None:

@@ -21,7 +21,7 @@ class TrainJob:
         tokens, validation_tokens: files of token ids: pairs, completions, or labelled completions, as the method's
             objective needs them.
         out: the folder `models/<label>`.
-        events: the run's file of what happened (`pipeline.run.events`).
+        events: the run's file of what happened (`pipeline.events.log`).
         train: a `TrainConfig` as a dict.
         total_steps: of the whole job.
         method: settings of the label's method (`otpo.methods.spec.resolve`); None for supervised training.

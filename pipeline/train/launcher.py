@@ -24,15 +24,20 @@ from pipeline.cluster.placement import training_room
 from pipeline.plan.fitted import fitted
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
+from pipeline.recipe.sections import ClusterConfig
 from pipeline.run.folder import RunFolder
 from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
-from pipeline.train.faults import FAILURE_FILE, explained, failure_config
+from pipeline.train.faults.controller import GroupEvents
+from pipeline.train.faults.policy import FAILURE_FILE, explained, failure_config, ray_train_limits
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import start_line
 from pipeline.train.steps import check_steps
 from pipeline.train.tokens import Tokens
 from pipeline.train.worker import train_worker
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+COLLECTIVE_SECONDS = 1800  # a collective's limit: rank 0 may write a large model all that time while others wait
 
 
 def padded_batches(model: ModelConfig) -> list[str]:
@@ -106,7 +111,14 @@ def make_job(
 
 
 def fit(
-    jobs: list[TrainJob], folder: Path, *, name: str, train: TrainConfig, progress: Progress, cpus: int | None = None
+    jobs: list[TrainJob],
+    folder: Path,
+    *,
+    name: str,
+    train: TrainConfig,
+    cluster: ClusterConfig,
+    progress: Progress,
+    cpus: int | None = None,
 ) -> None:
     """Run jobs on one Ray Train worker group, in order. Finished jobs are skipped.
 
@@ -114,6 +126,7 @@ def fit(
         folder: of the run.
         name: of Ray Train's own folder below `folder/ray`.
         train: its `workers`, `use_gpu` and `max_failures` hold for the group.
+        cluster: how long the group waits for nodes and workers.
         cpus: of each worker; by default the cluster is divided evenly.
 
     Raises:
@@ -131,10 +144,17 @@ def fit(
     cpus = cpus or room.cpus_per_worker(train.workers, gpu=on_gpu)
     place = RunFolder(folder)
     failure = place.ray / name / FAILURE_FILE
+    # Ray's own record of checkpoints points at ours, which say themselves what they hold; cut short, it would stop Ray
+    (place.ray / name / SNAPSHOT).unlink(missing_ok=True)
+    wait, silent = 60 * cluster.node_wait_minutes, 60 * cluster.silent_minutes
+    about = f"train {jobs[0].label}" if len(jobs) == 1 else "training workers"
+    events = GroupEvents(
+        place.events, about, failure, max_failures=train.max_failures, silent_seconds=silent, wait_seconds=wait
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"jobs": [asdict(job) for job in jobs], "failure": str(failure)},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
             use_gpu=on_gpu,
@@ -144,10 +164,15 @@ def fit(
             name=name,
             storage_path=str(place.ray),
             worker_runtime_env={"env_vars": worker_environment(on_gpu=on_gpu)},
-            failure_config=failure_config(train.max_failures),
+            failure_config=failure_config(train.max_failures, wait_seconds=wait),
+            callbacks=[events],  # type: ignore[list-item]  # Ray Train v2 takes callbacks for developers too
         ),
     )
-    with _following(jobs, progress), explained(failure, max_failures=train.max_failures, kept=place.models):
+    with (
+        _following(jobs, progress),
+        explained(failure, wait_seconds=wait, kept=place.models),
+        ray_train_limits(silent_seconds=silent),
+    ):
         trainer.fit()
 
 
@@ -167,14 +192,14 @@ def worker_environment(*, on_gpu: bool) -> dict[str, str]:
 def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
     """Show the newest line of each job's metrics while the body runs."""
     stop = threading.Event()
-    shown = {job.label for job in jobs if job.folder.model.exists()}  # trained already
-    for job in jobs:
-        if job.label not in shown:
-            job.folder.start_check.unlink(missing_ok=True)  # of an earlier attempt
+    running = [job for job in jobs if not job.folder.model.exists()]
+    checked: set[str] = set()
+    for job in running:
+        job.folder.start_check.unlink(missing_ok=True)  # of an earlier attempt
 
     def follow() -> None:
         while not stop.wait(0.5):
-            _show_newest(jobs, progress, shown)
+            _show_newest(running, progress, checked)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -183,22 +208,24 @@ def _following(jobs: list[TrainJob], progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        _show_newest(jobs, progress, shown)
+        _show_newest(running, progress, checked)
 
 
-def _show_newest(jobs: list[TrainJob], progress: Progress, shown: set[str]) -> None:
-    for job in jobs:
-        if job.label not in shown and (checked := start_line(job.folder)):
-            shown.add(job.label)
-            progress(f"start check of {job.label}", 0, 0, checked)
-        line = newest_step(job.folder.metrics)
-        if line:
-            text = f"loss {line['loss']:.4f}"
-            if "rewards/accuracies" in line:
-                text += f", reward accuracy {line['rewards/accuracies']:.2f}"
+def _show_newest(running: list[TrainJob], progress: Progress, checked: set[str]) -> None:
+    for job in running:
+        if job.label not in checked and (line := start_line(job.folder)):
+            checked.add(job.label)
+            progress(f"start check of {job.label}", 0, 0, line)
+        if job.label not in checked:
+            continue  # the lines that are there are an earlier attempt's
+        newest = newest_step(job.folder.metrics)
+        if newest:
+            text = f"loss {newest['loss']:.4f}"
+            if "rewards/accuracies" in newest:
+                text += f", reward accuracy {newest['rewards/accuracies']:.2f}"
             progress(
                 f"train {job.label}",
-                line["step"],
+                newest["step"],
                 job.total_steps,
-                f"{text}, {line['tokens_per_second']:,.0f} tokens/s",
+                f"{text}, {newest['tokens_per_second']:,.0f} tokens/s",
             )

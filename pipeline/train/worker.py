@@ -47,9 +47,9 @@ from otpo.training.optimizer import adamw
 from otpo.training.schedule import learning_rate, rows_in_step
 from otpo.training.start_check import SHORTEST, choose_rows
 from otpo.training.step import CoupledLosses, LossFunction, evaluate, optimisation_step
+from pipeline.events.log import record
 from pipeline.recipe import TrainConfig
-from pipeline.run.events import record
-from pipeline.train.faults import writing_failures
+from pipeline.train.faults.policy import writing_failures
 from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import JobStart
@@ -61,7 +61,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs on every worker.
 
     Args:
-        config: {"jobs": [TrainJob as a dict, ...], "failure": path of the failure file (`pipeline.train.faults`)}.
+        config: {"jobs": [TrainJob as a dict, ...], "failure": path of the failure file of `pipeline.train.faults`}.
     """
     failure = Path(config["failure"])
     if failure.exists():  # Ray has started the group again after an error that is not to be retried

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.command import free_port
 
 from jobs.submission import prepare, stage
 from jobs.submit import connect
@@ -24,12 +25,6 @@ from pipeline.recipe import load_recipe, make_recipe
 
 TOKEN = "a-token-of-the-test-" + "x" * 24
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from otpo.errors import UserError, WorkError
-from pipeline.train.faults import FAILURE_FILE, SEEN_FILE, writing_failures
+from pipeline.train.faults.policy import FAILURE_FILE, SEEN_FILE, writing_failures
 
 
 def attempt(folder, fails, note: str = "dpo, step 5") -> list[str] | None:

@@ -24,6 +24,7 @@ from otpo.models.checkpoint import complete_checkpoints, read_state
 from otpo.models.policy import PolicyModel
 from otpo.training.objectives.pair import preference_losses
 from otpo.training.step import evaluate
+from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe, make_recipe
 from pipeline.run.run import run
 from pipeline.train.job import TrainJob
@@ -41,6 +42,7 @@ METHODS = {
     "best": {
         "method": "dpo", "learning_rate": 0.02, "lr_scheduler": "constant", "warmup_ratio": 0, "weight_decay": 0.1,
         "eval_every": 1, "best_metric": "eval_loss", "early_stopping_patience": 3, "save_every": 1,
+        "keep_checkpoints": 1,
     },
     "bf16": {"method": "otpo", "dtype": "bf16"},
 }  # fmt: skip
@@ -73,7 +75,9 @@ def train(folder: Path, start: Path, labels: list[str], *, workers: int, change=
     }
     jobs = change(jobs)
     trained = Trained(recipe, folder, start, pairs, jobs)
-    fit(list(jobs.values()), folder, name="methods", train=recipe.train, progress=lambda *_: None, cpus=1)
+    fit(
+        list(jobs.values()), folder, name="methods", train=recipe.train, cluster=recipe.cluster, progress=silent, cpus=1
+    )
     return trained
 
 
@@ -282,7 +286,7 @@ def test_the_first_loss_on_all_real_pairs_is_ln_2(tmp_path, tiny_llama, shared_d
         make_job(recipe, tmp_path, label, model=recipe.model, tokens=tokens, caches=tmp_path / "scorers")
         for label in recipe.methods
     ]
-    fit(jobs, tmp_path, name="methods", train=recipe.train, progress=lambda *_: None, cpus=1)
+    fit(jobs, tmp_path, name="methods", train=recipe.train, cluster=recipe.cluster, progress=silent, cpus=1)
     for label in recipe.methods:
         first, second = metrics(tmp_path / "models" / label)[0]
         # the first step warms up at rate 0, so that the second meets the start again, on other micro-batches

@@ -86,6 +86,8 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     supervised = labels == ["base"]
     tokens = run.sources.tokens(supervised=supervised)
     from pipeline.cluster.connect import connect
+    from pipeline.cluster.placement import training_room
+    from pipeline.events.watch import watching
     from pipeline.train.job_start import start_notes
     from pipeline.train.launcher import fit, make_job, padded_batches
 
@@ -100,6 +102,15 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
         run.notes.extend(padded_batches(model))
     group = run.recipe.train_of("base") if supervised else run.recipe.train
     say_plan(run, labels, model, tokens, group)
-    fit(jobs, folder, name="base" if supervised else "methods", train=group, progress=run.progress)
+    on_gpu = training_room().check(group.workers, use_gpu=group.use_gpu)
+    with watching(run.folder, run.progress, workers=group.workers, gpu=on_gpu):
+        fit(
+            jobs,
+            folder,
+            name="base" if supervised else "methods",
+            train=group,
+            cluster=run.recipe.cluster,
+            progress=run.progress,
+        )
     run.notes.extend(start_notes([job.folder for job in jobs]))
     return {job.label: job.tokens for job in jobs}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.command import otpo, refused
+from support.command import free_port, otpo, refused
 from support.training import settings
 
 from otpo.errors import UserError
@@ -27,11 +27,6 @@ def listener() -> Iterator[str]:
     """A port that takes connections and never says anything, as a stopped head does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +82,9 @@ def test_a_cluster_that_answers_is_told_from_one_that_is_stopped():
     """The same head, once running and once stopped (SIGSTOP)."""
     port = free_port()
     ray = Path(sys.executable).with_name("ray")
-    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=1", f"--dashboard-port={free_port()}", "--block"]
     with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 bytes at most
-        environment = os.environ | {"RAY_TMPDIR": short}
+        environment = os.environ | {"RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}
         with subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, start_new_session=True) as head:
             try:
                 assert head.stdout is not None

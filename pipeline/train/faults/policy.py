@@ -1,20 +1,10 @@
-"""What training does about faults: which are retried, how often, and what the user is told.
-
-what goes wrong                           what happens
-wrong input or a wrong number             not retried, since a retry would meet it again: the worker writes the
-(UserError, WorkError in a worker)        failure file, and the driver raises its error
-a full disk, an index out of range        the same
-any other exception, out of memory too    Ray starts the whole group again; where the same exception comes at the same
-                                          step, it is not retried any more
-a worker, a node or its connection dies   Ray starts the whole group again, `train.max_failures` times; every job
-                                          resumes from its newest complete checkpoint
-the group cannot be placed                tried again about every minute, CONTROLLER_FAILURES times
-Ctrl-C                                    Ray stops the workers; checkpoints stay, and the same command resumes
-"""
+"""Which faults of training are retried, how often, and what the user is told at the end."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import signal
 import threading
@@ -22,23 +12,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray.exceptions
 import ray.train
 
 from otpo.errors import UserError, WorkError
 from otpo.files import write_atomically
+from pipeline.train.faults.causes import cause, cause_of, sentence
+from pipeline.train.faults.controller import ATTEMPTS_FILE
 
 FAILURE_FILE = "failure.json"
 SEEN_FILE = "seen_failures.json"
 NOT_RETRIED = {kind.__name__: kind for kind in (UserError, WorkError)}
-CONTROLLER_FAILURES = 5
+PLACEMENT_SECONDS = 30.0  # that Ray looks for room at a time
 
 
-def failure_config(max_failures: int) -> ray.train.FailureConfig:
-    """Ray Train's part: how often a failed worker group is started again."""
+def failure_config(max_failures: int, *, wait_seconds: float) -> ray.train.FailureConfig:
+    """Ray Train's part: how often a failed worker group is started again, and how long it looks for room for one."""
     return ray.train.FailureConfig(
         max_failures=max_failures,
-        controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # only Ray Train v2 has it
+        controller_failure_limit=math.ceil(wait_seconds / PLACEMENT_SECONDS),  # type: ignore[call-arg]  # v2's
     )
+
+
+@contextmanager
+def ray_train_limits(*, silent_seconds: float) -> Iterator[None]:
+    """Set, for the body, the limits that Ray Train reads from the environment."""
+    limits = {
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(silent_seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACEMENT_SECONDS),
+    }
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update({name: value for name, value in limits.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 @contextmanager
@@ -118,31 +128,57 @@ def _chain(error: BaseException | None) -> str:
 
 
 @contextmanager
-def explained(failure: Path, *, max_failures: int, kept: Path) -> Iterator[None]:
+def explained(failure: Path, *, wait_seconds: float, kept: Path) -> Iterator[None]:
     """In the driver, around `TorchTrainer.fit`: raise what the user is told.
 
     Args:
-        failure: the failure file. One from an earlier attempt is removed.
+        failure: the failure file. What earlier attempts left beside it is removed.
+        wait_seconds: how long room for the workers was looked for.
         kept: the folder of the checkpoints, for the message.
 
     Raises:
         UserError, WorkError: what a worker wrote to the failure file, or that all retries have failed.
         KeyboardInterrupt: the user stopped the training.
     """
-    failure.unlink(missing_ok=True)
-    failure.with_name(SEEN_FILE).unlink(missing_ok=True)
+    attempts = failure.with_name(ATTEMPTS_FILE)
+    for file in (failure, failure.with_name(SEEN_FILE), attempts):
+        file.unlink(missing_ok=True)
     try:
         with _interruptible():
             yield
     except ray.train.TrainingFailedError as error:
         if not failure.exists():
-            raise WorkError(
-                f"Training failed {max_failures + 1} times; checkpoints are kept in {kept}, and the same command goes"
-                f" on from them. The last failure: {_cause(error)}"
-            ) from error
+            causes: list[str] = json.loads(attempts.read_text()) if attempts.exists() else []
+            raise WorkError(_ended(error, causes, wait_seconds) + _what_is_kept(kept)) from error
+    except ray.exceptions.RayError as error:  # of the controller itself, which has no one above it to start it again
+        if not failure.exists():
+            found = cause("the process that leads training (Ray Train's controller)", str(error))
+            raise WorkError(sentence(found) + _what_is_kept(kept)) from error
     if failure.exists():
         kind, message = json.loads(failure.read_text())
         raise NOT_RETRIED[kind](message)
+
+
+def _ended(error: ray.train.TrainingFailedError, causes: list[str], wait_seconds: float) -> str:
+    """Why training ended, after how many attempts."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        last = causes[-1] if causes else cause_of(error.worker_failures, {}).text
+        times = f"failed {len(causes)} times; the last time" if len(causes) > 1 else "failed:"
+        return f"Training {times} {last}."
+    if isinstance(error, ray.train.ControllerError) and "startup timed out" in str(error):
+        earlier = f" Before that, {causes[-1]}." if causes else ""
+        return (
+            f"Training ended because the cluster had no room for its workers for {wait_seconds / 60:g} minutes"
+            f" (cluster.node_wait_minutes).{earlier} Add the missing nodes, or lower train.workers."
+        )
+    return f"Training failed: {_line(error)}."
+
+
+def _what_is_kept(kept: Path) -> str:
+    """What the same command would do, which depends on what is there."""
+    if any(kept.glob("*/checkpoints/step-*/complete.json")):
+        return f" Checkpoints are kept in {kept}, and the same command goes on from them."
+    return " No checkpoint was saved yet: the same command starts the unfinished label anew."
 
 
 @contextmanager
@@ -156,10 +192,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, previous)
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what the first failed worker raised."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first: BaseException = next(iter(failures.values()), error)
-    return str(first).strip().splitlines()[-1] if str(first).strip() else repr(first)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.command import free_port
 
 import pipeline
 
@@ -48,15 +48,14 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def cluster(second: list[str], **changes: str) -> Iterator[dict[str, str]]:
+def cluster(second: list[str]) -> Iterator[dict[str, str]]:
     """A head and one more node that `second` starts; gives the environment of a driver."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port, unused = free_port(), free_port()
     with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 bytes at most
-        common = os.environ | {"RAY_TMPDIR": short, "PYTHONPATH": str(ROOT)}
-        head = [RAY, "start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+        common = os.environ | {"RAY_TMPDIR": short, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+        head = [RAY, "start", "--head", f"--port={port}", "--num-cpus=1", f"--dashboard-port={unused}", "--block"]
         join = f"{RAY} start --address=127.0.0.1:{port} --num-cpus=1 --block"
-        with started([str(word) for word in head], common), started([*second, join], common | changes):
+        with started([str(word) for word in head], common), started([*second, join], common):
             yield common | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
@@ -72,17 +71,29 @@ def folders(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "run", tmp_path / "model"
 
 
+@pytest.fixture
+def own_mounts() -> Callable[[str], list[str]]:
+    """A shell whose file systems differ from ours by what a command mounts."""
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a mount namespace")
+    return lambda mount: ["unshare", "-m", "sh", "-c", f'{mount}; eval "$0"']
+
+
 @pytest.mark.slow
-def test_nodes_that_see_the_same_and_run_the_same(folders, tmp_path):
-    """And one whose copy of the code differs in a line."""
+def test_a_node_that_sees_the_same_and_runs_the_same(folders):
+    with cluster(["sh", "-c"]) as environment:
+        assert "all nodes can do their part" in answer(environment, *folders)
+    assert not list(folders[0].iterdir()), "the probe is removed"
+
+
+@pytest.mark.slow
+def test_a_node_whose_code_differs_in_a_line(folders, own_mounts, tmp_path):
     other = tmp_path / "other"
     for name in ("otpo", "pipeline", "eval", "jobs"):
         shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with cluster(["sh", "-c"], PYTHONPATH=str(other)) as environment:
-        assert "all nodes can do their part" in answer(environment, *folders)
-        assert not list(folders[0].iterdir()), "the probe is removed"
-        with (other / "otpo" / "errors.py").open("a") as file:
-            file.write("# changed\n")
+    with (other / "otpo" / "errors.py").open("a") as file:
+        file.write("# changed\n")
+    with cluster(own_mounts(f"mount --bind {other} {ROOT}")) as environment:
         said = answer(environment, *folders)
         assert "runs other versions: otpo's code" in said and "Install the same everywhere" in said, said
 
@@ -91,13 +102,11 @@ def test_nodes_that_see_the_same_and_run_the_same(folders, tmp_path):
 @pytest.mark.parametrize(
     ("hidden", "words"), [("run", "does not see what this machine writes"), ("model", "(model.path)")]
 )
-def test_a_folder_that_a_node_does_not_see(folders, hidden, words):
+def test_a_folder_that_a_node_does_not_see(folders, own_mounts, hidden, words):
     """The node is started where an empty file system covers it."""
-    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to make a mount namespace")
     run, model = folders[0], folders[1] / "inside"
     model.mkdir()
     cover = f"mount -t tmpfs tmpfs {run if hidden == 'run' else folders[1]}"
-    with cluster(["unshare", "-m", "sh", "-c", f'{cover}; eval "$0"']) as environment:
+    with cluster(own_mounts(cover)) as environment:
         said = answer(environment, run, model)
         assert words in said and str(run if hidden == "run" else model) in said, said
