@@ -165,7 +165,7 @@ class JudgingSession:
 
     def _read(self, question: Question, way: Way, raw: str, last: bool) -> Reading:
         """Read a verdict. A reply without logprobs is asked for again; only the last attempt may be read as text."""
-        allow_text = _allows_text(question, self._config)
+        allow_text = _allows_text(question, self._config, way)
         if way.read != "logprobs":
             return read_reply(question.protocol, raw, allow_text)
         try:
@@ -308,15 +308,15 @@ def _key(question: Question, config: JudgeConfig) -> str:
     return request_key(str(config.model), messages_of(question.messages, question.protocol, way), fields)
 
 
-def _allows_text(question: Question, config: JudgeConfig) -> bool:
-    told = way_of(config, question.protocol).read != "logprobs"
-    return told or config.allow_text_verdict or question.protocol.verdict == "rating"
+def _allows_text(question: Question, config: JudgeConfig, way: Way) -> bool:
+    return way.read != "logprobs" or config.allow_text_verdict or question.protocol.verdict == "rating"
 
 
 def _from_store(key: str, stored: StoredReply, question: Question, config: JudgeConfig) -> Verdict | None:
     """The verdict of a stored reply; None if the present settings cannot read one from it."""
+    allow_text = _allows_text(question, config, way_of(config, question.protocol))
     try:
-        found = read_reply(question.protocol, stored.response, _allows_text(question, config))
+        found = read_reply(question.protocol, stored.response, allow_text)
     except UnreadableError:
         return None
     return Verdict(

@@ -2,7 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import pytest
 from support.servers import Reply, ScriptedJudge, share
@@ -48,6 +50,7 @@ class Judge:
     least_tokens: int = 1
     legacy: bool = False
     follows_form: bool = False
+    prefers: Callable[[str, str, str], float] = lambda _, first, second: share(first) / (share(first) + share(second))
 
     def __call__(self, call):
         body = call.body
@@ -66,8 +69,7 @@ class Judge:
         return self.reply(body, limit)
 
     def reply(self, body, limit):
-        _, first, second = fenced_texts(body["messages"][-1]["content"])
-        p = share(first) / (share(first) + share(second))
+        p = self.prefers(*fenced_texts(body["messages"][-1]["content"]))
         letter = "m" if p > 0.5 else "M"
         schema = body.get("response_format") and self.obeys_schema
         form = self.follows_form and 'end with a line "Verdict' in body["messages"][-1]["content"]
@@ -258,3 +260,51 @@ def test_ratings_find_their_way_too(tmp_path):
         config = JudgeConfig(url=server.url, model="test", protocol="rating")
         assert check(config).read == "json"
         assert rate([{"instruction": "q", "output": "a"}], config, tmp_path / "s.sqlite") == [7.0]
+
+
+@pytest.fixture
+def llmbar(shared_data):
+    """LLMBar's pairs with GPT-4's recorded winners: (outputs, reference, P(first is better))."""
+    rows = json.loads((shared_data / "llmbar" / "Natural" / "gpt4_vanilla_result.json").read_text())
+    winners = {}
+    for row in rows:
+        for swapped in (False, True):
+            shown = (row["output_2"], row["output_1"]) if swapped else (row["output_1"], row["output_2"])
+            first_wins = (row["results"][0][f"swap = {swapped}"]["winner"] == "1") != swapped
+            winners[row["input"], *shown] = 1 - 1e-6 if first_wins else 1e-6
+    sides = [
+        [{"instruction": row["input"], "output": row[side], "generator": side} for row in rows]
+        for side in ("output_2", "output_1")
+    ]
+    return *sides, lambda *shown: winners[shown] if shown in winners else 0.9
+
+
+def test_the_same_answers_give_the_same_preferences_in_every_way(tmp_path, llmbar):
+    model, reference, prefers = llmbar
+    judges = {
+        "logprobs": Judge(),
+        "thinking": Judge(thinks=100, in_content=True, tokens_before=("<think>", "m or M?", "</think>")),
+        "json": Judge(REASONS, thinks=5000),
+        "text": Judge(NO_SCHEMA, text="Both have merits.\n\nFinal verdict: **{}**", logprobs=False),
+    }
+    found = {}
+    for name, script in judges.items():
+        with ScriptedJudge(replace(script, prefers=prefers)) as server:
+            config = JudgeConfig(url=server.url, model=name, both_orders=True)
+            check(config)
+            frame = judge(model, reference, config, tmp_path / f"{name}.sqlite", "llmbar")
+            assert frame["error"].isna().all() and len(frame) == 200
+            found[name] = frame["preference"]
+    for name in judges:
+        assert found[name].tolist() == pytest.approx(found["logprobs"].tolist(), abs=1e-5), name
+    draw = random.Random(0)
+
+    def unsure(*shown):  # as sure as four to one, and no logprobs to tell it
+        return prefers(*shown) if draw.random() < 0.8 else 1 - prefers(*shown)
+
+    with ScriptedJudge(replace(judges["text"], prefers=unsure)) as server:
+        config = JudgeConfig(url=server.url, model="samples", both_orders=True, samples=5, temperature=1.0)
+        check(config)
+        sampled = judge(model, reference, config, tmp_path / "samples.sqlite", "llmbar")
+    agrees = (sampled["preference"] - 1).where(found["logprobs"] > 1.5, 2 - sampled["preference"])
+    assert agrees.mean() == pytest.approx(0.8, abs=4 * 0.4 / math.sqrt(1000))
