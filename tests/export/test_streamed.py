@@ -1,4 +1,4 @@
-"""Exports of two ranks, written a layer at a time, hold the weights and settings that transformers would save."""
+"""Exports of several ranks, written a layer at a time, hold the weights and settings that transformers would save."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def move(model: torch.nn.Module) -> None:
             weight.data += change
 
 
-def _rank(rank: int, folder: str, tokenizer: str) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
+def _rank(rank: int, world: int, folder: str, tokenizer: str) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
     torch.set_num_threads(1)
-    mesh, batch = init_device_mesh("cpu", (2,)), collate_pairs(PAIRS)
+    mesh, batch = init_device_mesh("cpu", (world,)), collate_pairs(PAIRS)
     for family in FAMILIES:
         for lora in (None, LORA):
             model = load_policy(Start(f"{folder}/{family}", lora=lora, deferred=True))
@@ -57,11 +57,12 @@ def _rank(rank: int, folder: str, tokenizer: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_export_what_transformers_would_save(tmp_path, tiny_llama):
-    """Bfloat16, tied weights, experts that are saved one by one, and adapters."""
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_export_what_transformers_would_save(tmp_path, tiny_llama, world):
+    """Bfloat16, tied weights, experts that are saved one by one, and adapters; of three rows for four ranks."""
     for family in FAMILIES:
         make(family, "sdpa").to(torch.bfloat16).save_pretrained(tmp_path / family)
-    mp.spawn(_rank, (str(tmp_path), str(tiny_llama)), nprocs=2)
+    mp.spawn(_rank, (world, str(tmp_path), str(tiny_llama)), nprocs=world)
     for family in FAMILIES:
         start = load_causal_lm(tmp_path / family)
         start.float()
