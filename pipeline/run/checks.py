@@ -14,10 +14,11 @@ from otpo.errors import UserError
 from otpo.methods.registry.hyperparameters import nearest
 from otpo.models.disk.present import check_present
 from pipeline.judge.reward_model import check_reward_model
-from pipeline.recipe import WORLD_PREFIX
+from pipeline.recipe import WORLD_PREFIX, Recipe
 from pipeline.run.context import RunContext
 from pipeline.run.engines import engine_config
 from pipeline.run.judges import reference_of, reference_rows
+from pipeline.run.manifest import Manifest
 from pipeline.run.sources import SHOWN
 from pipeline.train.models import check_models
 
@@ -28,9 +29,44 @@ PATH_BEGINNINGS = (WORLD_PREFIX, "/", "./", "../", "~")
 PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
 
 
+def check_judges(recipe: Recipe, manifest: Manifest, *, evaluates: bool) -> None:
+    """Check that the recipe names the judges that it needs; none is asked.
+
+    Args:
+        evaluates: whether outputs are judged.
+
+    Raises:
+        UserError: a judge without address or model, or a label that is no reward model by then.
+    """
+    tasks, judge = recipe.generate.named_tasks(), recipe.judge
+    if recipe.pairs is not None and not manifest.finished("pairs"):
+        _check_named(recipe, "pairs.scorer", recipe.pairs.scorer)
+    if not evaluates or all(manifest.finished(f"judge/{name}") for name in tasks):
+        return
+    if judge.url or judge.reward_model:
+        _check_named(recipe, "judge", judge)
+    elif recipe.methods:
+        raise UserError(
+            "judge.url or judge.reward_model is needed to judge the outputs of generate.tasks; or use `otpo train`."
+        )
+
+
+def _check_named(recipe: Recipe, key: str, config: JudgeConfig) -> None:
+    """`key` is the judge's section of the recipe."""
+    if config.reward_model in recipe.methods:
+        if key != "judge" or not recipe.trains_rewards(config.reward_model):
+            raise UserError(
+                f"{key}.reward_model: expected a reward model that exists by then, found the label"
+                f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
+            )
+    elif not config.reward_model and not (config.url and config.model):
+        raise UserError(f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it.")
+
+
 def check_training(run: RunContext) -> None:
     """Check the files, models and rows that training reads."""
     _check_sources(run)
+    _check_formats(run)
     _check_best_metric(run)
     waiting = ["base"] if run.recipe.base and not run.manifest.finished("base") else []
     run.notes.extend(check_models(run.recipe, [*waiting, *_untrained(run)], run.sources.resolve))
@@ -67,12 +103,7 @@ def check_evaluation(run: RunContext) -> None:
         if reference_of(run, task).file:
             outputs = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
             match_outputs(outputs, reference_rows(run, task), subset=recipe.generate.limit is not None)
-    if recipe.judge.url or recipe.judge.reward_model:
-        _check_judge(run, "judge", recipe.judge)
-    elif recipe.methods:
-        raise UserError(
-            "judge.url or judge.reward_model is needed to judge the outputs of generate.tasks; or use `otpo train`."
-        )
+    _check_judge(run, "judge", recipe.judge)
 
 
 def _check_sources(run: RunContext) -> None:
@@ -156,6 +187,22 @@ def _check_layers(run: RunContext) -> None:
         check_layer(f"methods.{label}.layer", run.sources.resolve(run.recipe.model.path), layer)
 
 
+def _check_formats(run: RunContext) -> None:
+    """Look at the first rows of local files, before torch is loaded."""
+    from pipeline.recipe.rows import check_methods, open_sets
+
+    recipe, sources = run.recipe, run.sources
+    if recipe.base and not run.manifest.finished("base") and Path(sources.base_rows).is_file():
+        open_sets(recipe, sources.base_rows, supervised=True)
+    if not (recipe.data.given and _untrained(run)):
+        return
+    given = sources.pairs
+    local = {name: path for name, path in given.items() if Path(path).is_file()} if isinstance(given, dict) else given
+    if isinstance(local, dict) or Path(local).is_file():
+        for each in open_sets(recipe, local, supervised=False):
+            check_methods(recipe, each.format, each.source)
+
+
 def _check_best_metric(run: RunContext) -> None:
     recipe = run.recipe
     chosen = {label: recipe.train_of(label).best_metric for label in _untrained(run)}
@@ -208,19 +255,12 @@ def _check_prompts(run: RunContext, task: Task) -> None:
 
 
 def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
-    """`key` is the judge's section of the recipe."""
+    """Ask a judge whether it responds. `key` is its section of the recipe; `check_judges` has passed."""
     if config.reward_model in run.recipe.methods:
-        if key == "judge" and run.recipe.trains_rewards(config.reward_model):
-            return
-        raise UserError(
-            f"{key}.reward_model: expected a reward model that exists by then, found the label"
-            f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
-        )
+        return
     if config.reward_model:
         return check_reward_model(f"{key}.reward_model", run.sources.resolve(config.reward_model))
-    if not config.url or not config.model:
-        raise UserError(f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it.")
-    if not config.url.startswith(WORLD_PREFIX):
+    if config.url and not config.url.startswith(WORLD_PREFIX):
         from eval.judge.check import check
 
         asked = config if key == "judge" else config.model_copy(update={"protocol": "rating"})

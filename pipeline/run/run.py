@@ -18,7 +18,7 @@ from otpo.errors import UserError
 from pipeline.lock.lock import one_writer
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
-from pipeline.run.checks import check_evaluation, check_training
+from pipeline.run.checks import check_evaluation, check_judges, check_training
 from pipeline.run.context import RunContext
 from pipeline.run.engines import Engines
 from pipeline.run.folder import RunFolder
@@ -75,8 +75,9 @@ def run(
         WorkError: a stage failed; the same call goes on from there.
     """
     with writing_run(folder, progress):
-        this = open_context(recipe, folder, world=world, progress=progress, redo=redo)
-        if until == "report":
+        evaluates = until == "report"
+        this = open_context(recipe, folder, world=world, progress=progress, redo=redo, evaluates=evaluates)
+        if evaluates:
             check_evaluation(this)
         with tracking(recipe, this.folder, note=this.notes.append), this.engines:
             check_room(this, generates=until == "report" and bool(this.sources.tasks))
@@ -114,18 +115,23 @@ def writing_run(folder: str | Path, progress: Progress) -> Iterator[None]:
 
 
 def open_context(
-    recipe: Recipe, folder: str | Path, *, world: World | None, progress: Progress, redo: bool
+    recipe: Recipe, folder: str | Path, *, world: World | None, progress: Progress, redo: bool, evaluates: bool = False
 ) -> RunContext:
     """Open a run's folder, prepare its world, and check what training reads. The folder is held by the caller.
 
     Its recipe and manifest stay as they are until `enter_recipe`, which follows the last check.
 
+    Args:
+        evaluates: whether outputs will be judged.
+
     Raises:
-        UserError: the folder holds another recipe's run, or something that training reads cannot be used.
+        UserError: the folder holds another recipe's run, the judge is not named, or something that training reads
+            cannot be used.
     """
     check_trackers(recipe.tracking)
     place = RunFolder(Path(folder).absolute())
     manifest = open_run(recipe, place.path, redo=redo)
+    check_judges(recipe, manifest, evaluates=evaluates)
     sources = Sources(recipe, place, progress)
     this = RunContext(recipe, place, manifest, sources, Engines(recipe, sources), progress, world)
     if recipe.world is not None:

@@ -66,7 +66,7 @@ def sweep(
     """
     search = plan(recipe)
     with writing_run(folder, progress):
-        run = open_context(recipe, folder, world=world, progress=progress, redo=redo)
+        run = open_context(recipe, folder, world=world, progress=progress, redo=redo, evaluates=bool(search.task))
         if search.task:
             check_evaluation(run)
         with _tracking(run, search, say), run.engines:

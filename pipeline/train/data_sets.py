@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from otpo.data.convert import RECOGNISED
-from otpo.data.formats.reading import Columns, reading_of
-from otpo.data.load import Rows, open_rows
 from otpo.data.report import DataReport
 from otpo.data.sampler import held_out, shares, spread
 from otpo.data.template import of_rows
@@ -23,48 +19,10 @@ from otpo.errors import UserError
 from otpo.training.objectives.reward import margins_of
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.recipe.rows import DataSet
 
 SHOWN_FROM = 2**25  # bytes of a file from which tokenisation shows its progress
 STRIDE = 2_000  # items between two calls of the progress
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Rows that are not read yet.
-
-    Attributes:
-        name: in a mix; "" for a single source. source: a file or hub name.
-        columns: see `data.columns`.
-        format: a name of `otpo.data.formats.FORMATS`.
-    """
-
-    name: str
-    source: str
-    rows: Rows
-    columns: Columns | None
-    format: str
-
-
-def open_sets(recipe: Recipe, source: str | Mapping[str, str], *, supervised: bool) -> list[DataSet]:
-    """The data sets behind a source, in order: one, or those of a mix.
-
-    Raises:
-        UserError: one that cannot be read, or whose format is not known.
-    """
-    data = recipe.data
-    if isinstance(source, Mapping):
-        return [
-            _open(name, path, (each := data.datasets[name]).split, each.limit, each.columns)
-            for name, path in source.items()
-        ]
-    if supervised:
-        return [_open("", source, data.split, None, (recipe.base or {}).get("columns"))]
-    return [_open("", source, data.split, data.limit, data.columns)]
-
-
-def _open(name: str, source: str, split: str, limit: int | None, columns: Columns | None) -> DataSet:
-    rows = open_rows(source, split, limit)
-    return DataSet(name, source, rows, columns, reading_of(list(islice(rows, RECOGNISED)), columns, source).name)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,12 @@ from otpo.models.disk.reward_tokenizer import check_template, pad_token
 from otpo.training.objectives.reward import save_margins
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
+from pipeline.recipe.rows import DataSet, check_methods, open_sets
 from pipeline.run.folder import RunFolder
 from pipeline.train.data_sets import (
-    DataSet,
     SetRows,
     Tokenised,
     margins_of_sets,
-    open_sets,
     report_of,
     set_rows,
     tokenise_sets,
@@ -108,7 +107,7 @@ def prepare_tokens(
     """
     tokenizer = load_tokenizer(model)
     sets = open_sets(recipe, source, supervised=supervised)
-    unpaired = not supervised and any([_check_methods(recipe, each.format, each.source) for each in sets])
+    unpaired = not supervised and any([check_methods(recipe, each.format, each.source) for each in sets])
     paired = not supervised and (not unpaired or _all_pairs(sets))
     place = RunFolder(folder).tokens
     place.mkdir(parents=True, exist_ok=True)
@@ -188,26 +187,3 @@ def _publish(made: Tokens, files: Sequence[Path], place: Path, recipe: Recipe, i
         n_train=len(load_tokens(train)),
         hash=identity[:16],
     )
-
-
-def _check_methods(recipe: Recipe, known: str, source: str) -> bool:
-    """Whether a method of the recipe needs labelled completions; a UserError if a method cannot take such rows."""
-    names = {label: recipe.method(label).method for label in recipe.methods}
-    unpaired = [label for label, method in names.items() if method.objective == "unpaired"]
-    if FORMATS[known].labelled and len(unpaired) < len(names):
-        label = next(label for label in names if label not in unpaired)
-        raise UserError(
-            f"methods.{label}: {names[label].title} needs preference pairs (columns prompt, chosen, rejected), but"
-            f" {source} holds single labelled completions (columns {', '.join(FORMATS[known].columns)}). Train on them"
-            " with `method: kto`, or give pairs."
-        )
-    for label in unpaired:
-        title = names[label].title
-        if not FORMATS[known].labelled and not FORMATS[known].pairs:
-            raise UserError(
-                f"methods.{label}: {title} needs completions with a label (columns prompt, completion, label) or"
-                f" preference pairs, but {source} has the columns {', '.join(FORMATS[known].columns)}; if it has a"
-                " label too, that label is neither true nor false. Add `label`, true for good completions and false for"
-                " bad ones."
-            )
-    return bool(unpaired)

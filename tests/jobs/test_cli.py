@@ -97,6 +97,21 @@ def test_bad_data(tmp_path, tiny_llama, name, content, words):
     nothing_begun(tmp_path)
 
 
+def test_what_the_recipe_and_the_first_rows_tell_is_refused_before_torch_is_loaded(tmp_path, recipe):
+    (tmp_path / "sft.jsonl").write_text('{"prompt": "q", "completion": "a"}\n' * 9)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "task.json").write_text('[{"instruction": "Question"}]')
+    for overrides, words in [
+        (["data=sft.jsonl"], ["methods.dpo", "needs preference pairs", "sft.jsonl", "'prompt-completion'"]),
+        (["data=empty.jsonl"], ["empty.jsonl is empty"]),
+        (["generate.tasks=task.json", "judge.url=http://127.0.0.1:9/v1"], ["judge.url and judge.model are needed"]),
+    ]:
+        done = otpo(tmp_path, "run", recipe, *overrides)
+        refused(done, *words)
+        assert done.loaded == [], overrides
+    nothing_begun(tmp_path)
+
+
 def test_bad_data_through_the_command_and_then_mended(tmp_path, recipe):
     (tmp_path / "d.json").write_text("[{]")
     done = otpo(tmp_path, "train", recipe, "data.path=d.json")
