@@ -20,6 +20,8 @@ Row = dict[str, Any]
 """A row of a data file: column -> value."""
 
 ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+OF_EACH_ROW = ("system", "system_prompt", "instruction", "instructions", "tools", "functions", "history")
+"""Keys beside `data` that would belong to its rows."""
 BLOCK = 2**20  # characters of a JSON file that are read at a time
 PARQUET_ROWS = 256  # rows of a parquet file that are read at a time
 
@@ -83,7 +85,8 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
 
     Raises:
         UserError: the file is missing, its name has no known suffix, its content is not what the suffix says, it has
-            no rows, or a row is not an object.
+            no rows, a row is not an object, or a cell would be lost: two columns or keys of one name, or a line of CSV
+            with more cells than the header.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -101,6 +104,8 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}: expected every row to be an object with columns, row {number} is {row!r:.80}")
             yield row
+    except _Twice as error:
+        raise UserError(f"{path}: {error}. Write each key once.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -135,7 +140,7 @@ def _json(path: Path) -> Iterator[Any]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        _decode(text)
     except json.JSONDecodeError:
         return False
     return True
@@ -143,7 +148,7 @@ def _is_json(text: str) -> bool:
 
 def _json_list(path: Path) -> Iterator[Any]:
     """The elements of a JSON list, each decoded as soon as its text is there."""
-    decode, found = json.JSONDecoder().raw_decode, 0
+    decode, found = _DECODER.raw_decode, 0
     with _text(path) as file:
         text, size = "", BLOCK
         while "[" not in text:
@@ -169,6 +174,23 @@ def _json_list(path: Path) -> Iterator[Any]:
     yield from _json_whole(path)[found:]  # an empty list, or an error that only the whole text explains
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Twice(f"an object has the key {twice!r} twice, and one of its values would be lost: {found!s:.80}")
+    return found
+
+
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_decode = _DECODER.decode
+
+
 def _after_space(text: str, start: int) -> int:
     while start < len(text) and text[start] in " \t\n\r":
         start += 1
@@ -179,12 +201,16 @@ def _json_whole(path: Path) -> list[Any]:
     with _text(path) as file:
         text = file.read()
     try:
-        found = json.loads(text)
+        found = _decode(text)
     except json.JSONDecodeError as error:
         if error.msg.startswith("Extra data"):  # JSON lines in a file named .json
             return list(_json_lines(path))
         raise UserError(f"{path} is not JSON: {error}") from None
     rows = found.get("data") if isinstance(found, dict) else found
+    if isinstance(found, dict) and (lost := [key for key in OF_EACH_ROW if found.get(key)]):
+        raise UserError(
+            f"{path}: the key {lost[0]} stands beside data, and no row would have it: write it into the rows."
+        )
     if not isinstance(rows, list):
         kind = f"an object with the keys {sorted(found)}" if isinstance(found, dict) else f"{text.strip():.40}"
         raise UserError(f'{path}: expected a list of rows or {{"data": [rows]}}, found {kind}')
@@ -196,7 +222,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield _decode(line)
                 except json.JSONDecodeError as error:
                     where = f"line {number}, column {error.colno}"
                     raise UserError(f"{path} is not JSON lines: {where}: {error.msg}") from None
@@ -207,8 +233,19 @@ def _csv(path: Path) -> Iterator[Row]:
     with _text(path, newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            names = [name for name in reader.fieldnames or () if name.strip()]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(
+                    f"{path}: the header has the column {twice!r} twice. Give each column a name of its own."
+                )
             for row in reader:
-                yield {key: value for key, value in row.items() if key is not None}
+                surplus: Any = row.pop(None, ())  # type: ignore[call-overload]
+                if any(cell.strip() for cell in surplus):
+                    raise UserError(
+                        f"{path}: line {reader.line_num} has {len(row) + len(surplus)} cells, and the header"
+                        f' {len(row)} columns. Quote cells that hold commas: "a, b".'
+                    )
+                yield row
         except csv.Error as error:
             raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from None
 

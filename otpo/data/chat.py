@@ -22,6 +22,12 @@ from otpo.errors import UserError
 PROBE = "otpo-7c1d"  # stands where the completion does; no template treats it specially
 SHOWN = 160  # characters of a text in a remark
 
+BESIDE_CONTENT = {"images", "image", "video", "audio", "attachments", "documents", "context", "tools", "functions"}
+"""Keys of a message that say something beside its content."""
+RESERVED = ("messages", "conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
+    "chat_template", "padding", "truncation", "max_length", "return_tensors", "return_dict")  # fmt: skip
+"""Names that are no variables of a chat template: how it is rendered, and what."""
+
 TRIMMED = "white space at the ends of a completion cut by the chat template"
 OPENED = "rendered prompt already begins the completion"
 OTHER_PROMPT = "chat template renders the prompt differently beside the completion"
@@ -70,6 +76,8 @@ class Chat:
                 " completions as plain strings without a system prompt and tools, and leave data.template at auto."
             )
         for name in self.kwargs:
+            if name in RESERVED:
+                raise UserError(f"data.chat_template_kwargs: {name} is no variable of a chat template: leave it out.")
             if not self._knows(name):
                 raise UserError(
                     f"data.chat_template_kwargs: the chat template of '{self.tokenizer.name_or_path}' has no variable"
@@ -89,7 +97,7 @@ class Chat:
         if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
             raise BadRow("empty prompt")
         for name in parts.template_kwargs or ():
-            if not self._knows(name):
+            if name in RESERVED or not self._knows(name):
                 raise BadRow(f"the chat template has no variable {name} (chat_template_kwargs)")
         if parts.tools and not self._knows("tools"):
             raise BadRow("the chat template has no place for tools (data.columns: {tools: null} leaves them out)")
@@ -97,12 +105,7 @@ class Chat:
             text = self.render(messages, parts, continue_final_message=True)
         else:
             text = self.render(messages, parts, add_generation_prompt=True)
-        for message in messages:
-            told = (message.get("content") or "").strip()
-            if message["role"] in ("system", "developer", "user") and told not in text:
-                raise BadRow(f"the chat template leaves out or changes a message of the {message['role']}")
-            if not _calls_in(message, text):
-                raise BadRow("the chat template leaves out tool calls")
+        _check_said(messages, text)
         return text
 
     def completion(self, messages: Messages, prompt: str, completion: dict[str, Any], parts: Parts) -> Rendered:
@@ -277,13 +280,50 @@ def _missing(completion: dict[str, Any], header: str, body: str) -> str | None:
     return None
 
 
+def _check_said(messages: Messages, text: str) -> None:
+    """Raise BadRow where a rendered prompt lacks what a message says; thoughts of earlier answers may be taken out."""
+    own = [(message.get("content") or "").rpartition("</think>")[2].strip() for message in messages]
+    whole = "\0".join(own)
+    for message, told in zip(messages, own, strict=True):
+        if message["role"] in ("system", "developer", "user"):
+            told = (message.get("content") or "").strip()
+        if told and not _counted(text, told, whole.count(told)):
+            raise BadRow(f"the chat template leaves out or changes a message of the {message['role']}")
+        if not _calls_in(message, text):
+            raise BadRow("the chat template leaves out tool calls")
+        for key in message.keys() & BESIDE_CONTENT:
+            if any(not _holds(text, leaf) for leaf in _leaves(message[key])):
+                raise BadRow(f"the chat template leaves out {key} of a message: write it into the content")
+
+
 def _calls_in(message: dict[str, Any], text: str) -> bool:
-    """Whether a rendered text has the names and the texts of a message's tool calls."""
+    """Whether a rendered text has the names and the arguments of a message's tool calls, as often as they have them."""
+    leaves: list[Any] = []
     for call in message.get("tool_calls") or ():
         function = call.get("function", call)
-        arguments = function.get("arguments")
-        values = list(arguments.values()) if isinstance(arguments, dict) else []
-        texts = [value for value in (function.get("name"), *values) if isinstance(value, str)]
-        if not all(each in text or json.dumps(each, ensure_ascii=False)[1:-1] in text for each in texts):
-            return False
-    return True
+        leaves += [function.get("name"), *_leaves(function.get("arguments"))]
+    return all(_holds(text, leaf, leaves.count(leaf)) for leaf in leaves if leaf is not None)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The keys and the single values of nested objects and lists."""
+    if isinstance(value, dict):
+        return [leaf for key, each in value.items() for leaf in (key, *_leaves(each))]
+    return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, list) else [value]
+
+
+def _holds(text: str, leaf: Any, times: int = 1) -> bool:
+    """Whether a text has a value so many times, as itself or as JSON or Python write it."""
+    if isinstance(leaf, str):
+        return not leaf.strip() or _counted(text, leaf.strip(), times)
+    written = {re.escape(form) for form in (json.dumps(leaf, default=str), str(leaf))}
+    return len(re.findall(rf"(?<![\w.])(?:{'|'.join(written)})(?!\w)", text)) >= times
+
+
+def _counted(text: str, told: str, times: int) -> bool:
+    """Whether a text has another so many times (at least once), as itself or as it stands inside JSON."""
+    if text.count(told) >= max(times, 1):
+        return True
+    once = {json.dumps(told, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+    forms = {told, *once, *(json.dumps(each, ensure_ascii=False)[1:-1] for each in once)}
+    return sum(text.count(form) for form in forms) >= max(times, 1)

@@ -66,6 +66,12 @@ def test_json_may_hold_data_or_lines_or_begin_with_a_byte_order_mark(tmp_path):
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": ', "line 2"),
         ("a.csv", b'prompt,chosen\n"a,b', "not CSV"),
+        ("a.csv", b"prompt,chosen\na,b\na, and b,c\n", "line 3 has 3 cells, and the header 2 columns. Quote cells"),
+        ("a.csv", b"prompt,chosen,chosen\na,b,c\n", "the header has the column 'chosen' twice"),
+        ("a.jsonl", b'{"a": 1, "b": {"c": 1, "c": 2}}', "an object has the key 'c' twice"),
+        ("a.json", b'[{"a": 1},\n {"b": 1, "b": 1}]', "an object has the key 'b' twice"),
+        ("a.json", b'{"data": [{"b": 1}], "system": "Be brief."}', "system stands beside data"),
+        ("a.json", b'{"data": [{"b": 1, "b": 1}]}', "an object has the key 'b' twice"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
         ("a.parquet", b"PAR1 and no more", "not parquet"),
         ("a.json.gz", b"[1]", "cannot read"),
@@ -77,6 +83,11 @@ def test_a_file_that_is_not_what_its_name_says_is_one_clear_error(tmp_path, name
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=expected):
         load_rows(tmp_path / name)
+
+
+def test_commas_at_the_ends_of_lines_lose_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,,\na,b,,\nc,d,, ,\n")
+    assert [(row["prompt"], row["chosen"]) for row in load_rows(tmp_path / "a.csv")] == [("a", "b"), ("c", "d")]
 
 
 @pytest.mark.parametrize("source", ["pairs.json", "./pairs", "/nowhere/pairs", "data/my/pairs", "pairs.jsonl.gz"])

@@ -11,7 +11,7 @@ from otpo.data.formats.names import BESIDE, CONTEXT, CONVERSATIONS, MEDIA, TEXTS
 from otpo.data.rows import REASONING, BadRow, Parts, Row, content
 
 _KINDS = {
-    **dict.fromkeys(("instruction", *TEXTS), "prompt"),
+    **dict.fromkeys(("instruction", "instructions", *TEXTS), "prompt"),
     **dict.fromkeys(BESIDE, "beside"),
     **{f"{side}{key}": "thoughts" for side in ("", "chosen_", "rejected_") for key in REASONING},
     **{name: what for what, names in CONTEXT.items() for name in names},

@@ -12,8 +12,9 @@ from typing import Any
 from otpo.data.rows import REASONING, BadRow, Messages, Row, Text
 
 ROLES = {
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-    "ai": "assistant", "observation": "tool", "function_response": "tool", "tool_response": "tool",
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "chatbot": "assistant", "bot": "assistant",
+    "model": "assistant", "ai": "assistant", "observation": "tool", "function_response": "tool",
+    "tool_response": "tool",
 }  # fmt: skip
 """Other names of roles, as ShareGPT and LLaMA-Factory write them, and the chat templates' name."""
 
@@ -23,7 +24,11 @@ _LABELS = {
     **dict.fromkeys(("false", "0", "0.0", "-1", "-1.0", "no", "undesirable", "bad", "rejected", "negative"), False),
 }
 _WRITTEN = re.compile(r"\s*(array\()?\[?\s*\{\s*['\"]\w+['\"]\s*:")  # how messages begin where they are text
-_KEYS = (re.compile(r"['\"](role|from)['\"]\s*:"), re.compile(r"['\"](content|value|tool_calls)['\"]\s*:"))
+_TEXTS = ("content", "value", "text", "message", "parts")
+_SPEAKERS = ("role", "from", "speaker")
+_KEYS = tuple(
+    re.compile(rf"['\"]({'|'.join(keys)})['\"]\s*:") for keys in (_SPEAKERS, (*_TEXTS, "tool_calls"))
+)  # fmt: skip
 
 
 def is_null(value: Any) -> bool:
@@ -127,6 +132,8 @@ def _written(text: str, column: str) -> list[Any] | None:
     listed = [found] if isinstance(found, dict) else found
     if isinstance(listed, list) and listed and all(_is_message(each) for each in listed):
         return listed
+    if isinstance(found, list) and found and all(_is_said(each) for each in found):
+        raise BadRow(f"{column} looks like messages, in a form that is not known: expected role and content")
     if found is None and _WRITTEN.match(text):
         raise BadRow(f"{column} looks like messages, and is neither JSON nor a Python literal")
     return None
@@ -137,7 +144,25 @@ def _is_message(value: Any) -> bool:
         return False
     role = value.get("role", value.get("from"))
     known = isinstance(role, str) and role.lower() in {*_STANDARD, *ROLES, "function_call"}
-    return known and bool({"content", "value", "tool_calls"} & value.keys())
+    return known and bool({*_TEXTS, "tool_calls"} & value.keys())
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, dict) and all(any(key in value for key in keys) for keys in (_SPEAKERS, _TEXTS))
+
+
+def are_messages(value: Any) -> bool:
+    """Whether a cell is a text that is messages, or looks like them."""
+    try:
+        return isinstance(value, str) and _written(value, "") is not None
+    except BadRow:
+        return True
+
+
+def are_texts(value: Any) -> bool:
+    """Whether a cell is a text that is a list of texts, such as the questions of a conversation."""
+    found = parsed(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else None
+    return isinstance(found, list) and len(found) > 0 and all(isinstance(each, str) for each in found)
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
@@ -152,10 +177,12 @@ def _message(value: Any, column: str) -> dict[str, Any]:
     if not isinstance(role, str):
         raise BadRow(f"{column} has a message without a role")
     lower = role.strip().lower()
-    absent = not {"content", "value"} & value.keys()
-    content = value.pop("content", None)
-    if content is None and "value" in value:
-        content = value.pop("value")
+    absent = not {*_TEXTS} & value.keys()
+    contents = [value.pop(key) for key in _TEXTS if key in value]
+    said = [each for each in contents if not is_blank(each)]
+    if len(said) > 1 and len({_content(each, column) for each in said}) > 1:
+        raise BadRow(f"{column} has a message with two contents that differ ({', '.join(_TEXTS)})")
+    content = said[0] if said else next((each for each in contents if each is not None), None)
     if sharegpt and lower == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _sharegpt_calls(content, column)}
     if sharegpt and lower not in {*_STANDARD, *ROLES}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from otpo.data.formats.beside import dropped
 from otpo.data.formats.cells import conversation_of, is_blank, label_of, listed_of, string_of, text_of
 from otpo.data.rows import BadRow, Messages, Parts, Row, Text, content, number_of, shared_prefix
 
@@ -92,6 +93,8 @@ def openai_preference(row: Row) -> Parts:
     """`{input: {messages, tools}, preferred_output, non_preferred_output}`: OpenAI's preference fine-tuning."""
     prompt, tools = text_of(row["input"], "messages"), row["input"].get("tools")
     parts = Parts(prompt, (text_of(row, "preferred_output"), text_of(row, "non_preferred_output")))
+    for key in dropped(row["input"], frozenset(("messages", "tools")), parts):
+        raise BadRow(f"input has {key}, which is not read: write it into its messages or tools")
     return parts if is_blank(tools) else replace(parts, tools=listed_of(tools, "tools"))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from otpo.data.formats import FORMATS, Format
 from otpo.data.formats.beside import check_dropped, check_sides, dropped, kind_of, way
-from otpo.data.formats.cells import is_blank, is_null, string_of
+from otpo.data.formats.cells import are_messages, are_texts, is_blank, is_null, string_of
 from otpo.data.formats.context import context_of, joined, last_role
 from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain
+from otpo.data.formats.sample import check_labels, is_prose, prose_of
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
@@ -35,6 +35,7 @@ class Reading:
         context: what belongs to the prompt in every format (system, tools, ...) -> its column in the file.
         joined: a column that stands in the prompt after a blank line.
         ignored: columns that hold something and are not read.
+        prose: columns of text, in which messages as text are the exception; such rows are left out.
         taken: columns that are read, or that `data.columns` decides against; empty while the format is being told.
     """
 
@@ -44,6 +45,7 @@ class Reading:
     context: Mapping[str, str] = field(default_factory=dict)
     joined: str | None = None
     ignored: tuple[str, ...] = ()
+    prose: tuple[str, ...] = ()
     taken: frozenset[str] = frozenset()
 
     @property
@@ -83,6 +85,8 @@ class Reading:
             raise BadRow(f"{self.names['prompt']} ends in a message of the assistant, and the completions follow it")
         if self.joined and not is_blank(rows[0].get(self.joined)):
             parts = joined(parts, string_of(rows[0], self.joined))
+        if mixed := next((column for column in self.prose if are_messages(rows[0].get(column))), None):
+            raise BadRow(f"{mixed} is messages as text, and plain text in most rows (or in the other completion)")
         for each in rows if self.taken else ():
             check_dropped(each, self.taken, parts)
             check_sides(each, parts)
@@ -125,7 +129,10 @@ def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str 
             continue
         renamed = [Reading("", names=names).renamed(row) for row in sample]
         if 2 * sum(map(known.fits, renamed)) >= max(len(sample), 1):
-            return _complete(Reading(name, names=names), renamed, counts, asked, source)
+            reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
+            if known.labelled:
+                check_labels([row.get(reading.names.get("label", "label")) for row in rows], source)
+            return reading
     raise _unknown(list(found), sample, source)
 
 
@@ -199,6 +206,12 @@ def _complete(
             f"{source}: the column {media[0]} holds something, and only text can be trained on. Take rows without it,"
             f" or leave it out: {way(media[0], None)}."
         )
+    prompts = [row.get("prompt") for row in sample if not is_blank(row.get("prompt"))]
+    if 2 * sum(map(are_texts, prompts)) > len(prompts):
+        raise UserError(
+            f"{source}: the column {reading.names.get('prompt', 'prompt')} holds lists of texts, such as the questions"
+            " of a conversation. Write them as messages (role and content), together with the answers between them."
+        )
     parts = list(_readable(reading, sample))
     if reading.name == "preference-implicit" and all(isinstance(each.prompt, str) for _, each in parts):
         _check_implicit(rest, sample, [content(each.prompt) for _, each in parts], source)
@@ -210,6 +223,7 @@ def _complete(
         names={**asked.names, **{column: asked.names.get(name, name) for column, name in reading.names.items()}},
         left_out=asked.left_out,
         ignored=tuple(column for column in rest if not _repeats(reading, column)),
+        prose=prose_of(known.columns, sample),
         taken=frozenset(taken),
     )
 
@@ -230,7 +244,7 @@ def _readable(reading: Reading, sample: Sequence[Row]) -> Iterable[tuple[Row, Pa
 
 def _check_implicit(rest: Sequence[str], sample: Sequence[Row], prompts: Sequence[str], source: str) -> None:
     """Refuse to take what two strings happen to begin with for the prompt where a column may be it, or nothing is."""
-    texts = [column for column in rest if _is_prose([row.get(column) for row in sample])]
+    texts = [column for column in rest if is_prose([row.get(column) for row in sample])]
     empty = sum(not prompt.strip() for prompt in prompts)
     if texts:
         ways = " or ".join(way("prompt", column) for column in texts[:3])
@@ -285,13 +299,6 @@ def _which(what: str, one: str, other: str, source: str) -> UserError:
         f"{source}: expected one column that is the {what}, found {one}, {other}. Say which it is: {way(what, one)} or"
         f" {way(what, other)}."
     )
-
-
-def _is_prose(cells: Sequence[Any]) -> bool:
-    """Whether cells are texts of several words, most of them different: no names and no numbers."""
-    texts = [cell.strip() for cell in cells if isinstance(cell, str) and not is_blank(cell)]
-    words = sum(len(text.split()) > 1 for text in texts)
-    return 2 * words > len(texts) and 2 * len(set(texts)) > len(texts)
 
 
 # ---- errors ----

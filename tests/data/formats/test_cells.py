@@ -12,6 +12,7 @@ from otpo.data.convert import convert
 from otpo.data.formats.cells import label_of, text_of
 from otpo.data.load import load_rows
 from otpo.data.rows import BadRow
+from otpo.errors import UserError
 
 ASK, YES = [user('Say "hi" to\nAnna\'s sister.')], [assistant("Hi 😀")]
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -72,6 +73,11 @@ def test_messages_as_text_that_cannot_be_parsed_are_not_trained_as_text(broken):
         ([{"role": "user", "content": "a", "name": None, "weight": 0}], [{**user("a"), "weight": 0}]),
         ([{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}], [user("a b")]),
         ([{"role": "user", "content": ["a", {"text": "b"}]}], [user("ab")]),
+        ([{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}],
+         [user("a"), assistant("b")]),
+        ([{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}], [user("a"), assistant("b")]),
+        ([{"role": "USER", "message": "a"}, {"role": "CHATBOT", "message": "b"}], [user("a"), assistant("b")]),
+        ([{"from": "human", "value": "a", "content": "a"}], [user("a")]),
         ([{"role": "user", "content": {"type": "text", "text": "a"}}], [user("a")]),
         ([{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}],
          [{"role": "assistant", "content": None,
@@ -92,7 +98,11 @@ def test_messages_are_read_in_every_common_spelling(value, messages):
     [
         (None, "no cell"), (math.nan, "no cell"), (3, "neither a string nor a list"), (b"\xff", "not UTF-8"),
         ([3], "a list of something else than messages"), (["a", "b"], "a list of something else than messages"),
-        ([{"content": "a"}], "a message without a role"), ([{"role": "user"}], "a message without content"),
+        ([{"content": "a"}], "a message without a role"),
+        ([{"from": "human", "value": "a", "content": "b"}], "two contents that differ"),
+        ('[{"role": "customer", "content": "a"}]', "looks like messages, in a form that is not known"),
+        ('[{"speaker": "user", "content": "a"}]', "looks like messages, in a form that is not known"),
+        ([{"role": "user"}], "a message without content"),
         ([{"role": "user", "content": 3}], "whose content is not text"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "not text (image_url)"),
         ([{"from": "narrator", "value": "a"}], "a message from 'narrator'"),
@@ -156,3 +166,44 @@ def test_nulls_that_a_table_puts_into_objects_are_not_rendered(tmp_path):
     rows = [{"tools": tool, "prompt": ASK, "chosen": YES, "rejected": [assistant("No.")]} for tool in tools]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert [example.tools for example in convert(load_rows(tmp_path / "rows.parquet"))[0]] == tools
+
+
+MESSAGE = '{"role": "assistant", "content": "hi"}'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "Write a message as JSON.", "chosen": MESSAGE, "rejected": "no"},
+     {"prompt": "Write one.", "chosen": "no", "rejected": f"[{MESSAGE}]"}],
+)  # fmt: skip
+def test_messages_as_text_among_plain_texts_are_left_out(row):
+    examples, report = convert([GOOD, row])
+    assert [example.row for example in examples] == [0]
+    ((reason, rows),) = report.problems.items()
+    assert "is messages as text, and plain text in most rows" in reason and rows == [1]
+    with pytest.raises(UserError, match="plain text in most rows"):
+        convert([row])
+
+
+def test_completions_may_be_messages_as_text_beside_a_plain_prompt():
+    row = {"prompt": "a", "chosen": MESSAGE, "rejected": f"[{MESSAGE.replace('hi', 'no')}]"}
+    assert convert([row])[0][0].completions == ([assistant("hi")], [assistant("no")])
+
+
+def test_prompts_that_are_lists_of_texts_are_refused():
+    with pytest.raises(UserError, match="the column prompt holds lists of texts"):
+        convert([{"prompt": '["Q1", "Q2"]', "chosen": '["a", "b"]', "rejected": '["c", "d"]'}])
+
+
+@pytest.mark.parametrize("scale", [(1, 1, 1, 2, 5), (-1, 0, 1, 1), ("1", "1", "3"), (1.0, 1, 0.5)])
+def test_numbers_of_a_scale_are_no_labels(scale):
+    with pytest.raises(UserError, match="expected labels that say whether a completion is good, found the numbers"):
+        convert([{"prompt": "a", "completion": f"b{at}", "label": label} for at, label in enumerate(scale)])
+
+
+def test_what_stands_beside_messages_in_openais_format_is_not_dropped():
+    row = {"preferred_output": YES, "non_preferred_output": [assistant("No.")]}
+    for key in ("functions", "instructions", "system"):
+        with pytest.raises(UserError, match=f"input has {key}, which is not read"):
+            convert([row | {"input": {"messages": ASK, key: [{"name": "f"}] if key == "functions" else "Be brief."}}])
+    assert convert([row | {"input": {"messages": ASK, "parallel_tool_calls": True}}])[0][0].prompt == ASK
