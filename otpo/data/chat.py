@@ -119,8 +119,8 @@ class Chat:
         prefilled = (PREFILLED,) * bool(first)
         full = self.render([*before, {**completion, "content": first + own}] if first else [*before, completion], parts)
         plain = not (completion.keys() & {"tool_calls", *REASONING})
-        if plain and full.startswith(prompt) and full[len(prompt) :] == own + self._usual_end:
-            return Rendered(own + self._usual_end, own + self._usual_end, notes=prefilled)
+        if plain and full.startswith(prompt) and full[len(prompt) :] == own + self.usual_end:
+            return Rendered(own + self.usual_end, own + self.usual_end, notes=prefilled)
         head, end = self._around(before, completion, first, parts)
         header = self._header(messages, prompt, parts)
         begun = _begun(header, own)
@@ -198,11 +198,11 @@ class Chat:
             probe = {"role": completion["role"], "content": first + PROBE}
             head, found, end = self.render([*before, probe], parts).rpartition(first + PROBE if first else PROBE)
         except BadRow:
-            return None, self._usual_end
-        return (head + first, end) if found else (None, self._usual_end)
+            return None, self.usual_end
+        return (head + first, end) if found else (None, self.usual_end)
 
     @cached_property
-    def _usual_end(self) -> str:
+    def usual_end(self) -> str:
         """What follows the words of an answer, as far as a plain question tells."""
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from otpo.data.chat import DATED, SHOWN, Chat, Rendered, as_messages
 from otpo.data.report import DataReport
-from otpo.data.rows import BadRow, Example, Parts, Text, content, sides
+from otpo.data.rows import BadRow, Example, Messages, Parts, Text, content, sides
 from otpo.data.template import Rendering, Template, template_of
 from otpo.errors import UserError
 
@@ -109,7 +109,9 @@ class Encoder:
             where = f"{self.report.source}: row {example.row}"
             chat = template_of(self.template, texts, where) == "chat"
             try:
-                rendered.append((example, chat, self._render(example, where) if chat else texts))
+                texts_of = self._render(example, where) if chat else texts
+                _check_unicode(texts_of)
+                rendered.append((example, chat, texts_of))
             except BadRow as reason:
                 self.report.problems.setdefault(str(reason), []).append(example.row)
                 continue
@@ -127,8 +129,8 @@ class Encoder:
         for (example, chat, texts), ids, (_, tail_ids) in zip(rendered, prompts, tails, strict=True):
             completions = [self._cut(next(each), tail_ids, text, example) for text in texts[1:]]
             found.append((example, chat, texts, ids, tail_ids, completions))
-        self._check_tokens(found)
-        return [self._ended(*parts) for parts in found]
+        changed = self._changed(found)
+        return [self._ended(*parts) for parts in found if parts[0].row not in changed]
 
     def check(self) -> None:
         """Raise a UserError for rewritten completions that are to be refused, and for variables of no template."""
@@ -137,8 +139,16 @@ class Encoder:
                 f"{self.report.source}: data.chat_template_kwargs belong to a chat template, and the rows are strings"
                 " that are taken literally. Set data.template=chat, or leave data.chat_template_kwargs empty ({})."
             )
-        rows = self.report.notes.get(REWRITTEN)
-        if not rows or self.rewritten != "refuse":
+        if self.rewritten != "refuse":
+            return
+        if rows := self.report.notes.get(RETOKENIZED):
+            raise UserError(
+                f"{self.report.source}: the tokenizer changes the completions of {len(rows):,} of"
+                f" {self.report.n_groups:,} rows, so that their ids stand for another text:"
+                f" {self.report.shown[RETOKENIZED]}. Set data.rewritten to template or text (trains these ids all the"
+                " same) or to drop (leaves these rows out)."
+            )
+        if not (rows := self.report.notes.get(REWRITTEN)):
             return
         thinking = (
             " The template knows enable_thinking: data.chat_template_kwargs={enable_thinking: false} renders answers"
@@ -170,6 +180,8 @@ class Encoder:
         if not example.prompt:
             raise BadRow("empty prompt")
         messages = as_messages(example.prompt, "user")
+        if self.rewritten in ("refuse", "drop"):
+            self._check_unrendered(messages, example)
         prompt = self.chat.prompt(messages, example)
         if self.chat.dated(prompt):
             self._note(DATED, example)
@@ -181,6 +193,26 @@ class Encoder:
                 self._note(note, example)
             texts.append(self._text_of(rendered, side, example))
         return texts
+
+    def _check_unrendered(self, messages: Messages, example: Example) -> None:
+        """Raise BadRow for a prompt that begins as rendered ones do, or an answer with an end of turn of its own."""
+        begin, end = self._markers
+        own = (messages[0].get("content") or "").lstrip()
+        if marker := next((marker for marker in begin if own.startswith(marker)), None):
+            raise BadRow(f"the prompt is rendered already: it begins with {marker} (data.template=literal takes it so)")
+        if end and any(content(text).rstrip().endswith(end) for text in example.completions):
+            raise BadRow(f"a completion ends in {end} already, which the chat template puts after it")
+
+    @cached_property
+    def _markers(self) -> tuple[tuple[str, ...], str]:
+        """The special tokens that a rendered question has, and that which ends an answer ("" for none)."""
+        try:
+            question = self.chat.render([{"role": "user", "content": "?"}], Parts("", ()))
+        except BadRow:
+            question = ""
+        end = self.chat.usual_end.strip()
+        special = [text for text in self.special.values() if len(text) > 1]
+        return tuple(text for text in special if text in question), end if end in special else ""
 
     def _text_of(self, rendered: Rendered, side: str, example: Example) -> str:
         if rendered.rewritten is None:
@@ -197,15 +229,20 @@ class Encoder:
         self._note(MERGED_BOUNDARY, example)
         return _ids(self.tokenizer, [text])[0]
 
-    def _check_tokens(self, found: Sequence[_Split]) -> None:
-        """Note completions whose ids stand for another text, because the tokenizer normalises or does not know it."""
+    def _changed(self, found: Sequence[_Split]) -> set[int]:
+        """Note completions whose ids stand for another text, because the tokenizer normalises or does not know it.
+
+        Returns:
+            The rows to be left out for it.
+        """
+        out: set[int] = set()
         flat = [
             (example, text, tail, ids)
             for example, _, texts, _, tail, completions in found
             for text, ids in zip(texts[1:], completions, strict=True)
         ]
         if not flat:
-            return
+            return out
         decoded = self.tokenizer.batch_decode([ids for *_, ids in flat], clean_up_tokenization_spaces=False)
         for (example, text, tail, ids), alone in zip(flat, decoded, strict=True):
             if alone == text:
@@ -213,8 +250,14 @@ class Encoder:
             # Some decoders drop the space of a first piece, or put one beside special tokens.
             before, both = self.tokenizer.batch_decode([tail, tail + ids], clean_up_tokenization_spaces=False)
             after = both[len(before) :] if both.startswith(before) else alone
-            if self._bare(text) not in (self._bare(after), self._bare(alone)):
+            if self._bare(text) in (self._bare(after), self._bare(alone)):
+                continue
+            if self.rewritten != "drop":
                 self._note(RETOKENIZED, example, f"row {example.row}: {text!r:.{SHOWN}} is {alone!r:.{SHOWN}}")
+            elif example.row not in out:
+                out.add(example.row)
+                self.report.problems.setdefault("the tokenizer changes a completion", []).append(example.row)
+        return out
 
     def _bare(self, text: str) -> str:
         """A text without white space at its beginning and beside special tokens."""
@@ -258,6 +301,14 @@ class Encoder:
             rows.append(example.row)
         if shown is not None:
             self.report.shown.setdefault(remark, shown)
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("half of a surrogate pair, which no text has") from None
 
 
 # ---- what prompts of training and of generation share ----

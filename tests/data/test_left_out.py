@@ -36,8 +36,9 @@ def test_messages_of_roles_that_the_template_does_not_know_are_not_dropped(role)
 
 def test_earlier_answers_are_not_dropped_and_their_thoughts_may_be():
     drops = (
-        "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}{{ m.role + ': ' + m.content + '<|im_end|>' }}"
-        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}"
+        "{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     prompt = [ASK, assistant("The third."), AGAIN]
     assert "leaves out or changes a message of the assistant" in refused([row(*prompt)], drops)

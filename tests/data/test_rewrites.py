@@ -261,9 +261,14 @@ def test_a_space_that_a_decoder_drops_is_no_change_of_the_text():
     ("normalizer", "chosen"),
     [(normalizers.Lowercase(), "The Train"), (normalizers.NFKC(), "the ﬁrst"), (None, "the £")],
 )
-def test_ids_that_stand_for_another_text_are_noted_with_an_example(normalizer, chosen):
+def test_ids_that_stand_for_another_text_are_refused_with_an_example_or_treated_as_asked(normalizer, chosen):
     tokenizer = metaspace(normalizer)
-    pairs, report = tokenize_pairs([row(chosen, "no"), row("the train", "no")], tokenizer)
+    rows = [row(chosen, "no"), row("the train", "no")]
+    said = refused(rows, tokenizer)
+    assert "the tokenizer changes the completions of 1 of 2 rows" in said and repr(f" {chosen}</s>") in said
+    kept, report = tokenize_pairs(rows, tokenizer, rewritten="drop")
+    assert [pair.row for pair in kept] == [1] and report.problems == {"the tokenizer changes a completion": [0]}
+    pairs, report = tokenize_pairs(rows, tokenizer, rewritten="template")
     assert report.notes["completion changed by the tokenizer: its ids stand for another text"] == [0]
     (line,) = [line for line in report.lines() if "for example row 0" in line]
     assert repr(f" {chosen}</s>") in line and repr(tokenizer.decode(pairs[0].chosen_ids)) in line
@@ -277,3 +282,26 @@ def test_the_text_of_a_special_token_inside_a_message_is_noted():
     )
     assert report.notes == {"text of a special token inside a message, read as that token": [1]}
     assert_rendered(tokenizer, items[1], [asked], assistant("An end."))
+
+
+def test_what_is_rendered_already_is_not_wrapped_again():
+    tokenizer = tokenizer_with(CHATML_TOOLS)
+    good = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
+    wrapped = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    rows = [good, good | {"prompt": wrapped}, good | {"chosen": "Yes.<|im_end|>\n"}]
+    pairs, report = tokenize_pairs(rows, tokenizer, template="chat")
+    assert [pair.row for pair in pairs] == [0] and list(report.problems.values()) == [[1], [2]]
+    assert "the prompt is rendered already: it begins with <|im_start|>" in str(report.problems)
+    assert "a completion ends in <|im_end|> already" in str(report.problems)
+    (pair,), _ = tokenize_pairs([rows[1]], tokenizer)
+    assert tokenizer.decode(pair.prompt_ids) == tokenizer.bos_token + wrapped
+    assert len(tokenize_pairs(rows, tokenizer, template="chat", rewritten="template")[0]) == 3
+
+
+@pytest.mark.parametrize("template", ["chat", "literal"])
+def test_half_of_a_surrogate_pair_leaves_its_row_out(template):
+    good = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
+    rows = [good, *({**good, column: "Yes \ud83d"} for column in good)]
+    pairs, report = tokenize_pairs(rows, tokenizer_with(CHATML_TOOLS), template=template)
+    assert [pair.row for pair in pairs] == [0]
+    assert report.problems == {"half of a surrogate pair, which no text has": [1, 2, 3]}
