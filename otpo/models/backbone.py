@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from otpo.data.collate import padded, padded_positions
 from otpo.kernels.cpu.buckets import bucket_size
 from otpo.models.attention import share_prompts
+from otpo.models.rope import rotate_by_own_length
 from otpo.records import SequenceBatch, on_device
 
 
@@ -32,6 +33,9 @@ class Backbone:
             with, but eager where that would leave out a soft cap.
         shares_prompts: whether the model takes flat batches, in which a prompt is computed once for all its
             completions. Otherwise sequences are padded.
+        same_rope: the longest sequence whose rotary frequencies are those of shorter ones; None where they do not
+            depend on length. From the first batch with a longer one on, sequences are padded: a prompt's frequencies
+            would be those of one of its completions.
     """
 
     def __init__(self, lm: PreTrainedModel):
@@ -39,6 +43,7 @@ class Backbone:
         self.attn_implementation: str = lm.config._attn_implementation
         capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
         self.shares_prompts = share_prompts(lm)
+        self.same_rope = rotate_by_own_length(lm)
         if capped and self.attn_implementation == "sdpa":  # transformers' sdpa drops the cap without a word
             self.attn_implementation = "eager"
             if not self.shares_prompts:
@@ -68,6 +73,8 @@ class Backbone:
         N or L is padded to a bucket size (`otpo.kernels.cpu.buckets`).
         """
         about: dict[str, Tensor]
+        if self.same_rope is not None and max(batch.lengths, default=0) > self.same_rope:
+            self.pad()
         if self.shares_prompts:
             ids, about = batch.input_ids[None], {"position_ids": batch.position_ids[None]}
         else:
@@ -80,7 +87,13 @@ class Backbone:
         layout["input_ids"] = torch.cat([ids, ids[:, :1].expand(-1, padding)], dim=1)
         if self.shares_prompts:
             layout["batch"] = batch
+        else:
+            layout |= self.own_positions(layout["attention_mask"])
         return self.lm.get_decoder()(use_cache=False, **layout).last_hidden_state
+
+    def own_positions(self, attention_mask: Tensor) -> dict[str, Tensor]:
+        """What a padded batch is given beside its mask (S, L), where rotary frequencies depend on length."""
+        return {} if self.same_rope is None else {"position_ids": attention_mask.cumsum(-1) - 1}
 
     def predicting(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """(S, T, D) of the states that predict the completions' tokens.

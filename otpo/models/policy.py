@@ -135,7 +135,9 @@ class PolicyModel(nn.Module):
     def _own_states_and_logits(self, batch: SequenceBatch, layer: int | None) -> tuple[Tensor | None, Logits]:
         ids, attention_mask, _ = padded(batch)
         first = min(batch.segments[prompt] for prompt, _ in batch.sequences) - 1
-        options: dict[str, Any] = {"output_hidden_states": True} if layer is not None else {}
+        options: dict[str, Any] = self.backbone.own_positions(attention_mask)
+        if layer is not None:
+            options["output_hidden_states"] = True
         if "logits_to_keep" in inspect.signature(self.lm.forward).parameters:
             options["logits_to_keep"] = ids.shape[1] - first  # those of what all prompts share are not needed
         else:

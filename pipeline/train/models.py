@@ -137,13 +137,8 @@ def _check_positions(tokens: TokenFile, limits: Limits, model: str, source: str)
     long = lengths > limits.positions
     if not long.any():
         return
-    why = (
-        "its table of positions has no more"
-        if limits.learned
-        else "config.json: max_position_embeddings; a model that was made for more says so there, with its rope scaling"
-    )
     raise UserError(
         f"{long.sum()} of {len(tokens)} rows of {source} are longer than the {limits.positions} positions of {model}"
-        f" ({why}); the longest, row {tokens.rows[lengths.argmax()]}, has {lengths.max()} tokens. Set"
+        f" ({limits.why}); the longest, row {tokens.rows[lengths.argmax()]}, has {lengths.max()} tokens. Set"
         f" data.max_length={limits.positions}, or give a model with more positions."
     )

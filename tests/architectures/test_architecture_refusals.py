@@ -200,6 +200,15 @@ def test_positions_without_an_end(tmp_path):
     assert check_language_model(save(tiny_model(tiny_config("gpt2")), tmp_path / "gpt2")).positions == 64
 
 
+def test_rows_of_which_a_sparse_indexer_leaves_tokens_out(tmp_path):
+    """Which ones depends on the padding beside them, in transformers itself."""
+    config = tiny_config("deepseek_v32", max_position_embeddings=512, index_topk=64)
+    model = save(tiny_model(config), tmp_path / "model")
+    longest = long_rows(tmp_path)
+    with pytest.raises(UserError, match=rf"the 64 positions of {model} \(config.json: index_topk.*{longest} tokens"):
+        checked(tmp_path, model)
+
+
 def test_a_frozen_model_of_another_tokenizer(tmp_path):
     """Of the same size; and a vocabulary that is padded further is no other tokenizer."""
     model = save(llama(), tmp_path / "model")

@@ -41,6 +41,10 @@ MERGE = (
     " Tok.from_pretrained('{path}').save_pretrained('merged')\""
 )
 
+SAID = "config.json: max_position_embeddings; a model that was made for more says so there, with its rope scaling"
+TABLE = "its table of positions has no more"
+INDEXER = "config.json: index_topk; in longer rows attention leaves tokens out, and others where a batch is padded"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,14 +54,14 @@ class Limits:
         tokens: ids are smaller than this: the rows of the embeddings, which a padded vocabulary has more of than the
             tokenizer has tokens.
         positions: the most tokens of a sequence; None where nothing limits them.
-        learned: whether positions are a table, which has no entry beyond.
+        why: there are no more positions.
         recomputes: whether activation checkpointing is known to the architecture.
         text_model: class of the text model that is read out of a multimodal model; None for a language model.
     """
 
     tokens: int
     positions: int | None
-    learned: bool = False
+    why: str = SAID
     recomputes: bool = True
     text_model: str | None = None
 
@@ -188,10 +192,13 @@ def limits_of(lm: PreTrainedModel, text_model: str | None = None) -> Limits:
         for name, module in lm.named_modules()
         if isinstance(module, nn.Embedding) and module is not embeddings and _is_position_table(name)
     ]
+    said = (min(tables), TABLE) if tables else (positions_of(config), SAID)
+    known = [(n, why) for n, why in (said, (getattr(config, "index_topk", None), INDEXER)) if n]
+    positions, why = min(known, default=(None, SAID))
     return Limits(
         tokens=min(rows for end in (embeddings, lm.get_output_embeddings()) if (rows := _rows(end))),
-        positions=min(tables) if tables else positions_of(config),
-        learned=bool(tables),
+        positions=positions,
+        why=why,
         recomputes=lm.supports_gradient_checkpointing,
         text_model=text_model,
     )
