@@ -8,7 +8,8 @@ reference needs no second copy.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -47,23 +48,77 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    shared = {*lm.all_tied_weights_keys, *lm.all_tied_weights_keys.values()}
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
     with torch.random.fork_rng(), without_memory(lm):
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(config, lm, ADAPTER)
         except ValueError as error:
-            raise UserError(f"model.lora: peft cannot adapt {lm.name_or_path}: {error}") from error
+            raise UserError(f"model.lora: peft cannot adapt {_name(lm)}: {error} {_others(lm, str(error))}") from error
     if any(isinstance(end, BaseTunerLayer) for end in (lm.get_output_embeddings(), lm.get_input_embeddings())):
         raise UserError(
             f"model.lora.target_modules: {settings['target_modules']!r} includes the head or the embeddings of"
             f" {lm.name_or_path}. They cannot have adapters here: log-probabilities are computed from the head's weight"
             " itself, which many models share with the embeddings. Leave them out, or use all-linear, which does."
         )
+    _check_forwards(lm)
+    _check_shared(lm, shared)
     for parameter in lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return lm
+
+
+def _check_forwards(lm: PreTrainedModel) -> None:
+    """Refuse adapters of layers that do not compute a linear layer's output: Llama 4's router gives two, and Jamba
+    multiplies by the weight of its `dt_proj` itself, so that adapters there would never be trained.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in lm.named_modules():
+        base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
+        if isinstance(base, nn.Linear) and (_computes_otherwise(base) or name.endswith(".dt_proj")):
+            raise UserError(
+                f"model.lora: {name} of {_name(lm)} is no plain linear layer, and adapters do not work there."
+                f" {_others(lm, name)}"
+            )
+
+
+def _computes_otherwise(linear: nn.Linear) -> bool:
+    kind = type(linear)
+    return kind.__module__.startswith("transformers.models") and kind.forward is not nn.Linear.forward
+
+
+def _check_shared(lm: PreTrainedModel, shared: Collection[str]) -> None:
+    """Refuse adapters beside weights that several layers share (Zamba): each would have its own, and one weight can be
+    merged with one of them alone.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {
+        f"{name}.{getattr(layer, 'parameter_name', 'weight')}"
+        for name, layer in lm.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    if found := sorted(adapted.intersection(shared)):
+        raise UserError(
+            f"model.lora: in {_name(lm)} several layers share one weight, as {found[0]}. Each would get adapters of its"
+            f" own, which cannot be merged into that weight. {_others(lm, ' '.join(found))}"
+        )
+
+
+def _name(lm: PreTrainedModel) -> str:
+    return lm.name_or_path or type(lm).__name__
+
+
+def _others(lm: PreTrainedModel, refused: str) -> str:
+    """What to do instead: the linear layers of a model that a refusal does not mention, by their names' last parts."""
+    head = lm.get_output_embeddings()
+    linear = [name for name, module in lm.named_modules() if type(module) is nn.Linear and module is not head]
+    names = sorted({name.removesuffix(".base_layer").rpartition(".")[2] for name in linear})
+    found = [name for name in names if not re.search(rf"\b{name}\b", refused) and name != "dt_proj"]
+    return f"Name others in model.lora.target_modules; it has {found}."
 
 
 @contextmanager
