@@ -78,7 +78,7 @@ def load_causal_lm(
         reason = first_line(error)
         raise UserError(f"No causal language model could be loaded from '{path}': {reason:.400}") from error
     lm, info = found
-    check_loaded(path, info)
+    check_loaded(path, info, config=lm.config)
     lm.weights_not_read = tuple(sorted(info["unexpected_keys"]))
     if deferred:
         defer(lm, path, partial(load_causal_lm, path, attn_implementation=attn_implementation))

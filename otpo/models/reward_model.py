@@ -129,7 +129,7 @@ def load_reward_lm(
         raise UserError(
             f"expected a decoder with a scalar head (`score.weight`) at '{path}', found {type(lm).__name__}."
         )
-    check_loaded(path, info, new=["score.weight"])
+    check_loaded(path, info, config=lm.config.get_text_config(), new=["score.weight"])
     missing = set(info["missing_keys"])
     if missing and not new_head:
         raise UserError(

@@ -46,11 +46,15 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
         for name, source in frozen.items():
             if source not in recipe.methods:
                 _check_frozen(f"methods.{label}.{name}", resolve(source), path, recipe, limits)
+    from otpo.models.disk.loaded import rounded_at_loading
+
+    notes = [note] if (note := rounded_at_loading(path)) else []
     if limits.text_model is None:
-        return []
+        return notes
     return [
+        *notes,
         f"{recipe.model.path} is a multimodal model: its text model alone ({limits.text_model}) was trained, and is"
-        " what models/LABEL/model holds."
+        " what models/LABEL/model holds.",
     ]
 
 
