@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import click
 import typer
 
 from otpo.errors import UserError, WorkError
@@ -136,11 +135,17 @@ def in_flags(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*args, **kwargs)
         except (UserError, WorkError) as error:
-            options = {option for each in click.get_current_context().command.params for option in each.opts}
-            said = _KEY.sub(partial(_option, options), str(error))
+            said = _KEY.sub(partial(_option, _options_of(verb)), str(error))
             raise type(error)(said).with_traceback(error.__traceback__) from error.__cause__
 
     return wrapped
+
+
+def _options_of(verb: Callable[..., None]) -> set[str]:
+    """The options that a verb declares. Typer has a context of its own, which click's does not know."""
+    declared = get_type_hints(verb, include_extras=True).values()
+    extras = [extra for each in declared for extra in getattr(each, "__metadata__", ())]
+    return {name for extra in extras for name in getattr(extra, "param_decls", None) or ()}
 
 
 def _option(options: set[str], found: re.Match[str]) -> str:
