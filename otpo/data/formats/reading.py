@@ -315,7 +315,9 @@ def _unknown(found: Sequence[str], sample: Sequence[Row], source: str) -> UserEr
     way += (
         " COLUMN, completion: COLUMN}; of two responses whose better one differs from row to row, write it as chosen."
     )
-    if proposed:
+    if spaced := [column for column in found if column != column.strip()]:
+        way = f" White space belongs to the names {', '.join(map(repr, spaced))}: take it out of the header."
+    elif proposed:
         way = f" Say which column is what, for example data.columns: {{{proposed}}}."
     return UserError(
         f"{source}: no known format has the columns {', '.join(found) or '(none)'}.{way} Known formats: {formats}"

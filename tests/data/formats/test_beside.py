@@ -135,3 +135,8 @@ def test_the_mapping_that_reads_them_reads_them():
 def test_the_letter_of_an_option_that_the_prompt_lists_is_an_answer():
     row = {"prompt": "Where? A) third B) first", "A": "third", "B": "first", "chosen": "A", "rejected": "B"}
     assert convert([row])[0][0].completions == ("A", "B")
+
+
+def test_white_space_in_names_of_columns_is_shown():
+    said = refused([{"prompt": ASK, " chosen": "a", " rejected": "b"}])
+    assert "White space belongs to the names ' chosen', ' rejected': take it out of the header" in said
