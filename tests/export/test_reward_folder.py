@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from otpo.data.collate import collate_pairs
 from otpo.data.template import Rendering
 from otpo.data.tokens import tokenize_pairs
 from otpo.errors import UserError
-from otpo.models.disk.reward_tokenizer import NEW_PAD, check_template, pad_token
+from otpo.models.disk.reward_tokenizer import NEW_PAD, check_template, for_scoring, pad_token
 from otpo.models.export import export
 from otpo.models.fresh import make_tokenizer
 from otpo.models.reward_model import RewardModel, RewardScorer, load_reward_lm
@@ -195,6 +196,27 @@ def test_the_chat_template_of_the_folder_only_ends_otherwise(tmp_path):
                 for each in (tokenizer, saved)
             )
             assert after == (before if prompt else before.rstrip())
+
+
+def test_several_templates_with_names_all_end_where_training_does():
+    """As of models that have another template for tools."""
+    tokenizer = tokenizer_with(eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML}
+    check_template(tokenizer, Rendering("chat"))
+    ended = for_scoring(copy.deepcopy(tokenizer), pad_token(tokenizer), Rendering("chat"))
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for name in ("default", "tool_use"):
+        trained, before = (
+            each.apply_chat_template(messages, tokenize=False, chat_template=each.chat_template[name])
+            for each in (ended, tokenizer)
+        )
+        assert trained == before.rstrip() != before
+    tokenizer.chat_template = {
+        "default": CHATML,
+        "tool_use": CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),
+    }
+    with pytest.raises(UserError, match="renders a finished conversation with other tokens"):
+        check_template(tokenizer, Rendering("chat"))
 
 
 def test_a_padding_token_is_added_only_where_completions_end_in_every_other(tmp_path):

@@ -76,7 +76,19 @@ def check_template(tokenizer: Any, rendering: Rendering | str) -> None:
         )
 
 
-def _ended(tokenizer: Any, rendering: Rendering | str) -> str | None:
+def _ended(tokenizer: Any, rendering: Rendering | str) -> Any:
+    """The chat template, or each of several with names, as `_ended_one` gives it; None if one renders other tokens."""
+    if not isinstance(tokenizer.chat_template, dict):
+        return _ended_one(tokenizer, rendering)
+    ended = {}
+    for name, template in tokenizer.chat_template.items():
+        alone = copy.deepcopy(tokenizer)
+        alone.chat_template = template
+        ended[name] = _ended_one(alone, rendering)
+    return None if None in ended.values() else ended
+
+
+def _ended_one(tokenizer: Any, rendering: Rendering | str) -> str | None:
     """The chat template, with the training's variables and ending a conversation at the token that training ends it
     with; None if it renders other tokens. Literal training leaves it as it is.
     """
