@@ -87,7 +87,8 @@ def model_limits(path: str, recipe: Recipe, labels: Sequence[str]) -> Limits:
 def _limits(path: str, attn_implementation: str, rewards: bool) -> Limits:
     from otpo.models.disk.architecture import check_language_model, check_reward_start
 
-    return check_reward_start(path) if rewards else check_language_model(path, attn_implementation=attn_implementation)
+    check = check_reward_start if rewards else check_language_model
+    return check(path, attn_implementation=attn_implementation)
 
 
 def _check_frozen(key: str, path: str, policy: str, recipe: Recipe, limits: Limits) -> None:

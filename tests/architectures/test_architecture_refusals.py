@@ -99,6 +99,24 @@ def test_a_reward_model_may_start_from_a_classifier(tmp_path):
     checked(tmp_path, save(lm, tmp_path / "model"), methods={"reward-model": {}})
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            lambda: AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=2)),
+            "classifier with 2 labels",
+        ),
+        (lambda: tiny_model(tiny_config("gptj")), "model.attn_implementation=eager"),
+        (lambda: tiny_model(tiny_config("gemma3")), "multimodal model.*give a language model"),
+        (lambda: tiny_model(tiny_config("cohere")), "no classifier of the architecture 'cohere'"),
+    ],
+    ids=["two labels", "eager only", "multimodal", "no classifier"],
+)
+def test_what_a_reward_model_cannot_start_from(tmp_path, model, words):
+    with pytest.raises(UserError, match=words):
+        checked(tmp_path, save(model(), tmp_path / "model"), methods={"reward-model": {}})
+
+
 def test_an_architecture_without_activation_checkpointing(tmp_path):
     model = save(tiny_model(tiny_config("ctrl", n_positions=512)), tmp_path / "model")
     checked(tmp_path, model)

@@ -13,11 +13,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from otpo.errors import UserError, first_line
@@ -151,28 +158,44 @@ def check_language_model(path: str | Path, *, attn_implementation: str = "sdpa")
     return limits_of(lm, type(lm).__name__ if is_multimodal(config) else None)
 
 
-def check_reward_start(path: str | Path) -> Limits:
-    """As `check_language_model`, for a model that gets a scalar head: a language model or a classifier.
-
-    Whether transformers has a classifier of the architecture is seen when it is loaded.
-    """
+def check_reward_start(path: str | Path, *, attn_implementation: str = "sdpa") -> Limits:
+    """As `check_language_model`, for what gets a scalar head: a language model, or a classifier of one label."""
     config = read_config(path)
     check_precision(path, config)
-    if config.is_encoder_decoder:
-        raise UserError(f"{path}: '{config.model_type}' is an encoder-decoder; expected a decoder for a reward model.")
-    inner = text_config(config)
-    return Limits(tokens=inner.vocab_size, positions=positions_of(inner))
+    try:
+        if config.is_encoder_decoder:
+            raise UserError(f"'{config.model_type}' is an encoder-decoder; expected a decoder for a reward model.")
+        if is_multimodal(config):
+            raise UserError(
+                f"'{config.model_type}' is a multimodal model, and a reward model reads text: give a language model."
+            )
+        if (config.architectures or [""])[0].endswith(CLASSIFIERS[0]) and config.num_labels != 1:
+            raise UserError(
+                f"expected a language model, or a classifier with one label, to start a reward model from; found a"
+                f" classifier with {config.num_labels} labels. Give the language model that it was trained from."
+            )
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise UserError(
+                f"transformers has no classifier of the architecture '{config.model_type}', and a reward model is"
+                " saved as one. Give a model of another architecture."
+            )
+        skeleton(config, attn_implementation, AutoModelForSequenceClassification)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Limits(tokens=config.vocab_size, positions=positions_of(config))
 
 
-def skeleton(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
-    """A causal language model without weights.
+def skeleton(
+    config: PreTrainedConfig, attn_implementation: str = "sdpa", kind: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """A model without weights: a causal language model, or of another of transformers' auto classes.
 
     Raises:
         UserError: it cannot be built: attention that it does not have, or a package that is not installed.
     """
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+            return kind.from_config(config, attn_implementation=attn_implementation)
     except Exception as error:  # each architecture has its own complaints about what it cannot be built with
         reason = first_line(error)
         if attn_implementation != "eager" and "attention implementation" in str(error):
