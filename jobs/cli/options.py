@@ -145,7 +145,9 @@ def _options_of(verb: Callable[..., None]) -> set[str]:
     """The options that a verb declares. Typer has a context of its own, which click's does not know."""
     declared = get_type_hints(verb, include_extras=True).values()
     extras = [extra for each in declared for extra in getattr(each, "__metadata__", ())]
-    return {name for extra in extras for name in getattr(extra, "param_decls", None) or ()}
+    # in an annotation, typer keeps an option's first name as its default
+    names = [name for extra in extras for name in (extra.default, *(extra.param_decls or ()))]
+    return {name for name in names if isinstance(name, str) and name.startswith("--")}
 
 
 def _option(options: set[str], found: re.Match[str]) -> str:

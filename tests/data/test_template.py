@@ -69,7 +69,11 @@ PROMPTS = ["Where is it?", " leading and trailing ", "<|bos|>marked", "é 谢谢
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_generation_and_reward_models_see_the_ids_that_training_made(name, template, prompt):
     tokenizer = TOKENIZERS[name]
-    row = {"prompt": prompt, "chosen": " Yes, of course.", "rejected": " No."}
+    row = {"prompt": prompt, "chosen": " yes, of course.", "rejected": " No."}
+    if template == "chat" and tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
+        with pytest.raises(UserError, match="rendered already"):
+            tokenize_pairs([row], tokenizer, template=template)
+        return
     (pair,), _ = tokenize_pairs([row], tokenizer, template=template)
     (completion,), _ = tokenize_completions([row], tokenizer, template=template)
     (scored,) = tokenize_outputs([prompt], [row["chosen"]], tokenizer, template=template)
@@ -98,7 +102,7 @@ def test_a_prompt_with_tools_and_variables_is_generated_from_as_it_was_trained(t
 @given(st.text(max_size=60))
 def test_any_literal_prompt_is_generated_from_as_it_was_trained(prompt):
     for tokenizer in TOKENIZERS.values():
-        (item,), _ = tokenize_completions([{"prompt": prompt, "completion": " Yes."}], tokenizer)
+        (item,), _ = tokenize_completions([{"prompt": prompt, "completion": " yes."}], tokenizer)
         assert encode_prompt(tokenizer, prompt, "literal") == item.prompt_ids
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import shutil
 from pathlib import Path
 
-import click
 import pandas as pd
 import pytest
-import typer
 import yaml
 from support.command import nothing_begun, otpo, refused
 from support.servers import Reply, ScriptedJudge
@@ -281,11 +280,13 @@ def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
     ],
 )
 def test_verbs_without_a_recipe_name_options(verb, said, shown):
+    [command] = [each.callback for each in app.registered_commands if each.callback.__name__ == verb]
+
+    @functools.wraps(command)
     def refuses() -> None:
         raise UserError(said)
 
-    command = typer.main.get_command(app).commands[verb]
-    with click.Context(command), pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error:
         in_flags(refuses)()
     assert str(error.value) == shown
 

@@ -109,8 +109,9 @@ def test_activations_are_computed_again_where_a_gpu_would_not_hold_them(
     recipe, machine = recipe_of(models["8b"], *open_), gpu_machine("H100", nodes=1, per_node=8)
     job = TrainJob(
         label="dpo", model=str(models["8b"]), model_fingerprint="", attn_implementation="sdpa",
-        tokens=str(tmp_path / "long"), validation_tokens=None, out="", train=recipe.train.model_dump(), total_steps=1,
-        method=recipe.method("dpo").settings, frozen_models={}, caches="", tokens_hash="", card="",
+        tokens=str(tmp_path / "long"), validation_tokens=None, out="", events="", total_steps=1,
+        train=recipe.train.model_dump(), method=recipe.method("dpo").settings, frozen_models={}, caches="",
+        tokens_hash="", card="",
     )  # fmt: skip
     short = replace(job, tokens=str(tmp_path / "short"))
     fixed = replace(job, train=job.train | {"activation_checkpointing": False})
