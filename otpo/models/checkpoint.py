@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from otpo.files import write_atomically
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
+from otpo.ranks import barrier, from_rank_0, of_all_ranks, rank, world_size
 
 MARK = "complete.json"
 METADATA = ".metadata"  # torch's table of what stands in which shard
@@ -40,23 +40,23 @@ def save_checkpoint(
         state: JSON values that `load_checkpoint` returns; must hold "step".
     """
     path = folder / f"step-{state['step']:06d}"
-    if _rank() == 0:
+    if rank() == 0:
         shutil.rmtree(path, ignore_errors=True)  # an unfinished one of an earlier attempt
         path.mkdir(parents=True)
-    _barrier()
+    barrier()
     dcp.save(_state(model, optimizer), checkpoint_id=path)
-    _barrier()  # the file that rank 0 writes last names those of all ranks
-    files = dict(pair for part in _gathered(_record(path)) for pair in part.items())
-    if _rank() == 0:
+    barrier()  # the file that rank 0 writes last names those of all ranks
+    files = dict(pair for part in of_all_ranks(_record(path)) for pair in part.items())
+    if rank() == 0:
         write_atomically(path / MARK, json.dumps(state | {FILES: files}, indent=1))
-    _barrier()
+    barrier()
     return path
 
 
 def _record(path: Path) -> dict[str, list[Any]]:
     """Size and hash of the files that this rank wrote, while the machine still has them in memory."""
-    own = sorted(path.glob(f"__{_rank()}_*"))
-    if _rank() == 0:
+    own = sorted(path.glob(f"__{rank()}_*"))
+    if rank() == 0:
         own.append(path / METADATA)
     return {file.name: [file.stat().st_size, _sha256(file)] for file in own}
 
@@ -76,29 +76,29 @@ def newest_whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         The checkpoint, or None; and a sentence about each that was set aside.
     """
     remarks: list[str] = []
-    for path in reversed(_from_rank_0(complete_checkpoints(folder) if _rank() == 0 else None)):
+    for path in reversed(from_rank_0(complete_checkpoints(folder) if rank() == 0 else None)):
         faults = check_whole(path)
         if not faults:
             return path, remarks
-        if _rank() == 0:
+        if rank() == 0:
             aside = path.with_name(TORN + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-        _barrier()
+        barrier()
         remarks.append(f"checkpoint {path.name} is not whole ({faults[0]}) and was set aside as {TORN}{path.name}")
     return None, remarks
 
 
 def check_whole(path: Path) -> list[str]:
     """What is wrong with a checkpoint's files; nothing, as a rule. Every rank must call it, and gets the same."""
-    record = _from_rank_0(read_state(path).get(FILES, {}) if _rank() == 0 else None)
-    return [fault for part in _gathered(_faults(path, record)) for fault in part]
+    record = from_rank_0(read_state(path).get(FILES, {}) if rank() == 0 else None)
+    return [fault for part in of_all_ranks(_faults(path, record)) for fault in part]
 
 
 def _faults(path: Path, record: dict[str, tuple[int, str]]) -> list[str]:
     """What is wrong with this rank's part of a checkpoint's files. One of an earlier version has no record of them."""
     faults = []
-    for name in sorted(record)[_rank() :: _world()]:
+    for name in sorted(record)[rank() :: world_size()]:
         file, (size, digest) = path / name, record[name]
         try:
             found = file.stat().st_size
@@ -138,7 +138,7 @@ def load_checkpoint(path: Path, model: PolicyModel | RewardModel, optimizer: tor
     tree = _state(model, optimizer)
     dcp.load(tree, checkpoint_id=path)  # into the weights themselves
     set_optimizer_state_dict(model, optimizer, tree["optimizer"])
-    state = _from_rank_0(read_state(path) if _rank() == 0 else None)
+    state = from_rank_0(read_state(path) if rank() == 0 else None)
     return {name: value for name, value in state.items() if name != FILES}
 
 
@@ -154,33 +154,3 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
         if best is None or path.name != f"step-{best:06d}":
             (path / MARK).unlink()  # the mark first: an interrupted deletion must not leave a complete checkpoint
             shutil.rmtree(path)
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * _world()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _from_rank_0(value: Any) -> Any:
-    """Rank 0's value: what it sees on shared storage holds for all, since others may see an older state."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

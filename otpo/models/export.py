@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -27,6 +26,7 @@ from otpo.models.gathered import gathered_weights
 from otpo.models.loading import load_causal_lm, no_bars
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
+from otpo.ranks import barrier, rank
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
         WorkError: the folder, loaded again, is another model; it stays beside `out` as `model.partial`.
     """
     adapters = gather_adapters(model.lm) if has_adapters(model.lm) else None
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = rank() == 0
     source: PolicyModel | RewardModel | None = model
     if any(not p.is_floating_point() for p in model.lm.parameters()):  # 4 bits
         source = _merged_start(model.lm, adapters or {}) if first else None
@@ -95,8 +95,7 @@ def export(
     else:  # take part in gathering: once to write, once to compare
         for _ in chain(parts(), parts()):
             pass
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
 
 
 def other_precisions(lm: PreTrainedModel) -> dict[str, torch.dtype]:

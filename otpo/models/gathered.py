@@ -16,6 +16,7 @@ from otpo.models.adapters import has_adapters, merged_weights
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 from otpo.models.sharding import decoder_layers
+from otpo.ranks import rank
 
 ADAPTED = ".base_layer"  # what peft adds to the name of a weight that has an adapter
 BESIDE = re.compile(r"\.(?:base_layer|lora_)")
@@ -61,14 +62,14 @@ def _on_first(tensor: Tensor) -> Tensor | None:
 
     The parts arrive in their place: `full_tensor` would hold the whole twice, on every rank.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    first = rank() == 0
     if not isinstance(tensor, DTensor):
-        return tensor if rank == 0 else None
+        return tensor if first else None
     if tensor.device_mesh.ndim > 1:
         whole = tensor.full_tensor()
-        return whole if rank == 0 else None
+        return whole if first else None
     local, ranks = tensor.to_local(), tensor.device_mesh.size()
-    if rank > 0:
+    if not first:
         if local.numel():
             dist.send(local.contiguous(), 0)
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from otpo.errors import WorkError
 from otpo.methods.finite import places, raise_not_finite
+from otpo.ranks import of_all_ranks, world_size
 from otpo.records import LossOutput, SequenceBatch, on_device
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
@@ -76,7 +76,7 @@ def optimisation_step(
     Raises:
         WorkError: a loss or the gradient norm is not finite; the message names the data rows.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = world_size()
     batches = list(batches)
     losses = uncoupled(losses, batches)
     totals = Totals()
@@ -147,7 +147,7 @@ def uncoupled(losses: LossFunction | CoupledLosses, batches: Iterable[SequenceBa
         rows, device = batch.row_numbers[: len(part.values)], part.values.device
         kept.append(part.values.cpu()[torch.tensor(rows) >= 0])
         wrong += places(part.not_finite, rows)
-    parts = _of_all_ranks((torch.cat(kept), wrong))
+    parts = of_all_ranks((torch.cat(kept), wrong))
     raise_not_finite([place for _, places_of_rank in parts for place in places_of_rank])
     global_values = torch.cat([values for values, _ in parts]).to(device)
     coupled = losses.losses
@@ -220,14 +220,5 @@ class Totals:
 
     def _raise_not_finite(self) -> None:
         """All ranks raise the same error, whichever of them has the rows."""
-        found = _of_all_ranks([place for rows, _, flags in self.seen for place in places(flags, rows)])
+        found = of_all_ranks([place for rows, _, flags in self.seen for place in places(flags, rows)])
         raise_not_finite([place for of_rank in found for place in of_rank])
-
-
-def _of_all_ranks(mine: Any) -> list[Any]:
-    """What each rank gives, in their order."""
-    if not dist.is_initialized():
-        return [mine]
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found

@@ -20,7 +20,7 @@ class Event:
 
     Attributes:
         time: ISO 8601, with the offset from UTC.
-        place: host and process, or what is meant of it.
+        place: host and process that wrote it.
         about: what the sentence is about, such as "train dpo".
         text: the sentence.
     """
@@ -31,15 +31,14 @@ class Event:
     text: str
 
 
-def record(path: Path, about: str, text: str, *, place: str | None = None) -> None:
-    """Append an event. A folder that cannot be written to loses it: whatever else fails there says so.
+def record(path: Path, about: str, text: str) -> None:
+    """Append an event of this process. A folder that cannot be written to loses it: whatever else fails there says so.
 
     Args:
         path: the run's `events.jsonl`.
-        place: by default this host and process.
     """
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    event = Event(now, place or f"{socket.gethostname()} (process {os.getpid()})", about, text)
+    event = Event(now, f"{socket.gethostname()} (process {os.getpid()})", about, text)
     line = json.dumps(asdict(event), ensure_ascii=False).encode(errors="replace") + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,9 +72,10 @@ class NodeWatch:
         self.alive = now
         said = [f"node {name} is gone" for node, name in before.items() if node not in now]
         said += [f"node {name} has come" for node, name in now.items() if node not in before]
-        room = TrainingRoom.of([node["Resources"] for node in nodes]).workers(gpu=self.gpu)
-        if said and room < self.workers:
-            said.append(f"the nodes that are left have room for {room} of {self.workers} training workers")
+        if said:
+            room = TrainingRoom.of([node["Resources"] for node in nodes]).workers(gpu=self.gpu)
+            if room < self.workers:
+                said.append(f"the nodes that are left have room for {room} of {self.workers} training workers")
         return said
 
 

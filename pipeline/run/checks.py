@@ -170,9 +170,8 @@ def _check_saving(run: RunContext) -> None:
     model = run.sources.resolve(recipe.model.path)
     check_saving(model, generates=not all(recipe.trains_rewards(label) for label in labels))
     train = recipe.train
-    kept = (train.keep_checkpoints + 1 if train.save_every or train.save_minutes else 0) + (
-        1 if train.best_metric else 0
-    )
+    saves = bool(train.save_every or train.save_minutes)
+    kept = saves * (train.keep_checkpoints + 1) + bool(train.best_metric)
     adapters = recipe.model.lora is not None
     check_space(run.folder.models, model, models=len(labels), checkpoints=kept, adapters=adapters)
 

@@ -16,11 +16,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -29,6 +27,7 @@ from otpo.data.collate import collate_prompts
 from otpo.data.micro_batches import micro_batches
 from otpo.data.token_file import column
 from otpo.models.policy import PolicyModel
+from otpo.ranks import from_rank_0
 from otpo.records import PromptCompletions, on_device
 from pipeline.recipe import digest
 
@@ -139,7 +138,8 @@ def fill_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = FrozenLogProbs(folder)
-    missing = agree(cache.missing(items))
+    # another run may be filling the same cache while the ranks look
+    missing = from_rank_0(cache.missing(items))
     if not len(missing):
         return cache
     device = next(model.parameters()).device
@@ -165,15 +165,6 @@ def fill_cache(
                 done = {}
         _write_part(folder, done)
     return FrozenLogProbs(folder)
-
-
-def agree(missing: np.ndarray) -> np.ndarray:
-    """What rank 0 found missing: another run may be filling the same cache while the ranks look."""
-    if not dist.is_initialized():
-        return missing
-    found: list[Any] = [missing]
-    dist.broadcast_object_list(found)
-    return found[0]
 
 
 def _write_part(folder: Path, rows: dict[int, tuple[np.ndarray, ...]]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from otpo.dtypes import torch_dtype
@@ -16,11 +14,12 @@ from otpo.models.adapters import UnadaptedReference
 from otpo.models.loading import load_causal_lm
 from otpo.models.policy import PolicyModel
 from otpo.models.sharding import distribute
+from otpo.ranks import barrier, from_rank_0, rank, world_size
 from otpo.records import PromptCompletions
 from otpo.training.objectives import CachedLogProbs
 from otpo.training.objectives.base import Reference
 from otpo.training.start_check import SAMPLE, check_cached, choose_rows
-from pipeline.train.frozen_cache import FrozenLogProbs, agree, cache_folder, fill_cache
+from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache
 from pipeline.train.job import TrainJob
 
 
@@ -69,20 +68,19 @@ class JobFrozenModels:
 
     def _cached(self, path: str, items: Sequence[PromptCompletions]) -> FrozenLogProbs:
         is_start = path == self.job.model
-        fingerprint: list[Any] = [self.job.model_fingerprint if is_start else None]
+        fingerprint = self.job.model_fingerprint
         if not is_start:  # a label that an earlier job trained has a fingerprint only now
-            fingerprint = [model_fingerprint(path) if dist.get_rank() == 0 else None]
-            dist.broadcast_object_list(fingerprint)
+            fingerprint = from_rank_0(model_fingerprint(path) if rank() == 0 else "")
         elif self.job.quantization != "none":
-            fingerprint[0] += f"-{self.job.quantization}"
+            fingerprint += f"-{self.job.quantization}"
         folder = cache_folder(
             Path(self.job.caches),
-            model=fingerprint[0],
+            model=fingerprint,
             dtype=self.job.train["dtype"],
             tokens=self.job.tokens_hash,
         )
         cache = FrozenLogProbs(folder)
-        missing = agree(cache.missing(items))
+        missing = from_rank_0(cache.missing(items))
         if is_start and not len(missing):  # the start's check compares it with what is trained
             return cache
         model = self.policy if is_start else self._load(path)
@@ -93,10 +91,10 @@ class JobFrozenModels:
             items,
             micro_batch_size=self.micro_batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
-            rank=dist.get_rank(),
-            world=dist.get_world_size(),
+            rank=rank(),
+            world=world_size(),
         )
-        dist.barrier()
+        barrier()
         return FrozenLogProbs(folder)
 
     def _check(

@@ -6,8 +6,7 @@ import time
 from itertools import pairwise
 from statistics import median
 
-import torch.distributed as dist
-
+from otpo.ranks import from_rank_0
 from pipeline.recipe.sections import SAVING_SHARE
 
 MEASURED = 2  # steps that are timed before the first interval is chosen; the one before them is slower than the rest
@@ -53,16 +52,10 @@ class SaveSchedule:
         self.ended = [time.monotonic()]
 
     def _choose(self, step: int) -> None:
-        self.next = step + _from_rank_0(self._steps())
+        self.next = step + from_rank_0(self._steps())
 
     def _steps(self) -> int:
         """Steps that take as long as an interval."""
         assert self.minutes is not None
         step = median(after - before for before, after in pairwise(self.ended))
         return max(1, round(max(60 * self.minutes, SAVING_SHARE * self.saving) / max(step, 1e-6)))
-
-
-def _from_rank_0(value: int) -> int:
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from eval.judge.asking.ways import Read, Way, first_way
+from eval.judge.asking.ways import JSON_TOKENS, TEXT_TOKENS, THINKING_TOKENS, Read, Way, first_way
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import Failure
 from eval.judge.protocols import Protocol
@@ -14,8 +14,6 @@ from eval.judge.replies import UnreadableError, read_reply
 from otpo.errors import UserError
 
 MOST_CALLS = 12
-# Tokens of a reply that may hold a sentence, an explanation, or thinking first.
-JSON_TOKENS, TEXT_TOKENS, THINKING_TOKENS = 256, 2048, 16_384
 QUESTION = ("What is the capital of France?", "The capital of France is Paris.", "I do not like questions.")
 
 Ask = Callable[[Way], Awaitable[str | Failure | None]]

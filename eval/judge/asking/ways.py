@@ -13,6 +13,8 @@ from eval.judge.protocols import FIRST, SECOND, Protocol
 from eval.judge.store import Store, open_store
 
 Read = Literal["logprobs", "json", "text"]
+# Tokens of a reply that may hold a sentence, an explanation, or thinking first.
+JSON_TOKENS, TEXT_TOKENS, THINKING_TOKENS = 256, 2048, 16_384
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ _known: dict[str, Way] = {}
 def first_way(config: JudgeConfig) -> Way:
     """The way that is tried first: logprobs, unless the settings name another."""
     if config.verdict == "json":
-        return Way("json", max_tokens=256)
-    return Way("text", max_tokens=2048) if config.verdict == "text" else Way()
+        return Way("json", max_tokens=JSON_TOKENS)
+    return Way("text", max_tokens=TEXT_TOKENS) if config.verdict == "text" else Way()
 
 
 def endpoint_key(config: JudgeConfig, protocol: Protocol) -> str:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from otpo.models.disk.stored import Place, model_places, same_bytes
+from otpo.ranks import from_rank_0, rank
 
 ON_META: dict[str, Any] = {"device_map": {"": "meta"}}
 """Options of `from_pretrained` that leave the weights in their files."""
@@ -73,19 +74,17 @@ def defer(
     """
     _compute_buffers(lm)
     uses = tuple(_use(lm, name) for name in lm.state_dict())
-    found: list[Any] = [None]
+    found: Any = None
     whole = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if rank() == 0:
         ties = lm.all_tied_weights_keys
         stored = model_places(Path(str(cached_file(str(path), "config.json"))).parent)
         if why := _why_sent(lm, uses, stored, new):
             whole = load()
-            found = [({}, why, [copy for copy, source in ties.items() if _is_one(whole, copy, source)])]
+            found = ({}, why, [copy for copy, source in ties.items() if _is_one(whole, copy, source)])
         else:
-            found = [(stored, "", [copy for copy, source in ties.items() if _are_equal(stored, copy, source)])]
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    places, why, copies = found[0]
+            found = (stored, "", [copy for copy, source in ties.items() if _are_equal(stored, copy, source)])
+    places, why, copies = from_rank_0(found)
     for copy, source in list(lm.all_tied_weights_keys.items()):
         if copy in copies:
             use = _use(lm, copy)

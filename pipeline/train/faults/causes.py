@@ -15,7 +15,7 @@ class Cause:
     """Why a worker group ended.
 
     Attributes:
-        kind: "memory" (of a node), "node", "killed", "silent", "error", "connection" or "room".
+        kind: "memory" (of a node), "node", "killed", "silent", "error" or "connection".
         text: the sentence, without a full stop.
         remedy: what to do about it; empty where trying again is all there is.
     """

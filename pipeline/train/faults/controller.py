@@ -43,7 +43,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         self.places: dict[int, str] = {}
         self.causes: list[Cause] = []
         self.silent: dict[int, float] = {}
-        self.waiting: float | None = None
+        self.waiting = False  # for room
 
     # ---- the worker group ----
 
@@ -56,7 +56,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         }
         if self.causes or self.waiting:
             self._tell(f"{len(self.places)} workers have started again")
-        self.waiting = None
+        self.waiting = False
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Name ranks that do not respond, once each."""
@@ -83,8 +83,8 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
             self._tell("a node will be taken away; the workers on it are asked to save, and start again elsewhere")
         elif kind in ("RESTARTING", "ERRORED") and isinstance(error, ray.train.WorkerGroupError):
             self._failed(cause_of(error.worker_failures, self.places), again=kind == "RESTARTING")
-        elif kind == "RESCHEDULING" and self.waiting is None:
-            self.waiting = time.monotonic()
+        elif kind == "RESCHEDULING" and not self.waiting:
+            self.waiting = True
             self._tell(
                 "there is no room for all training workers; they start when there is, and are given up at"
                 f" {_clock(self.wait_seconds)} (cluster.node_wait_minutes)"
