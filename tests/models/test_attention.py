@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
+from support.gpu.exact import error, one_by_one
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otpo.kernels.cpu import attention as cpu_attention
@@ -53,28 +53,9 @@ def tensors(segments, *, heads=4, groups=2, size=8, dtype=torch.float64, seed=0)
     return [draw(n).transpose(1, 2).requires_grad_() for n in (heads, groups, groups)], draw(heads)
 
 
-def one_by_one(query, key, value, segments, sequences, *, window=None, scaling=None):
-    """Each sequence by torch's attention with a whole mask. A prompt's states come from its first sequence."""
-    outputs = {}
-    pieces = [x.split(segments, dim=2) for x in (query, key, value)]
-    for prompt, completion in sequences:
-        q, k, v = (torch.cat([piece[prompt], piece[completion]], dim=2) for piece in pieces)
-        distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
-        mask = (distance >= 0) & (distance < (window or q.shape[2]))
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True).transpose(1, 2)
-        head, tail = mixed.split([segments[prompt], segments[completion]], dim=1)
-        outputs.setdefault(prompt, head)
-        outputs[completion] = tail
-    return torch.cat([outputs[index] for index in range(len(segments))], dim=1)
-
-
 def both(function, inputs, grad):
     output = function(*inputs)
     return [output, *torch.autograd.grad(output, inputs, grad)]
-
-
-def error(found, exact):
-    return ((found.double() - exact).norm() / exact.norm()).item()
 
 
 @settings(deadline=None, max_examples=60)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import FAMILIES, PAIRS, make
+from support.gpu.exact import one_by_one
 from support.gpu.varlen import emulated_varlen, through_varlen
 from test_architectures import by_transformers
-from test_attention import lay_out, one_by_one, tensors
+from test_attention import lay_out, tensors
 
 from otpo.data.collate import collate_pairs
 from otpo.kernels.varlen import takes_varlen, varlen_attention
