@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from otpo.kernels.logprobs import CHUNK_LOGITS, Distributions, LazyLogits, slices
+from otpo.kernels.logprobs import Distributions, LazyLogits, chunks
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class HeldLogits:
 
         parts = [
             checkpoint(of_chunk, self.logits[rows], rows, use_reentrant=False)
-            for rows in slices(len(targets), CHUNK_LOGITS // self.logits.shape[-1])
+            for rows in chunks(len(targets), self.logits.shape[-1], self.logits.device)
         ]
         if not parts:
             parts = [(self.logits.sum(-1).float(),) * 3]  # no token: nothing, with a gradient

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from otpo.kernels.cpu import uses_cpu_kernels
 from otpo.kernels.cpu.buckets import bucket_size
 
-CHUNK_LOGITS = 2**26  # of one matrix product, in the model's precision: 128 MiB in bfloat16
+CHUNK_LOGITS = {"cpu": 2**26, "cuda": 2**29}
+"""Logits of one matrix product, in the model's precision: 128 MiB and 1 GiB in bfloat16. Each chunk adds a gradient as
+large as the head to the sum of the others, which takes a GPU longer than a small product itself."""
+
 KEPT_CHUNKS = 4  # the last chunks, whose logits are kept for backward; those of earlier ones are computed again
 TILE_LOGITS = 2**21  # float32 logits at a time on a CPU: 8 MiB stay in its cache through all that is done to them
 
@@ -34,7 +37,7 @@ class _FusedLogProbs(torch.autograd.Function):
         log_sum_squares = torch.empty_like(logps) if squares else None
         kl = torch.empty_like(logps) if reference is not None else None
         kept: deque[Tensor] = deque(maxlen=KEPT_CHUNKS if any(ctx.needs_input_grad) else 1)
-        for chunk in slices(len(targets), CHUNK_LOGITS // len(weight)):
+        for chunk in chunks(len(targets), len(weight), hidden.device):
             products = lazy.products(chunk)
             kept.append(products)
             for rows, tile in _tiles(chunk, products):
@@ -62,7 +65,7 @@ class _FusedLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = _Sum() if need_weight else None
         grad_bias = _Sum() if need_bias and bias is not None else None
-        for chunk in reversed(list(slices(len(targets), CHUNK_LOGITS // len(weight)))):
+        for chunk in reversed(list(chunks(len(targets), len(weight), hidden.device))):
             products = ctx.kept.pop() if ctx.kept else lazy.products(chunk)
             count = chunk.stop - chunk.start
             for rows, tile in _tiles(chunk, products):
@@ -98,6 +101,11 @@ class _Sum:
 
     def total(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.value is None else self.value.to(like.dtype)
+
+
+def chunks(n: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """0 to n in slices whose logits are computed by one matrix product."""
+    return slices(n, CHUNK_LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocabulary)
 
 
 def slices(n: int, rows: int) -> Iterator[slice]:

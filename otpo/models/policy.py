@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from otpo.data.collate import padded
 from otpo.kernels.held_logits import HeldLogits, Logits
-from otpo.kernels.logprobs import CHUNK_LOGITS, LazyLogits, VocabularyKernels, slices
+from otpo.kernels.logprobs import LazyLogits, VocabularyKernels, chunks
 from otpo.models.backbone import Backbone, set_mode
 from otpo.models.loading import layer_number
 from otpo.records import LogProbs, PairLogProbs, SequenceBatch
@@ -106,7 +106,7 @@ class PolicyModel(nn.Module):
                 logits = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
                 targets = pieces[completion]
                 predicting = HeldLogits(logits[-len(targets) - 1 : -1])
-                for rows in slices(len(targets), CHUNK_LOGITS // logits.shape[-1]):
+                for rows in chunks(len(targets), logits.shape[-1], logits.device):
                     logps[index, rows] = predicting.log_softmax(rows).gather(-1, targets[rows, None])[:, 0]
         return logps
 

@@ -87,10 +87,12 @@ def optimisation_step(
         total = totals.add(output, batch)
         # FSDP averages gradients over ranks; the loss is already divided by a global count
         (total * (world / denominator)).backward()
-    figures = totals.reduce(denominator)
     trained = [p for p in model.parameters() if p.grad is not None]
     total_norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    norm = (total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm).item()
+    figures = totals.reduce(
+        denominator, grad_norm=total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
+    )
+    norm = figures["grad_norm"]
     if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
         raise WorkError(
             f"The loss is {figures['loss']} and the gradient norm {norm}: not finite. Data rows with such a loss on"
@@ -102,7 +104,7 @@ def optimisation_step(
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return figures | {"grad_norm": norm, "learning_rate": lr}
+    return figures | {"learning_rate": lr}
 
 
 @torch.no_grad()
@@ -193,11 +195,12 @@ class Totals:
             if row >= 0 and not is_finite
         ]
 
-    def reduce(self, denominator: float | None = None) -> dict[str, float]:
+    def reduce(self, denominator: float | None = None, **known: Tensor) -> dict[str, float]:
         """The figures of the global batch. The host waits for the device, and ranks for each other.
 
         Args:
             denominator: of the loss; by default the number of items.
+            known: figures that all ranks have already; they come to the host in the same transfer.
 
         Raises:
             WorkError: a model gave numbers that are not finite.
@@ -207,8 +210,9 @@ class Totals:
         flat = torch.cat([flat, on_device(torch.tensor(self.counts, dtype=flat.dtype), flat.device)])
         if dist.is_initialized():
             dist.all_reduce(flat)
-        *values, count, tokens = flat.tolist()
-        sums = dict(zip(names, values, strict=True))
+        found = torch.cat([flat, *(value.to(flat).reshape(1) for value in known.values())]).tolist()
+        sums = dict(zip(names, found, strict=False))
+        count, tokens = found[len(names) : len(names) + 2]
         if sums.pop(NOT_FINITE, 0):
             self._raise_not_finite()
         loss = sums.pop("loss")
@@ -216,6 +220,7 @@ class Totals:
             {"loss": loss / (max(1.0, count) if denominator is None else denominator)}
             | {name: value / max(1.0, count) for name, value in sums.items()}
             | {"tokens": tokens}
+            | dict(zip(known, found[len(names) + 2 :], strict=True))
         )
 
     def _raise_not_finite(self) -> None:

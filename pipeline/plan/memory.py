@@ -60,7 +60,7 @@ def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> 
         "optimizer": 2 * MASTER * trained // ranks,
         "gathered layers": _gathered(shape, load, ranks),
         "activations": activations(shape, load),
-        "logits": _logits(shape, load),
+        "logits": _logits(shape, load, CHUNK_LOGITS[device]),
     }
     if ranks > 1 and load.micro_batches > 1 and device == "cpu":
         # GPUs reduce the gradients of each micro-batch; CPUs those of a step, and keep them unsharded until then
@@ -129,7 +129,7 @@ def activations(shape: Shape, load: Load) -> int:
     return int(kept + ends)
 
 
-def _logits(shape: Shape, load: Load) -> int:
+def _logits(shape: Shape, load: Load, chunk: int) -> int:
     """The chunks of logits that are kept, and three float32 ones while one is worked on."""
     whole = load.completion_tokens * shape.vocabulary
-    return load.dtype_bytes * min(whole, KEPT_CHUNKS * CHUNK_LOGITS) + 3 * 4 * min(whole, CHUNK_LOGITS)
+    return load.dtype_bytes * min(whole, KEPT_CHUNKS * chunk) + 3 * 4 * min(whole, chunk)

@@ -56,6 +56,7 @@ class Ours:
 
     Args:
         work: from `steps_of`. The reference's log-probabilities are computed here, as a run caches them first.
+        compiled: None compiles on a GPU, as `train.torch_compile: auto` does.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Ours:
         method: str = "dpo",
         *,
         padded: bool = False,
-        compiled: bool = False,
+        compiled: bool | None = None,
     ):
         self.device = mesh.device_type
         lm = shape.model(self.device)
@@ -80,7 +81,7 @@ class Ours:
             dtype=torch.bfloat16,
             activation_checkpointing=shape.checkpointing,
         )
-        if compiled:
+        if compiled or (compiled is None and self.device == "cuda"):
             compile_layers(self.model)
         self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0)
         self.work = [[batch.to(self.device) for batch in batches] for batches in work]

@@ -100,7 +100,8 @@ SHAPES = {
     "30m-short": Shape(384, 6, 6, 2, 32000, 1024, *SHORT),
     "135m-long": Shape(576, 30, 9, 3, 49152, 1536, *LONG),
     "tiny-lora": Shape(128, 2, 4, 2, 2000, 256, *SHORT, tied=False, lora=True, checkpointing=True),
-    # the shapes of Llama-3.2-1B and Llama-3-8B with sequences of up to 2,048 tokens: for a GPU
+    # the shapes of Llama-3.2-1B, 3B and Llama-3-8B with sequences of up to 2,048 tokens: for a GPU
     "llama-1b": Shape(2048, 16, 32, 8, 128256, 8192, *GPU),
+    "llama-3b": Shape(3072, 28, 24, 8, 128256, 8192, *GPU, checkpointing=True),
     "llama-8b-lora": Shape(4096, 32, 32, 8, 128256, 14336, *GPU, tied=False, lora=True, checkpointing=True),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.gpu.exact import error, one_by_one
 
-from otpo.kernels.logprobs import LazyLogits, VocabularyKernels, tile_gradient_, tile_logprobs
+from otpo.kernels.logprobs import CHUNK_LOGITS, LazyLogits, VocabularyKernels, tile_gradient_, tile_logprobs
 from otpo.kernels.varlen import varlen_attention
 from otpo.methods.weights.otpo import otpo
 from otpo.records import LogProbs, PairLogProbs, VarlenPlan
@@ -22,7 +22,7 @@ SEQUENCES = ((0, 1), (3, 4), (6, 7), (0, 2), (3, 5), (6, 8))
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.25, None, True), (1.0, 3.0, False)])
 def test_log_probabilities_and_their_gradients(monkeypatch, dtype, compiled, scale, softcap, biased):
-    monkeypatch.setattr("otpo.kernels.logprobs.CHUNK_LOGITS", 300 * 1000)  # several chunks, some computed again
+    monkeypatch.setitem(CHUNK_LOGITS, "cuda", 300 * 1000)  # several chunks, some computed again
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(2000, 64, generator=generator), torch.randn(1000, 64, generator=generator) / 4
     bias = torch.randn(1000, generator=generator) if biased else None

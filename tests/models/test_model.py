@@ -31,7 +31,7 @@ def fused_logprobs(hidden, weight, targets, **head):
 
 
 def small_chunks(patch, rows, vocabulary):
-    patch.setattr(otpo.kernels.logprobs, "CHUNK_LOGITS", rows * vocabulary)
+    patch.setitem(otpo.kernels.logprobs.CHUNK_LOGITS, "cpu", rows * vocabulary)
     patch.setattr(otpo.kernels.logprobs, "TILE_LOGITS", max(1, rows // 2) * vocabulary)
 
 
@@ -170,7 +170,7 @@ def test_a_chunk_holds_few_logits_at_a_time(monkeypatch):
     """Products of a chunk, and of these a tile in float32: never (N, V)."""
     products, tiles = [], []
     of_products, of_logits = LazyLogits.products, otpo.kernels.logprobs._logits
-    monkeypatch.setattr(otpo.kernels.logprobs, "CHUNK_LOGITS", 1000)
+    monkeypatch.setitem(otpo.kernels.logprobs.CHUNK_LOGITS, "cpu", 1000)
     monkeypatch.setattr(otpo.kernels.logprobs, "TILE_LOGITS", 300)
     monkeypatch.setattr(LazyLogits, "products", lambda *a: products.append((o := of_products(*a)).numel()) or o)
     monkeypatch.setattr(otpo.kernels.logprobs, "_logits", lambda *a: tiles.append((o := of_logits(*a)).numel()) or o)
