@@ -5,8 +5,9 @@
 Two sides at a time, each in a process of its own, take turns of a few steps (`tests.benchmarks.turns`); more would not
 fit into memory beside TRL. All compute in bf16 on fp32 weights, with the same allocator settings and, where the side
 can, a reference computed beforehand (TRL's best configuration; the official OTPO code cannot). `trl-as-installed` is
-TRL with its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile: true`,
-which a GPU does anyway. Tokens are counted as TRL counts them, the prompt twice. Memory is the peak above the loaded model.
+TRL with its live reference and without the allocator settings, `dpo-compiled` ours with `train.torch_compile: true`
+(a GPU compiles anyway). Tokens are counted as TRL counts them, the prompt twice. Memory is the peak above the loaded
+model.
 """
 
 from __future__ import annotations

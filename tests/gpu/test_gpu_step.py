@@ -40,9 +40,9 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[DeviceMesh]:
-    """One process with one GPU."""
-    device = torch.device("cuda", 0)
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    """One process with one GPU; what it computes on the CPU for comparison needs a backend there."""
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    torch.cuda.set_device(0)
     yield init_device_mesh("cuda", (1,))
     dist.destroy_process_group()
 
