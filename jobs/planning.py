@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.worlds import world_of
 from otpo.errors import UserError
 from pipeline.plan import GPUS, Lengths, Machine, Plan, assumed, gpu_machine, measured, plan, shape_of
+from pipeline.plan.machine import UTILISATION
 from pipeline.plan.serving import Serving, serving
 from pipeline.progress import silent
 from pipeline.recipe import Recipe, load_recipe
@@ -27,7 +28,7 @@ def plan_recipe(
     nodes: int,
     gpus_per_node: int | None,
     price: float | None,
-    utilisation: float,
+    utilisation: float | None,
     rows: int | None,
 ) -> tuple[Plan, Serving | None]:
     """Plan the training of a recipe, and the generation and judging that follow.
@@ -36,7 +37,8 @@ def plan_recipe(
 
     Args:
         gpu: a kind; None is this machine. nodes, gpus_per_node: of the machine.
-        price: USD of a GPU for an hour. utilisation: share of a GPU's peak that a step reaches.
+        price: USD of a GPU for an hour. utilisation: share of a GPU's peak that a step reaches; None is what
+            plans assume.
         rows: of the data.
 
     Raises:
@@ -56,8 +58,10 @@ def plan_recipe(
 
 
 def _machine(
-    recipe: Recipe, gpu: str | None, nodes: int, per_node: int | None, utilisation: float, price: float | None
+    recipe: Recipe, gpu: str | None, nodes: int, per_node: int | None, utilisation: float | None, price: float | None
 ) -> Machine:
+    if utilisation is None:
+        utilisation = UTILISATION
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is a share of the GPU's peak, above 0 and at most 1; found {utilisation:g}")
     workers = recipe.train.workers

@@ -31,8 +31,8 @@ def plan(
     ] = None,
     price: Annotated[float | None, typer.Option("--price", help="USD of a GPU for an hour", show_default=False)] = None,
     utilisation: Annotated[
-        float, typer.Option("--utilisation", help="share of the GPU's peak that a step is assumed to reach")
-    ] = 0.3,
+        float | None, typer.Option("--utilisation", help="share of the GPU's peak that a step reaches; assumed: 0.4")
+    ] = None,
     rows: Annotated[
         int | None, typer.Option("--rows", help="rows of the data, where they are not at hand", show_default=False)
     ] = None,

@@ -65,18 +65,17 @@ def _on_first(tensor: Tensor) -> Tensor | None:
     first = rank() == 0
     if not isinstance(tensor, DTensor):
         return tensor if first else None
-    if tensor.device_mesh.ndim > 1:
-        whole = tensor.full_tensor()
-        return whole if first else None
-    local, ranks = tensor.to_local(), tensor.device_mesh.size()
+    mesh = tensor.device_mesh.mesh
+    local, ranks = tensor.to_local(), mesh.reshape(-1, mesh.shape[-1])[0].tolist()  # of rank 0's node, if it has all
     if not first:
-        if local.numel():
+        if local.numel() and rank() in ranks:
             dist.send(local.contiguous(), 0)
         return None
-    if ranks == 1:
+    if len(ranks) == 1:
         return local
     whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=local.device)
-    for source, part in enumerate(whole.chunk(ranks)):  # there are fewer parts than ranks where there are few rows
+    # there are fewer parts than ranks where there are few rows
+    for source, part in zip(ranks, whole.chunk(len(ranks)), strict=False):
         if source == 0:
             part.copy_(local)
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,6 +21,20 @@ from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
 
 Model = TypeVar("Model", bound=PolicyModel | RewardModel)
+
+
+def mesh_of(device: str, nodes: Sequence[Sequence[int]]) -> DeviceMesh:
+    """The mesh to shard over: flat, or (nodes, workers of a node) for hybrid sharding. All ranks must call it.
+
+    In the second, each node holds the whole model, sharded over its workers; only gradients travel between nodes.
+
+    Args:
+        device: "cpu" or "cuda".
+        nodes: the ranks of each node, equally many; a single list shards over all of them.
+    """
+    if len(nodes) == 1:
+        return init_device_mesh(device, (len(nodes[0]),))
+    return DeviceMesh(device, [list(ranks) for ranks in nodes], mesh_dim_names=("replicate", "shard"))
 
 
 def distribute(
@@ -52,7 +67,7 @@ def shard(
     activation_checkpointing: bool = False,
     keep_head: bool = False,
 ) -> Model:
-    """FSDP2 over the mesh: float32 master weights, compute in `dtype`, gradients reduced in float32.
+    """FSDP2 over the mesh (`mesh_of`): float32 master weights, compute in `dtype`, gradients reduced in float32.
 
     Each decoder layer is a unit of its own; embeddings, final norm and head belong to the root. Gradients come out as
     the mean over ranks: a loss divided by the global number of pairs must be multiplied by the world size.

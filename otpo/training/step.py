@@ -65,7 +65,8 @@ def optimisation_step(
     Args:
         batches: this rank's micro-batches.
         reduce_each: whether ranks reduce the gradients of each micro-batch. Otherwise they do it once a step, and keep
-            the sum of unsharded gradients until then: 4 bytes a parameter on every rank.
+            the sum of unsharded gradients until then: 4 bytes a parameter on every rank. Under hybrid sharding nodes
+            add up theirs once a step either way.
         denominator: what the summed loss of the *global* batch is divided by (pairs, or tokens for supervised
             training), so that worker count and gradient accumulation do not change the update.
         max_grad_norm: larger gradients are clipped to it; 0 clips none.
@@ -82,7 +83,9 @@ def optimisation_step(
     totals = Totals()
     for number, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(reduce_each or number == len(batches) - 1)
+            last = number == len(batches) - 1
+            model.set_requires_gradient_sync(reduce_each or last)
+            model.set_requires_all_reduce(last)
         output = losses(batch)
         total = totals.add(output, batch)
         # FSDP averages gradients over ranks; the loss is already divided by a global count

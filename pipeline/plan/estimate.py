@@ -20,11 +20,15 @@ BUDGETS = (65536, 32768, 16384, 8192, 4096, 2048, 1024)
 
 @dataclass(frozen=True)
 class Settings:
-    """How a worker divides its rows: the recipe's keys of the same names. `micro_batch_size` None: no limit."""
+    """How a worker divides its rows, and workers the model: the recipe's keys of the same names.
+
+    `micro_batch_size` None: no limit. `hybrid`: whether `sharding` is.
+    """
 
     micro_batch_tokens: int
     activation_checkpointing: bool
     micro_batch_size: int | None = None
+    hybrid: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,32 @@ class Case:
         device = "cuda" if self.machine.gpu else "cpu"
         tokens, size = train.micro_batch_tokens or TOKENS[device], train.micro_batch_size or SIZES[device]
         if train.activation_checkpointing != "auto" or self.machine.gpu is None:
-            return self.estimate(Settings(tokens, train.activation_checkpointing is True, size))
+            return self._sharded(Settings(tokens, train.activation_checkpointing is True, size))
         fewer = [budget for budget in BUDGETS if FULL_SPEED <= budget < tokens]
         budgets = [tokens, *([] if train.micro_batch_tokens else fewer)]
         ways = [(again, budget) for again in (False, True) for budget in budgets if not again or self.shape.recomputes]
         for again, budget in ways:
-            found = self.estimate(Settings(budget, again, size))
+            found = self._sharded(Settings(budget, again, size))
             if self.fits(found):
                 break
         return found
 
+    def _sharded(self, settings: Settings) -> Estimate:
+        """With some settings, sharded as the recipe says; by itself within each node, where that fits."""
+        hybrid = self.estimate(replace(settings, hybrid=True))
+        if self.machine.nodes == 1 or self.train.sharding == "full" or self.machine.gpu is None:
+            return self.estimate(settings)
+        return hybrid if self.train.sharding == "hybrid" or self.fits(hybrid) else self.estimate(settings)
+
     def estimate(self, settings: Settings) -> Estimate:
         """With some settings."""
         load, machine = self.load(settings), self.machine
-        parts = memory_parts(self.shape, load, machine.ranks, "cuda" if machine.gpu else "cpu")
+        shards = machine.per_node if settings.hybrid else machine.ranks
+        parts = memory_parts(self.shape, load, shards, "cuda" if machine.gpu else "cpu")
         if machine.gpu is None:
             return Estimate(settings, parts, load.micro_batches)
         rows = self.train.global_batch_size
-        computing, moving = step_seconds(self.shape, load, self.lengths, machine, rows)
+        computing, moving = step_seconds(self.shape, load, self.lengths, machine, rows, hybrid=settings.hybrid)
         seconds = max(computing, moving)
         rate = rows / machine.ranks / seconds
         return Estimate(
@@ -143,6 +155,7 @@ class Case:
             completion_tokens=0 if scores else int(tokens * completions),
             micro_batches=math.ceil(self.rows / min(size, max(1, settings.micro_batch_tokens / self.row_tokens))),
             checkpointing=settings.activation_checkpointing,
+            compiled=self.machine.gpu is not None and self.train.torch_compile is not False,
         )
 
     def choose(self) -> Estimate | None:
@@ -159,7 +172,7 @@ class Case:
         for checkpointing in (False, True) if self.shape.recomputes else (False,):
             for budget in budgets:
                 if checkpointing or budget >= min(FULL_SPEED, most):
-                    found = self.estimate(Settings(budget, checkpointing))
+                    found = self._sharded(Settings(budget, checkpointing))
                     if self.fits(found):
                         return found
         return None

@@ -19,21 +19,25 @@ log = logging.getLogger(__name__)
 
 
 def fitted(job: TrainJob, machine: Machine | None) -> TrainJob:
-    """A job whose `activation_checkpointing` is no longer "auto", and whose micro-batches fit if nothing sets them.
+    """A job whose `activation_checkpointing` and `sharding` are no longer "auto", and whose micro-batches fit.
 
     Args:
         machine: of GPUs that it is trained on; None on CPUs, or where nobody knows.
     """
-    if job.train["activation_checkpointing"] != "auto":
-        return job
-    chosen: dict[str, Any] = {"activation_checkpointing": False}
-    if machine is not None:
+    train = job.train
+    left = {"activation_checkpointing": False, "sharding": "full"}
+    chosen: dict[str, Any] = {key: value for key, value in left.items() if train[key] == "auto"}
+    if machine is not None and chosen:
         try:
             settings = _case(job, machine).asked().settings
-            chosen = {name: getattr(settings, name) for name in ("activation_checkpointing", "micro_batch_tokens")}
+            if "sharding" in chosen:
+                chosen["sharding"] = "hybrid" if settings.hybrid else "full"
+            if "activation_checkpointing" in chosen:
+                chosen["activation_checkpointing"] = settings.activation_checkpointing
+                chosen["micro_batch_tokens"] = settings.micro_batch_tokens
         except Exception as error:  # a plan is advice: a model that it cannot read must not keep a run from training
             log.debug("no plan: %s", error)
-    return replace(job, train=job.train | chosen)
+    return replace(job, train=train | chosen)
 
 
 def _case(job: TrainJob, machine: Machine) -> Case:

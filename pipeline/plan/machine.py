@@ -42,6 +42,8 @@ GPUS = {
     )
 }
 
+UTILISATION = 0.40  # of the data sheet's speed that a step is assumed to reach (docs/benchmarks.md: one H100)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -64,7 +66,7 @@ class Machine:
     memory: int | None
     network: float = 50e9
     disk: float = 1e9
-    utilisation: float = 0.30
+    utilisation: float = UTILISATION
     usd_per_gpu_hour: float | None = None
 
     @property
@@ -80,7 +82,7 @@ class Machine:
 
 
 def gpu_machine(
-    name: str, *, nodes: int, per_node: int, utilisation: float = 0.30, usd: float | None = None
+    name: str, *, nodes: int, per_node: int, utilisation: float = UTILISATION, usd: float | None = None
 ) -> Machine:
     """Nodes of GPUs of a known kind.
 

@@ -1,7 +1,8 @@
 """Peak memory of one training worker, by part.
 
-The peak is in the backward pass of a later micro-batch, when optimizer states, gradients and activations exist at the
-same time. `otpo.models.sharding` and `otpo.kernels.mixed_precision` are what is described; B is bytes.
+The peak is in the backward pass of the last micro-batch, beside optimizer states. Where there are several, the
+gradients of earlier ones lie beside all activations; those of a single one grow while its activations are given back.
+`otpo.models.sharding` and `otpo.kernels.mixed_precision` are what is described; B is bytes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Load:
         completion_tokens: of them, those that meet the vocabulary.
         micro_batches: of a worker in a step.
         checkpointing: activations are computed again in the backward pass.
+        compiled: layers and the kernels over the vocabulary are (`otpo.models.compiled`).
     """
 
     dtype_bytes: int
@@ -44,6 +46,7 @@ class Load:
     completion_tokens: int
     micro_batches: int
     checkpointing: bool
+    compiled: bool = False
 
 
 def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> dict[str, int]:
@@ -54,12 +57,14 @@ def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> 
         device: "cuda" or "cpu".
     """
     trained = shape.adapters if load.adapters else shape.parameters
+    # a CPU keeps the memory of its gradients
+    beyond = MASTER * trained // ranks if device == "cuda" and load.micro_batches == 1 else 0
     parts = {
         "weights": _weights(shape, load, ranks),
         "gradients": MASTER * trained // ranks,
         "optimizer": 2 * MASTER * trained // ranks,
         "gathered layers": _gathered(shape, load, ranks),
-        "activations": activations(shape, load),
+        "activations": max(0, activations(shape, load) - beyond),
         "logits": _logits(shape, load, CHUNK_LOGITS[device]),
     }
     if ranks > 1 and load.micro_batches > 1 and device == "cpu":
@@ -107,13 +112,15 @@ def token_activations(shape: Shape, load: Load) -> tuple[float, float]:
     Norms compute in float32 and keep their input in it, their result before and after the scale in the computation's
     precision. Attention keeps queries, keys, values and its result for each sequence, and the result in the flat
     layout. The feed-forward part keeps its products with the gate, the activation and what goes into the last product.
+    A compiled layer keeps a norm's input and result in the computation's precision, and computes the activation again.
     """
     low = load.dtype_bytes
-    norms = 2 * (4 + 2 * low) * shape.hidden
+    norms = 2 * (2 * low if load.compiled else 4 + 2 * low) * shape.hidden
     if shape.query_norms:
         norms += (4 + low) * (shape.queries + shape.keys)
     attention = low * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
-    return norms + low * shape.queries + (4 if shape.gated else 2) * low * shape.middle, attention
+    middle = (4 if shape.gated else 2) - load.compiled
+    return norms + low * shape.queries + middle * low * shape.middle, attention
 
 
 def activations(shape: Shape, load: Load) -> int:
@@ -130,6 +137,7 @@ def activations(shape: Shape, load: Load) -> int:
 
 
 def _logits(shape: Shape, load: Load, chunk: int) -> int:
-    """The chunks of logits that are kept, and three float32 ones while one is worked on."""
+    """The chunks of logits that are kept, and three float32 ones while one is worked on, unless that is compiled."""
     whole = load.completion_tokens * shape.vocabulary
-    return load.dtype_bytes * min(whole, KEPT_CHUNKS * chunk) + 3 * 4 * min(whole, chunk)
+    working = 0 if load.compiled else 3 * 4 * min(whole, chunk)
+    return load.dtype_bytes * min(whole, KEPT_CHUNKS * chunk) + working

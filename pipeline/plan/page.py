@@ -7,7 +7,10 @@ from pipeline.plan.machine import GIB
 from pipeline.plan.plan import Plan, duration
 from pipeline.plan.serving import Serving
 
-COLUMNS = ("on", "fits", "GiB a GPU", "micro-batch", "checkpointing", "tokens/s a GPU", "MFU", "training", "checkpoint")
+COLUMNS = (
+    "on", "fits", "GiB a GPU", "micro-batch", "checkpointing", "sharding", "tokens/s a GPU", "MFU", "training",
+    "checkpoint",
+)  # fmt: skip
 
 
 def lines(made: Plan, served: Serving | None) -> list[str]:
@@ -59,6 +62,7 @@ def row(made: Plan) -> list[str]:
         f"{best.total / GIB:,.0f}",
         f"{best.settings.micro_batch_tokens:,} tokens",
         "yes" if best.settings.activation_checkpointing else "no",
+        "hybrid" if best.settings.hybrid else "full",
         f"{best.tokens_per_second or 0:,.0f}",
         f"{best.mfu or 0:.0%}",
         hours,
@@ -74,7 +78,10 @@ def _parts(estimate: Estimate) -> list[str]:
 def _settings(estimate: Estimate) -> str:
     settings = estimate.settings
     checkpointing = "with" if settings.activation_checkpointing else "without"
-    return f"micro-batches of {settings.micro_batch_tokens:,} tokens, {checkpointing} activation checkpointing"
+    sharding = ", sharded within each node" if settings.hybrid else ""
+    return (
+        f"micro-batches of {settings.micro_batch_tokens:,} tokens, {checkpointing} activation checkpointing{sharding}"
+    )
 
 
 def _serving(served: Serving) -> list[str]:

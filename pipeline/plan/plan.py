@@ -162,8 +162,8 @@ def _assumptions(machine: Machine, lengths: Lengths) -> tuple[str, ...]:
         between = f" and {machine.network / 1e9:,.0f} GB/s a GPU between nodes" if machine.nodes > 1 else ""
         said += [
             f"speed: {machine.utilisation:.0%} of the {gpu.flops / 1e12:,.0f} TFLOP/s of {gpu.name}'s data sheet while"
-            " a step computes, repeated operations included; torchtitan reports an MFU of 33 to 39 % for pre-training"
-            " an 8B model on H100s",
+            " a step computes, repeated operations included; one H100 reached 41 % with a 1B model, and torchtitan"
+            " reports an MFU of 33 to 39 % for pre-training an 8B model on several",
             f"links: half of {gpu.links / 1e9:,.0f} GB/s a GPU within a node{between}, while the step computes",
         ]
     return (*said, f"storage: {machine.disk / 1e9:g} GB/s from each node")

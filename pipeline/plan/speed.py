@@ -30,15 +30,18 @@ def model_flops(shape: Shape, lengths: Lengths, *, adapters: bool) -> float:
     return sum(forward_flops(shape, lengths)) * (2 if adapters else 3)
 
 
-def step_seconds(shape: Shape, load: Load, lengths: Lengths, machine: Machine, rows: int) -> tuple[float, float]:
+def step_seconds(
+    shape: Shape, load: Load, lengths: Lengths, machine: Machine, rows: int, *, hybrid: bool = False
+) -> tuple[float, float]:
     """Seconds of an optimizer step on GPUs: while it computes, and while it moves weights and gradients.
 
     Both happen at the same time, so a step takes the longer of the two. Each micro-batch gathers the weights for the
-    forward and for the backward pass; gradients are reduced once, in float32. Between nodes, NCCL's rings use the
-    adapters of all GPUs of a node side by side.
+    forward and for the backward pass, and reduces gradients in float32. Between nodes, NCCL's rings use the adapters of
+    all GPUs of a node side by side.
 
     Args:
         rows: of the global batch.
+        hybrid: weights are gathered within a node; nodes add up their gradients once a step, each GPU its shard.
     """
     gpu = _gpu(machine)
     flops = model_flops(shape, lengths, adapters=load.adapters)
@@ -48,8 +51,11 @@ def step_seconds(shape: Shape, load: Load, lengths: Lengths, machine: Machine, r
     computing = rows * flops / (machine.ranks * gpu.flops * machine.utilisation)
     if machine.ranks == 1:
         return computing, 0.0
-    moved = 2 * load.micro_batches * load.dtype_bytes * shape.parameters
-    moved += 4 * (shape.adapters if load.adapters else shape.parameters)
+    gradients = 4 * (shape.adapters if load.adapters else shape.parameters)
+    moved = load.micro_batches * (2 * load.dtype_bytes * shape.parameters + gradients)
+    if hybrid:  # an all-reduce moves each byte twice
+        between = 2 * gradients / machine.per_node / machine.network
+        return computing, (moved / gpu.links + between) / REACHED
     link = gpu.links if machine.nodes == 1 else min(machine.network * machine.per_node, gpu.links)
     return computing, moved / (REACHED * link)
 

@@ -30,8 +30,8 @@ EXECUTION_KEYS = (
 # Keys that finished runs did not have: with these values they change nothing.
 LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1}
 EXECUTION_KEYS_OF_TRAINING = (
-    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "torch_compile",
-    "save_every", "save_minutes", "keep_checkpoints", "max_failures",
+    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "sharding",
+    "torch_compile", "save_every", "save_minutes", "keep_checkpoints", "max_failures",
 )  # fmt: skip
 
 

@@ -132,6 +132,11 @@ class TrainConfig(Section):
         description="Computes activations again in the backward pass: less memory, more time. auto does on GPUs too"
         " small for them.",
     )
+    sharding: Literal["auto", "full", "hybrid"] = Field(
+        "auto",
+        description="Over all workers (full, FSDP) or those of each node (hybrid, HSDP). auto: hybrid on GPU nodes, if"
+        " it fits.",
+    )
     torch_compile: bool | Literal["auto"] = Field(
         "auto",
         description="Compiles the layers and the loss over the vocabulary, which takes 10 to 20 seconds once. auto does"

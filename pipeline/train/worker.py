@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from otpo.data.micro_batches import SIZES, TOKENS, micro_batches
 from otpo.data.sampler import next_indices
@@ -39,7 +39,8 @@ from otpo.models.checkpoint import (
 from otpo.models.compiled import compile_layers
 from otpo.models.disk.reloaded import trained_values
 from otpo.models.export import export, other_precisions
-from otpo.models.sharding import distribute
+from otpo.models.sharding import distribute, mesh_of
+from otpo.ranks import of_all_ranks
 from otpo.records import SequenceBatch
 from otpo.training.objectives import Start, objective_of
 from otpo.training.objectives.reward import load_margins
@@ -71,12 +72,29 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _run_jobs(jobs: list[dict[str, Any]]) -> None:
-    context = ray.train.get_context()
-    mesh = init_device_mesh(ray.train.torch.get_device().type, (context.get_world_size(),))
+    meshes: dict[str, DeviceMesh] = {}  # each has process groups of its own
     for values in jobs:
         job = TrainJob(**values)
         if not job.folder.model.exists():
-            _Trainer(job, mesh).run()
+            sharding = job.train["sharding"]
+            if sharding not in meshes:
+                meshes[sharding] = _mesh(job)
+            _Trainer(job, meshes[sharding]).run()
+
+
+def _mesh(job: TrainJob) -> DeviceMesh:
+    """The mesh that a job shards over; nodes with different numbers of workers cannot each hold the model alike."""
+    device, hybrid = ray.train.torch.get_device().type, job.train["sharding"] == "hybrid"
+    nodes: dict[str, list[int]] = {}
+    for rank, node in enumerate(of_all_ranks(ray.get_runtime_context().get_node_id() if hybrid else "")):
+        nodes.setdefault(node, []).append(rank)
+    if len({len(ranks) for ranks in nodes.values()}) == 1:
+        return mesh_of(device, list(nodes.values()))
+    if dist.get_rank() == 0:
+        counts = " and ".join(str(len(ranks)) for ranks in nodes.values())
+        text = f"nodes have {counts} workers: the model is sharded over all of them, not within each node"
+        record(Path(job.events), f"train {job.label}", text)
+    return mesh_of(device, [range(dist.get_world_size())])
 
 
 class _Again:

@@ -77,6 +77,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
         completion_tokens=int(largest.mask.sum()),
         micro_batches=max(len(members) for members in work),
         checkpointing=shape.checkpointing,
+        compiled=cuda,
     )
     parts = memory_parts(planned_shape, load, 1, "cuda" if cuda else "cpu")
     planned = sum(parts.values()) - parts["CUDA and NCCL" if cuda else "libraries"]

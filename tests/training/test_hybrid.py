@@ -1,0 +1,122 @@
+"""Sharding within nodes and replicating over them trains what sharding over all workers does, and what one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from support.small_lm import small_lm
+from support.steps import weights
+
+from otpo.data.collate import collate_pairs
+from otpo.data.micro_batches import micro_batches
+from otpo.methods.spec import resolve
+from otpo.models.checkpoint import load_checkpoint, save_checkpoint
+from otpo.models.export import export
+from otpo.models.sharding import distribute, mesh_of
+from otpo.records import SequenceBatch, TokenPair
+from otpo.training.objectives.base import Start, load_policy
+from otpo.training.objectives.pair import preference_losses
+from otpo.training.optimizer import adamw
+from otpo.training.step import optimisation_step
+
+STEPS, LR = 4, 1e-2
+PAIRS = [
+    TokenPair(row, [3 + row, 5, 7 + row], [11 + (row * k) % 40 for k in range(1, 3 + row % 5)], [20 + row, 9, 8])
+    for row in range(16)
+]
+NODES = {"full": [[0, 1, 2, 3]], "hybrid": [[0, 1], [2, 3]], "hybrid of four nodes": [[0], [1], [2], [3]]}
+
+
+class Training:
+    """OTPO from a folder, 16 pairs a step in micro-batches of 2."""
+
+    def __init__(self, folder: str, mesh: Any, *, reduce_each: bool):
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if mesh.size() > 1 else (0, 1)
+        model = load_policy(Start(f"{folder}/start", deferred=mesh.size() > 1))
+        self.model: Any = distribute(model, mesh, dtype=torch.float32)
+        self.optimizer, self.reduce_each = adamw(self.model, lr=LR, weight_decay=0.0), reduce_each
+        self.batches: list[SequenceBatch] = [
+            collate_pairs([PAIRS[i] for i in group])
+            for group in micro_batches([p.tokens for p in PAIRS], size=2, budget=None, rank=self.rank, world=self.world)
+        ]
+        with torch.no_grad():
+            known = {id(batch): self.model(batch)[0] for batch in self.batches}
+        self.losses = preference_losses(
+            self.model, resolve("otpo", {}), lambda batch: {"reference": known[id(batch)]}, seed=0
+        )
+
+    def step(self) -> dict[str, float]:
+        """The figures of a step."""
+        return optimisation_step(
+            self.model, self.optimizer, self.batches, self.losses,
+            denominator=len(PAIRS), max_grad_norm=0.5, lr=LR, reduce_each=self.reduce_each,
+        )  # fmt: skip
+
+
+def _rank(rank: int, world: int, folder: str, tokenizer: str) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    for name, nodes in NODES.items():
+        for each in (False, True):
+            training = Training(folder, mesh_of("cpu", nodes), reduce_each=each)
+            figures = [training.step() for _ in range(STEPS // 2)]
+            path = save_checkpoint(Path(folder, f"{name} {each}"), training.model, training.optimizer, {"step": 2})
+            figures += [training.step() for _ in range(STEPS // 2)]
+            found = weights(training.model)
+            export(
+                training.model, Path(folder, f"{name} {each}", "model"), tokenizer=tokenizer, card="",
+                dtype=torch.float32,
+            )  # fmt: skip
+            other = Training(folder, mesh_of("cpu", NODES["hybrid" if name == "full" else "full"]), reduce_each=each)
+            load_checkpoint(path, other.model, other.optimizer)
+            again = [other.step() for _ in range(STEPS // 2)]
+            if rank == 0:
+                Path(folder, f"{name} {each}.json").write_text(json.dumps([figures, again]))
+                torch.save(found, Path(folder, f"{name} {each}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """What four ranks write in each way."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    small_lm().save_pretrained(folder / "start")
+    mp.spawn(_rank, (4, str(folder), str(tiny_llama)), nprocs=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The figures and weights of one worker."""
+
+    class One:
+        device_type = "cpu"
+
+        def size(self) -> int:
+            return 1
+
+    training = Training(str(trained), One(), reduce_each=False)
+    return [training.step() for _ in range(STEPS)], weights(training.model)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["reduced once", "reduced each"])
+@pytest.mark.parametrize("name", NODES)
+def test_it_trains_what_one_worker_does(trained, alone, name, each):
+    figures, again = json.loads((trained / f"{name} {each}.json").read_text())
+    expected, whole = alone
+    for key in ("loss", "grad_norm", "rewards/margins"):
+        assert [f[key] for f in figures] == pytest.approx([e[key] for e in expected], rel=1e-5, abs=1e-6)
+        assert [f[key] for f in again] == pytest.approx([e[key] for e in expected[2:]], rel=1e-5, abs=1e-6)
+    assert figures[-1]["loss"] < figures[0]["loss"] - 0.01
+    found = torch.load(trained / f"{name} {each}.pt")
+    exported = load_file(trained / f"{name} {each}" / "model" / "model.safetensors")
+    for key, weight in whole.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
+        assert torch.equal(exported[key.removeprefix("lm.")], found[key])
