@@ -16,7 +16,7 @@ from typing import Any
 from otpo.dtypes import TORCH_NAMES, torch_dtype
 from otpo.errors import UserError
 from pipeline.generate.engine import EngineConfig, Sampling
-from pipeline.generate.model_folder import ModelFolder
+from pipeline.generate.model_folder import ModelFolder, why_not_vllm
 
 # Set before the engine's process imports torch or vLLM. Without multiprocessing vLLM runs inside the process: a killed
 # parent leaves no engine behind, and on a CPU the engine starts in half the time. With tensor parallelism the workers
@@ -32,11 +32,11 @@ CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PA
 log = logging.getLogger(__name__)
 
 
-def resolve(config: EngineConfig) -> EngineConfig:
-    """The config without "auto"."""
+def resolve(config: EngineConfig, model: ModelFolder) -> EngineConfig:
+    """The config without "auto", for an engine that is to serve a model."""
     device = device_of(config)
     dtype = config.dtype if config.dtype != "auto" else {"cpu": "fp32", "gpu": "bf16"}[device]
-    return replace(config, backend=backend_of(config), device=device, dtype=dtype)  # type: ignore[arg-type]
+    return replace(config, backend=backend_of(config, model), device=device, dtype=dtype)  # type: ignore[arg-type]
 
 
 def device_of(config: EngineConfig) -> str:
@@ -52,8 +52,12 @@ def device_of(config: EngineConfig) -> str:
     return "gpu" if os.environ.get("RAY_ADDRESS") or torch.cuda.is_available() else "cpu"
 
 
-def backend_of(config: EngineConfig) -> str:
-    """The backend that the config names; for "auto", vLLM where it is installed."""
+def backend_of(config: EngineConfig, model: ModelFolder) -> str:
+    """The backend that the config names; for "auto", vLLM where it is installed and can serve the model.
+
+    Raises:
+        UserError: the config names vLLM, which is not installed or cannot serve the model.
+    """
     there = find_spec("vllm") is not None
     if config.backend == "vllm" and not there:
         raise UserError(
@@ -61,7 +65,15 @@ def backend_of(config: EngineConfig) -> str:
         )
     if config.backend == "auto" and not there:
         _say_once("vLLM is not installed: transformers generates the outputs, which is slower.")
-    return config.backend if config.backend != "auto" else "vllm" if there else "transformers"
+    if config.backend == "transformers" or not there:
+        return "transformers"
+    reason = why_not_vllm(model, on_cpu=device_of(config) == "cpu")
+    if reason is None:
+        return "vllm"
+    if config.backend == "vllm":
+        raise UserError(f"{model.name}: {reason}. Set generate.backend=auto, and transformers generates the outputs.")
+    _say_once(f"{model.name}: {reason}. transformers generates the outputs, which is slower.")
+    return "transformers"
 
 
 @cache

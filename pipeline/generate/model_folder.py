@@ -126,25 +126,26 @@ def open_model(model: str | Path) -> ModelFolder:
     )
 
 
-def check_head(model: ModelFolder) -> None:
-    """Refuse a model that vLLM would serve with the embeddings in place of its own head.
-
-    Raises:
-        UserError: the configuration says that the head is tied, and the weights hold another one.
-    """
+def why_not_vllm(model: ModelFolder, *, on_cpu: bool) -> str | None:
+    """Why vLLM cannot serve a model that transformers can; None if it can."""
     if model.text_config.get("tie_word_embeddings") and has_own_head(model.path):
-        raise UserError(
-            f"{model.name}: config.json says that the head is tied to the embeddings, and the weights hold a head of"
-            " their own: vLLM would ignore it and serve another model. Set `tie_word_embeddings: false` in config.json,"
-            " or generate.backend=transformers."
+        return (
+            "config.json says that the head is tied to the embeddings, and the weights hold a head of their own: vLLM"
+            " would ignore it and serve another model"
         )
+    if on_cpu and model.head_dim not in CPU_HEAD_SIZES:
+        return (
+            f"its attention heads have {model.head_dim} dimensions, and vLLM on a CPU knows only"
+            f" {', '.join(map(str, CPU_HEAD_SIZES))}"
+        )
+    return None
 
 
-def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool, max_model_len: int | None) -> None:
+def check_servable(model: ModelFolder, *, template: Template, max_model_len: int | None) -> None:
     """Refuse before anything starts what would fail minutes later.
 
     Raises:
-        UserError: no tokenizer, no chat template where one is needed, a head size or a length that cannot be.
+        UserError: no tokenizer, no chat template where one is needed, or a length that cannot be.
     """
     if not any((model.path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
@@ -156,11 +157,6 @@ def check_servable(model: ModelFolder, *, template: Template, vllm_on_cpu: bool,
             f"{model.name}: prompts are to go through the chat template, and the tokenizer has none. Put "
             "chat_template.jinja beside it, or set data.template=literal to give the model each "
             "text as it is."
-        )
-    if vllm_on_cpu and model.head_dim not in CPU_HEAD_SIZES:
-        raise UserError(
-            f"{model.name}: its attention heads have {model.head_dim} dimensions, and vLLM on a CPU knows only "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}. Set generate.backend=transformers, or use a GPU."
         )
     if max_model_len is not None and model.own_limit is not None and max_model_len > model.own_limit:
         raise UserError(

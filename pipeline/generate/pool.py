@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from otpo.data.template import Rendering, Setting, Template, of_model, template_of
 from otpo.errors import UserError, WorkError
 from otpo.files import write_json
-from pipeline.generate.backends import backend_of, device_of, resolve
+from pipeline.generate.backends import backend_of, resolve
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling
-from pipeline.generate.model_folder import ModelFolder, check_head, check_servable, open_model
+from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
 from pipeline.generate.outputs import GenerationResult, OutputFiles, PartialOutputs, finished, output_row
 from pipeline.progress import Progress, silent
 from pipeline.recipe import digest
@@ -45,14 +45,10 @@ def preflight(model: str | Path, config: EngineConfig, template: Rendering | Set
         UserError: what could not work, and what to do.
     """
     folder = open_model(model)
-    backend = backend_of(config)
-    _check_parallel(folder, backend, config.tensor_parallel_size)
-    if backend == "vllm":
-        check_head(folder)
+    _check_parallel(folder, backend_of(config, folder), config.tensor_parallel_size)
     check_servable(
         folder,
         template=of_model(template, folder.path).for_generation.template,
-        vllm_on_cpu=backend == "vllm" and device_of(config) == "cpu",
         max_model_len=config.max_model_len,
     )
     return folder
@@ -100,7 +96,7 @@ class EnginePool:
         """
         folder = preflight(first_model, config, template)
         self.on_training_nodes = on_training_nodes
-        self.config = resolve(config)
+        self.config = resolve(config, folder)
         self.template = of_model(template, folder.path).for_generation
         self._engines: StartedEngines | None = None
         self._start(folder)

@@ -182,7 +182,9 @@ class GenerateConfig(Section):
         description="Name of each task and its source: alpaca_eval, tldr or a prompts file; or a source, or a list.",
     )
     limit: int | None = Field(None, ge=1, description="Uses only the first prompts of a task: how many. Unset: all.")
-    backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto is vLLM where it is installed.")
+    backend: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto is vLLM where it is installed and can serve the model, else transformers."
+    )
     workers: int = Field(1, ge=1, description="Engines that work side by side; fewer where fewer fit the cluster.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine, all of one node.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory that vLLM may fill.")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from eval.tasks import Prompt
 from otpo.data.encoder import encode_prompt
 from otpo.data.tokens import tokenize_completions
 from otpo.errors import UserError, WorkError
-from pipeline.generate.backends import TransformersEngine
+from pipeline.generate.backends import TransformersEngine, resolve
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs
 from pipeline.generate.model_folder import open_model, tokenizer_of
 from pipeline.generate.outputs import PartialOutputs
@@ -60,7 +61,7 @@ def broken_copy(source: Path, target: Path, **changes) -> Path:
         ({"model": None}, {}, "safetensors"),
         ({"tokenizer": None}, {}, "AutoTokenizer"),
         ({"chat_template": None}, {}, "data.template=literal"),
-        ({"config": {"head_dim": 24}}, {}, "24 dimensions.*generate.backend=transformers"),
+        ({"config": {"head_dim": 24}}, {}, "24 dimensions.*generate.backend=auto"),
         ({}, {"max_model_len": 1 << 20}, "positions"),
     ],
 )
@@ -77,6 +78,15 @@ def test_what_is_no_trouble_is_not_refused(tiny_llama: Path, tmp_path: Path):
     odd = broken_copy(tiny_llama, tmp_path / "odd", config={"head_dim": 24})
     preflight(odd, EngineConfig(backend="transformers", device="cpu"))
     preflight(odd, EngineConfig(backend="vllm", device="gpu"))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_auto_takes_transformers_where_vllm_cannot_serve_a_model(tiny_llama: Path, tmp_path: Path, caplog):
+    odd = broken_copy(tiny_llama, tmp_path / "odd", config={"head_dim": 24})
+    for folder, device, backend in ((tiny_llama, "cpu", "vllm"), (odd, "cpu", "transformers"), (odd, "gpu", "vllm")):
+        preflight(folder, EngineConfig(device=device))
+        assert resolve(EngineConfig(device=device), open_model(folder)).backend == backend
+    assert caplog.text.count("24 dimensions") == 1
 
 
 def test_a_folder_that_is_not_there_and_an_adapter_are_named(tmp_path: Path):
