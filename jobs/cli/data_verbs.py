@@ -41,7 +41,7 @@ def data(
     chat_template_kwargs: ChatTemplateKwargs = None,
     rewritten: Rewritten = "refuse",
 ) -> None:
-    """What data files hold: format, template, lengths, how often the longer completion is chosen, unusable rows."""
+    """What data files hold. Format, template, lengths, how often the longer completion is chosen, unusable rows."""
     asked: dict[str, Any] = {
         "template": one_of("--template", template, "auto", "chat", "literal"), "max_length": max_length,
         "columns": columns_of(column), "chat_template_kwargs": kwargs_of(chat_template_kwargs), "rewritten": rewritten,
@@ -119,7 +119,7 @@ def fresh(
     kv_heads: Annotated[int, typer.Option("--kv-heads", help="heads of keys and values")] = 2,
     seed: Seed = 0,
 ) -> None:
-    """Make a tokenizer and a small random model from a preference file: a start for trials without a download."""
+    """Make a small random model and its tokenizer from a data file. A start for trials without a download."""
     from otpo.models.fresh import fresh as make
 
     make(

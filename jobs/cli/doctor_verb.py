@@ -7,7 +7,7 @@ from otpo.errors import WorkError
 
 
 def doctor() -> None:
-    """What is installed, which devices, what is missing and the line that mends it."""
+    """What is installed and what is missing. Each with the line that mends it; devices too."""
     from jobs.cli.doctor_checks import examine
 
     findings = examine()

@@ -46,7 +46,7 @@ def generate(
     chat_template_kwargs: ChatTemplateKwargs = None,
     limit: Limit = None,
 ) -> None:
-    """Outputs of a model for a task's prompts, as AlpacaEval's model_outputs.json."""
+    """Outputs of a model for a task's prompts. The file is AlpacaEval's model_outputs.json."""
     from eval.layout import OUTPUTS
     from eval.tasks import load_task
     from otpo.data.template import of_model
@@ -101,7 +101,7 @@ def pairs(
     settings: JudgeSettings = None,
     name: Annotated[str, typer.Option("--name", help="the samples' generator")] = "policy",
 ) -> None:
-    """On-policy preference pairs: several outputs for each prompt, rated, best against worst."""
+    """On-policy preference pairs. Several outputs for each prompt, rated, best against worst."""
     from eval.judge.check import check
     from eval.tasks import load_task
     from otpo.data.template import of_model

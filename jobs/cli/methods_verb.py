@@ -14,7 +14,7 @@ from otpo.errors import UserError
 def methods(
     name: Annotated[str | None, typer.Argument(help="print this method's formula, needs and hyperparameters")] = None,
 ) -> None:
-    """The table of methods; with a NAME, that method's formula, needs and hyperparameters."""
+    """The table of methods. With a NAME, that method's formula, needs and hyperparameters."""
     if name is None:
         _print_table()
     else:

@@ -25,7 +25,7 @@ def push(
     ] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="the adapters alone, in peft's format")] = False,
 ) -> None:
-    """Push a trained model and its card to the Hugging Face hub; the token is read from HF_TOKEN."""
+    """Push a trained model and its card to the Hugging Face hub. The token is read from HF_TOKEN."""
     from pipeline.hub.push import Target
     from pipeline.hub.push import push as push_model
 

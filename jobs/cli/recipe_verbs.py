@@ -38,7 +38,7 @@ def plan(
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="print one row of a Markdown table")] = False,
 ) -> None:
-    """Memory, time and cost of a recipe, and what to change where it does not fit; nothing is started or downloaded."""
+    """Memory, time and cost of a recipe. What to change where it does not fit; nothing is started or downloaded."""
     from jobs.planning import plan_recipe
     from pipeline.plan.page import lines, row
 
@@ -62,12 +62,12 @@ def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), 
 
 
 def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
-    """Train alone; several methods in one recipe share the cached reference."""
+    """Train alone. Several methods in one recipe share the cached reference."""
     _run(recipe, overrides, runs, redo, until="train")
 
 
 def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
-    """Ray Tune over any methods.* or train.* key: best trial, table, plot."""
+    """Ray Tune over any methods.* or train.* key. Gives the best trial, a table and a plot."""
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
     from pipeline.sweep.results import render
