@@ -18,7 +18,7 @@ from pipeline.recipe.hints.convert import (
 from pipeline.recipe.hints.hint import Hint, each, not_needed
 
 _SHARDED = not_needed(
-    "the model is sharded over train.workers by FSDP2, one worker a GPU, and nothing about it has to be set"
+    "the model is sharded over train.workers by FSDP2, one worker a GPU; train.sharding chooses HSDP on several nodes"
 )
 _LOADER = not_needed("token ids are prepared once and read from disk, so no loader has to be tuned")
 _LOGGED = not_needed("every step is a line of runs/NAME/models/LABEL/metrics.jsonl; `tracking` copies it to trackers")
