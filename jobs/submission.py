@@ -16,6 +16,8 @@ from pipeline.recipe import WORLD_PREFIX, Recipe, digest, dump_yaml, make_recipe
 
 PACKAGES = ("eval", "jobs", "otpo", "pipeline")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz")
+VERBS = ("run", "train", "sweep")
+LEFT_HERE = ("__pycache__", ".git", ".gitignore", ".rayignore")  # Ray would leave out what the last two name
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Submission:
         inputs: path inside the working directory -> the local file or folder that is sent there.
         runs: the folder of runs, absolute on the cluster.
         python: the interpreter of the job.
-        id: of the job; equal for equal recipe, inputs and folder.
+        verb: what the job does: one of VERBS.
+        id: of the job; equal for equal recipe, inputs, folder and verb.
     """
 
     recipe: Recipe
@@ -35,24 +38,27 @@ class Submission:
     runs: str
     python: str
     redo: bool
+    verb: str
     id: str
 
     @property
     def entrypoint(self) -> str:
         """The job's shell command."""
-        words = [self.python, "-m", "jobs.cli", "run", layout.RECIPE, "--runs", self.runs]
+        words = [self.python, "-m", "jobs.cli", self.verb, layout.RECIPE, "--runs", self.runs]
         return shlex.join([*words, *(["--redo"] if self.redo else [])])
 
 
-def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo: bool) -> Submission:
+def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo: bool, verb: str = "run") -> Submission:
     """Turn local paths of a recipe into paths that are valid on the cluster.
 
     Args:
         shared: folders that the cluster sees under the same path; files in them are not sent.
 
     Raises:
-        UserError: a relative path that does not exist here.
+        UserError: a relative path that does not exist here, or no verb of a job.
     """
+    if verb not in VERBS:
+        raise UserError(f"--verb {verb}: expected one of {', '.join(VERBS)}.")
     tree = recipe.model_dump(mode="json")
     tree["cluster"]["address"] = None  # the job's driver is on the cluster
     tree["generate"]["tasks"] = recipe.generate.named_tasks()
@@ -88,8 +94,8 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
             section[keys[-1]] = f"inputs/{identity}/{path.name}"
             inputs[section[keys[-1]]] = path
     placed = make_recipe(tree)
-    name = f"{recipe.name}-{digest([placed.model_dump(mode='json'), identities, runs, redo])}"
-    return Submission(placed, inputs, runs, python, redo, name)
+    what = [placed.model_dump(mode="json"), identities, runs, redo, *([] if verb == "run" else [verb])]
+    return Submission(placed, inputs, runs, python, redo, verb, f"{recipe.name}-{digest(what)}")
 
 
 def _folder_identity(folder: Path) -> str:
@@ -99,16 +105,32 @@ def _folder_identity(folder: Path) -> str:
 
 
 def stage(submission: Submission, folder: Path) -> None:
-    """Lay out the job's working directory: the packages, `recipe.yaml`, `inputs/`."""
+    """Lay out the job's working directory: the packages, `recipe.yaml`, `inputs/`.
+
+    Of a folder travel its files, whatever a `.gitignore` in it says; not its history, and nothing that is no file
+    (sockets, links that lead nowhere).
+    """
     root = Path(jobs.__file__).parent.parent
     for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(root / package, folder / package, ignore=_left_here)
     (folder / layout.RECIPE).write_text(dump_yaml(submission.recipe))
     for place, path in submission.inputs.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(path, folder / place) if path.is_dir() else shutil.copy2(path, folder / place)
+        if path.is_dir():
+            shutil.copytree(path, folder / place, ignore=_left_here)
+        else:
+            shutil.copy2(path, folder / place)
+
+
+def _left_here(folder: str, names: list[str]) -> list[str]:
+    """What of a folder does not travel."""
+    paths = {name: Path(folder, name) for name in names}
+    return [name for name, path in paths.items() if name in LEFT_HERE or not (path.is_file() or path.is_dir())]
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    """Bytes of a file, or of all files in a folder that travel."""
+    if not path.is_dir():
+        return path.stat().st_size
+    inside = (p for p in path.rglob("*") if p.is_file() and not set(p.relative_to(path).parts) & set(LEFT_HERE))
+    return sum(p.stat().st_size for p in inside)

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from jobs.submission import Submission, prepare, size, stage
 from otpo.errors import UserError, WorkError
 from pipeline.recipe import WORLD_PREFIX, load_recipe
+from pipeline.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -48,8 +49,11 @@ def submit(
     follow: bool,
     say: Say,
     show_log: Say,
+    verb: str = "run",
 ) -> int:
     """Submit a recipe as a job, or find the job that it was submitted as before.
+
+    A job that succeeded is submitted again with `redo`, and where its results are gone.
 
     Args:
         address: of the dashboard, http(s)://host:port.
@@ -57,9 +61,10 @@ def submit(
         shared: folders that every node sees under the same path: files in them are not sent.
         python: the interpreter on the cluster; by default this one where the cluster is this machine, else "python".
         follow: wait for the end and show the log.
+        verb: what the job does (`jobs.submission.VERBS`).
 
     Returns:
-        Exit code: 0, or 1 if the followed job failed.
+        Exit code: 0, or that of the followed job.
 
     Raises:
         UserError: a wrong recipe, address or token, or too many local files; nothing was submitted.
@@ -81,16 +86,20 @@ def submit(
         shared=[Path("/")] if here else [*shared, *([runs] if runs else [])],
         python=python or (sys.executable if here else "python"),
         redo=redo,
+        verb=verb,
     )
-    job, status = find(client, submission.id)
+    results = Path(submission.runs, recipe.name)
+    gone = (here or Path(submission.runs).is_dir()) and not has_results(results, verb)
+    job, status = find(client, submission.id, again=redo or gone)
     if status is None:
         _send(client, submission, job, say)
     elif status == "SUCCEEDED":
-        say(f"{job} has run already and succeeded; its results are in {submission.runs}/{recipe.name}.")
+        say(f"{job} has run already and succeeded; its results are in {results}.")
         return 0
     else:
         say(f"{job} is there already: {status}.")
     words = ["otpo", "submit", source, *overrides, "--address", address, "--follow"]
+    words += ["--verb", verb] if verb != "run" else []
     words += ["--runs", str(runs)] if runs else []
     back = shlex.join(words + [word for folder in shared for word in ("--shared", str(folder))])
     if not follow:
@@ -99,7 +108,7 @@ def submit(
     try:
         return follow_job(client, job, say, show_log)
     except KeyboardInterrupt:
-        say(f"\nThe job goes on. Come back with: {back}\nStop it with: ray job stop {job} --address {address}")
+        say(f"\nThe job goes on. Come back with: {back}\nStop it with: otpo jobs stop {job} --address {address}")
         return 1
 
 
@@ -158,12 +167,25 @@ def is_this_machine(client: JobSubmissionClient) -> bool:
     return names == [socket.gethostname()]
 
 
-def find(client: JobSubmissionClient, name: str) -> tuple[str, str | None]:
-    """The newest attempt at a job that did not fail, and its status; else the id of the next attempt, and None."""
+def has_results(folder: Path, verb: str) -> bool:
+    """Whether a run's folder holds what a verb makes last."""
+    made = RunFolder(folder)
+    if verb == "train":
+        return any(made.models.glob("*/model"))
+    return (made.sweep.best if verb == "sweep" else made.report).exists()
+
+
+def find(client: JobSubmissionClient, name: str, *, again: bool = False) -> tuple[str, str | None]:
+    """The newest attempt at a job that did not fail, and its status; else the id of the next attempt, and None.
+
+    Args:
+        again: whether an attempt that succeeded does not count either.
+    """
     jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
+    ended = ("FAILED", "STOPPED", "SUCCEEDED") if again else ("FAILED", "STOPPED")
     attempt, job = 1, name
     while job in jobs:
-        if jobs[job] not in ("FAILED", "STOPPED"):
+        if jobs[job] not in ended:
             return job, jobs[job]
         attempt += 1
         job = f"{name}-attempt{attempt}"
@@ -182,7 +204,9 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Sa
         )
     with tempfile.TemporaryDirectory(prefix="otpo-submit-") as staging:
         stage(submission, Path(staging))
-        say(f"Sending {size(Path(staging)) / 2**20:,.1f} MiB: code, recipe and {len(submission.inputs)} inputs.")
+        say(f"Sending {size(Path(staging)) / 2**20:,.1f} MiB: code, recipe and {len(sizes)} inputs.")
+        for path, count in sizes.items():
+            say(f"  {count / 2**20:8,.1f} MiB  {path}")
         try:
             client.submit_job(
                 entrypoint=submission.entrypoint,
@@ -207,7 +231,7 @@ def follow_job(client: JobSubmissionClient, job: str, say: Say, show_log: Say) -
     """Show a job's log until the job ends. A lost connection is made again.
 
     Returns:
-        0 if the job succeeded, else 1.
+        0 if the job succeeded, else its command's exit code, or 1 where there is none.
 
     Raises:
         WorkError: the cluster was silent for `SILENT_SECONDS`.
@@ -244,4 +268,4 @@ def follow_job(client: JobSubmissionClient, job: str, say: Say, show_log: Say) -
                 ) from error
         time.sleep(1)
     say(f"{job}: {info.status}" + (f". {info.message}" if info.message and str(info.status) != "SUCCEEDED" else ""))
-    return 0 if str(info.status) == "SUCCEEDED" else 1
+    return 0 if str(info.status) == "SUCCEEDED" else max(1, info.driver_exit_code or 1)

@@ -15,6 +15,7 @@ import typer
 from jobs.cli.data_verbs import data, fresh
 from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
+from jobs.cli.jobs_verb import jobs
 from jobs.cli.judge_verbs import judge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.options import in_flags
@@ -32,7 +33,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(__doc__ or "").split("\n")[0],
 )
-VERBS = (plan, run, train, sweep, submit, data, fresh, pairs, generate, judge, report, weights, push, methods, doctor)
+VERBS = (
+    plan,
+    run,
+    train,
+    sweep,
+    submit,
+    jobs,
+    data,
+    fresh,
+    pairs,
+    generate,
+    judge,
+    report,
+    weights,
+    push,
+    methods,
+    doctor,
+)
 WITH_RECIPE = (plan, run, train, sweep, submit)
 for verb in VERBS:
     app.command()(verb if verb in WITH_RECIPE else in_flags(verb))

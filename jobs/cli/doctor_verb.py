@@ -8,7 +8,7 @@ from otpo.errors import WorkError
 
 def doctor() -> None:
     """What is installed and what is missing. Each with the line that mends it; devices too."""
-    from jobs.cli.doctor_checks import examine
+    from jobs.doctor import examine
 
     findings = examine()
     for finding in findings:

@@ -105,6 +105,7 @@ def submit(
     python: Annotated[str | None, typer.Option("--python", help="the interpreter on the cluster")] = None,
     redo: Redo = False,
     follow: Annotated[bool, typer.Option("--follow", help="show the log and exit with the job's own code")] = False,
+    verb: Annotated[str, typer.Option("--verb", help="what the job does: run, train or sweep")] = "run",
 ) -> None:
     """The same run as a Ray job; submitted twice, it runs once."""
     from jobs.submit import submit as submit_recipe
@@ -121,6 +122,7 @@ def submit(
         follow=follow,
         say=say,
         show_log=partial(print, end="", flush=True),
+        verb=verb,
     )
     raise typer.Exit(code)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.doctor_checks import (
+from jobs.doctor import (
     GIB,
     GpuMachine,
     check_gpus,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from support.command import free_port
 
-from jobs.submission import prepare, stage
+from jobs.submission import prepare, size, stage
 from jobs.submit import connect
 from otpo.errors import UserError
 from pipeline.recipe import load_recipe, make_recipe
@@ -33,7 +34,10 @@ class Head:
     env: dict[str, str]
 
     def submit(self, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "jobs.cli", "submit", *words, "--address", self.address]
+        return self.otpo("submit", *words, env=env, cwd=cwd)
+
+    def otpo(self, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
         env = {**(self.env if env is None else env), "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=540)
 
@@ -105,6 +109,34 @@ def test_local_files_travel_unless_every_node_sees_them(recipe: Path, tiny_llama
     assert not list((tmp_path / "staging").rglob("__pycache__"))
 
 
+def test_all_files_of_a_model_travel_and_nothing_else_of_its_folder(recipe: Path, tiny_llama: Path, tmp_path: Path):
+    """As of a cloned model whose `.gitignore` leaves the weights to another tool."""
+    model = tmp_path / "cloned"
+    shutil.copytree(tiny_llama, model)
+    (model / ".gitignore").write_text("*.safetensors\n")
+    (model / ".git").mkdir()
+    (model / ".git" / "objects").write_text("x" * 1000)
+    (model / "dangling").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(model / "socket"))
+        sent = prepare(load_recipe(recipe, [f"model.path={model}"]), runs="/net", shared=[], python="p", redo=False)
+        stage(sent, tmp_path / "staging")
+    placed = tmp_path / "staging" / next(place for place in sent.inputs if place.endswith("cloned"))
+    assert {path.name for path in placed.iterdir()} == {path.name for path in tiny_llama.iterdir()}
+    assert size(model) == size(tiny_llama)
+
+
+def test_a_job_may_train_or_sweep_alone(recipe: Path) -> None:
+    found = {
+        verb: prepare(load_recipe(recipe), runs="/net", shared=[], python="python", redo=False, verb=verb)
+        for verb in ("run", "train", "sweep")
+    }
+    assert [sent.entrypoint.split()[3] for sent in found.values()] == ["run", "train", "sweep"]
+    assert len({sent.id for sent in found.values()}) == 3
+    with pytest.raises(UserError, match="--verb judge: expected one of run, train, sweep"):
+        prepare(load_recipe(recipe), runs="/net", shared=[], python="python", redo=False, verb="judge")
+
+
 def test_the_id_is_made_of_content(recipe: Path, tmp_path: Path) -> None:
     def name(*overrides: str, runs: str = "/net/runs") -> str:
         return prepare(load_recipe(recipe, overrides), runs=runs, shared=[], python="python", redo=False).id
@@ -150,6 +182,13 @@ def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path
     )
     assert jobs.count("submission_id='tiny-") == 1 and key not in jobs and TOKEN not in jobs
 
+    listed = head.otpo("jobs", "list")
+    assert listed.returncode == 0 and "SUCCEEDED  exit code 0" in listed.stdout and str(runs) in listed.stdout
+    job = next(word for word in listed.stdout.split() if word.startswith("tiny-"))
+    assert "Report:" in head.otpo("jobs", "logs", job).stdout
+    unknown = head.otpo("jobs", "status", "tiny-unknown")
+    assert unknown.returncode == 2 and job in unknown.stderr
+
 
 @pytest.mark.slow
 def test_a_failed_job_gives_exit_code_1_and_a_new_attempt(head: Head, recipe: Path, tmp_path: Path) -> None:
@@ -160,6 +199,24 @@ def test_a_failed_job_gives_exit_code_1_and_a_new_attempt(head: Head, recipe: Pa
     assert first.returncode == 1 and "xpected finite numbers" in first.stdout
     second = head.submit(*words)
     assert second.returncode == 1 and "-attempt2" in second.stderr
+
+
+@pytest.mark.slow
+def test_the_jobs_own_exit_code_comes_back_and_deleted_results_are_made_again(
+    head: Head, recipe: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    words = ("--verb", "train", "--runs", str(runs), "--follow")
+    wrong = head.submit(str(recipe), "data.path=/nowhere/there_is_none.jsonl", *words)
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    first = head.submit(str(recipe), *words)
+    assert first.returncode == 0 and (runs / "tiny" / "models" / "dpo" / "model").is_dir(), first.stderr
+    assert "has run already" in head.submit(str(recipe), *words).stderr
+    shutil.rmtree(runs / "tiny")
+    again = head.submit(str(recipe), *words)
+    assert "-attempt2" in again.stderr and (runs / "tiny" / "models" / "dpo" / "model").is_dir()
+    redone = [head.submit(str(recipe), "--redo", *words).stderr for _ in range(2)]
+    assert "attempt2" not in redone[0] and "attempt2" in redone[1]
 
 
 @pytest.mark.slow
@@ -178,5 +235,4 @@ def test_ctrl_c_leaves_the_job_running(head: Head, recipe: Path, tmp_path: Path)
     again = head.submit(*words[:-2])
     assert "is there already: RUNNING" in again.stderr
     job = next(word for word in again.stderr.split() if word.startswith("tiny-"))
-    stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", job, "--address", head.address]
-    subprocess.run(stop, env=head.env, check=True, capture_output=True)
+    assert head.otpo("jobs", "stop", job).returncode == 0
