@@ -1,6 +1,7 @@
 """The files of a run's folder that the evaluation reads or writes: each name and place is spelled here, once.
 
-    <folder>/recipe.yaml  manifest.json  weights.json  world.json  verdicts.parquet  leaderboard.csv  report.html
+    <folder>/recipe.yaml  manifest.json  weights.json  world.json  verdicts.parquet  report.html
+    <folder>/leaderboard.csv  leaderboard.json  leaderboard.md
     <folder>/models/<label>/metrics.jsonl
     <folder>/models/<label>/<task>/model_outputs.json
     <folder>/judge/<task>/verdicts.parquet  reference.json

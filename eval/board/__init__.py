@@ -1,6 +1,7 @@
 """The board: the leaderboard and the pages.
 
 leaderboard       one row a model and task, from verdicts and outputs
+standings         the models against each other: ranks, groups, paired differences
 terminal          the leaderboard in a terminal
 run_files         reads the folders that a report is about
 report            report.html: all sections; sentences, figures, curves and examples are its parts

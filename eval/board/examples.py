@@ -108,12 +108,12 @@ def failures(board: Board) -> list[dict[str, Any]]:
     """
     if board.verdicts.empty or "error" not in board.verdicts:
         return []
-    rows = []
+    rows, of_model = [], dict(list(board.verdicts.groupby("generator", sort=False)))
     for name in board.table["name"]:
-        own = board.verdicts[board.verdicts["generator"] == name]
+        own = of_model.get(name, board.verdicts.head(0))
         missing = own[own["preference"].isna()]
         types = missing["error"].fillna("cause not recorded").astype(str).value_counts().to_dict()
-        said = missing[["error", "detail"]].dropna().value_counts() if "detail" in missing else {}
+        said: Any = missing[["error", "detail"]].dropna().value_counts() if "detail" in missing else {}
         words = [(kind, detail, int(count)) for (kind, detail), count in list(said.items())[:WORDS_SHOWN]]
         rows.append({"name": name, "verdicts": len(own), "failed": len(missing), "types": types, "words": words})
     return rows

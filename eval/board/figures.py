@@ -27,6 +27,7 @@ DASHES = ("", "6 2", "2 2", "8 2 2 2")
 NEUTRAL = "#57606a"
 INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
+NAMED_MARKS = 40  # beyond so many, only the models of the front get a label
 RAMP = "Blues"
 PICTURE = 256  # a larger transport plan is averaged down to so many entries a side
 
@@ -90,7 +91,8 @@ def win_rate_against_length(
 ) -> str:
     """Win rate over mean length in characters; empty if nothing was judged.
 
-    Filled marks are win rates with their intervals, hollow ones win rates at equal length.
+    Filled marks are win rates with their intervals, hollow ones win rates at equal length. Steps join the models of
+    the `pareto_front`. Where there are too many to name, only those and the first ones are.
 
     Args:
         board: a leaderboard.
@@ -103,6 +105,7 @@ def win_rate_against_length(
         return ""
     figure, axes = empty_figure(width, height)
     boxes: list[Box] = []
+    front = pareto_front(rows)
     reference = rows["reference_length"].dropna()
     if len(reference):
         axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
@@ -116,6 +119,8 @@ def win_rate_against_length(
         if not pd.isna(level):
             axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
         axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
+    steps = rows.iloc[front]
+    axes.step(steps["avg_length"], steps["win_rate"], where="post", color=NEUTRAL, linewidth=1.2, alpha=0.6, zorder=1)
     low, high = axes.get_ylim()
     axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
     lengths = [*rows["avg_length"], *reference[:1]]
@@ -141,6 +146,8 @@ def win_rate_against_length(
         line_x, floor = pixel((float(reference.iloc[0]), axes.get_ylim()[0]))
         lines.append((line_x - 3, 0.0, line_x + 3, float(height)))
     for i, row in enumerate(rows.to_dict("records")):
+        if i >= NAMED_MARKS and i not in front:
+            continue
         x, y = pixel((row["avg_length"], row["win_rate"]))
         text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
         for obstacles in ([*boxes, *lines], boxes):  # better over the line than far from its mark
@@ -191,20 +198,34 @@ def free_place(boxes: Sequence[Box], frame: Box, x: float, y: float, wide: float
         wide: width of the label.
         tall: height of the label.
     """
-    offsets = [0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))]
-    gaps = [13, 40, 70]
-    places = [(x + gap + abs(dy) / 8, y + dy) for dy in offsets for gap in gaps]
-    places += [(x - gap - abs(dy) / 8 - wide, y + dy) for dy in offsets for gap in gaps]
-    for left, middle in sorted(places, key=lambda place: math.dist(place, (x if place[0] > x else x - wide, y))):
-        box = (left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2)
-        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
-        if inside and not any(_overlap(box, other) for other in boxes):
-            return box
-    return None
+    offsets = np.array([0, *(sign * step for step in range(8, 400, 8) for sign in (1, -1))], dtype=float)
+    gaps, rows = np.array([13.0, 40.0, 70.0]), np.repeat(offsets, 3)
+    away = np.tile(gaps, len(offsets)) + np.abs(rows) / 8
+    left, middle = np.concatenate([x + away, x - away - wide]), y + np.tile(rows, 2)
+    anchor = np.where(left > x, x, x - wide)
+    order = np.argsort(np.hypot(left - anchor, middle - y), kind="stable")
+    left, middle = left[order], middle[order]
+    places = np.stack([left - 2, middle - tall / 2, left + wide + 2, middle + tall / 2], axis=1)
+    free = (places[:, :2] >= frame[:2]).all(axis=1) & (places[:, 2:] <= frame[2:]).all(axis=1)
+    if len(boxes):
+        other = np.array(boxes, dtype=float)
+        apart = (places[:, None, :2] >= other[None, :, 2:]) | (places[:, None, 2:] <= other[None, :, :2])
+        free &= np.all(np.any(apart, axis=2), axis=1)
+    if not free.any():
+        return None
+    left_end, bottom, right_end, top = places[free.argmax()].tolist()
+    return left_end, bottom, right_end, top
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1]
+def pareto_front(board: pd.DataFrame) -> list[int]:
+    """Positions of the rows that no other beats: none has at least their win rate with outputs as short or shorter."""
+    rates, lengths = board["win_rate"].to_numpy(float), board["avg_length"].to_numpy(float)
+    front, best = [], -math.inf
+    for i in np.lexsort((-rates, lengths)):  # the shortest first, NaN last
+        if not math.isnan(rates[i]) and not math.isnan(lengths[i]) and rates[i] > best:
+            front.append(int(i))
+            best = rates[i]
+    return front
 
 
 def _points_in_words(rows: pd.DataFrame) -> str:
@@ -258,6 +279,17 @@ def heat_image(values: Any, top: float) -> str:
     shades = np.round(31 * np.clip(np.atleast_2d(np.asarray(values, dtype=float)) / (top or 1.0), 0, 1)) / 31
     buffer = io.BytesIO()
     imsave(buffer, shades, cmap=RAMP, vmin=0, vmax=1, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def orders_image(better: np.ndarray) -> str:
+    """(m, m) whether the row is better than the column, as the data URI of a picture, one pixel an entry."""
+    from matplotlib.image import imsave
+
+    shades = np.full((*better.shape, 3), 232, dtype=np.uint8)
+    shades[better], shades[better.T] = (11, 98, 164), (226, 134, 84)
+    buffer = io.BytesIO()
+    imsave(buffer, shades, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

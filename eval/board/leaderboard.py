@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from eval.board.numbers import number, shown_rank
+from eval.board.standings import MISSING_COLUMNS, RANK_COLUMNS, standings_of, with_bounds, with_ranks
 from eval.outputs import rows_of_prompts
 from eval.stats.intervals import win_rate_interval
 from eval.stats.length_control import (
@@ -19,12 +24,11 @@ from eval.stats.length_control import (
     load_calibration,
     why_not_official,
 )
-from eval.stats.paired_differences import paired_differences
 from eval.stats.position_bias import bias_note, position_bias
 from eval.stats.verbosity import verbosity
 from eval.stats.win_rate import by_prompt, win_rates
 from otpo.errors import UserError
-from otpo.files import replacing
+from otpo.files import replacing, write_atomically
 
 ALPACA_EVAL_COLUMNS = (
     *("name", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"),
@@ -32,7 +36,9 @@ ALPACA_EVAL_COLUMNS = (
 )
 CONTEXT_COLUMNS = ("task", "judge", "protocol", "reference")
 OWN_COLUMNS = (
+    *RANK_COLUMNS,
     *("win_rate_low", "win_rate_high", "n_failed"),
+    *MISSING_COLUMNS,
     *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high"),
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
     *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
@@ -79,28 +85,27 @@ def leaderboard(
     prompts = by_prompt(verdicts)
     loaded = load_calibration(Path(calibration)) if calibration else None
     unofficial = why_not_official(reference) if loaded else "no calibration files were given"
-    rows = []
-    for name in dict.fromkeys(verdicts["generator"]):
+    rows, names = [], list(dict.fromkeys(verdicts["generator"]))
+    of_model, of_prompts = (dict(list(frame.groupby("generator", sort=False))) for frame in (verdicts, prompts))
+    for name in names:
         if name not in outputs:
             raise UserError(f"verdicts about {name!r}: expected its outputs, found those of {sorted(outputs)}.")
-        own = prompts[prompts["generator"] == name]
-        row = _row(str(name), own, verdicts, outputs[name], reference, loaded, unofficial, seed)
+        row = _row(str(name), of_prompts[name], of_model[name], outputs[name], reference, loaded, unofficial, seed)
         rows.append({**row, "judge": judge, "protocol": protocol})
-    board = pd.DataFrame(rows, columns=list(COLUMNS))
+    board = with_bounds(with_ranks(pd.DataFrame(rows, columns=list(COLUMNS)), standings_of(prompts, names)))
     return board.sort_values("win_rate", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
 def _row(
     name: str,
     prompts: pd.DataFrame,
-    verdicts: pd.DataFrame,
+    own: pd.DataFrame,
     outputs: Rows,
     reference: Rows,
     calibration: Calibration | None,
     unofficial: str,
     seed: int,
 ) -> dict[str, Any]:
-    own = verdicts[verdicts["generator"] == name]
     reference_name = str(own["reference"].iloc[0])
     mine = rows_of_prompts(prompts["instruction"], outputs, name)
     theirs = rows_of_prompts(prompts["instruction"], reference, "the reference")
@@ -204,37 +209,6 @@ def _total(verdicts: pd.DataFrame, column: str) -> float | None:
     return float(values.sum()) if len(values) else None
 
 
-def pairs_of_models(verdicts: pd.DataFrame, outputs: Mapping[str, Rows] | None = None) -> pd.DataFrame:
-    """`eval.stats.paired_differences` between every two models of a table of verdicts.
-
-    Two prompts are the same if their instruction and reference output are (by their hashes, if the table has them).
-
-    Args:
-        verdicts: one row a verdict, of one task.
-        outputs: model label -> rows of its model_outputs.json, for the lengths.
-
-    Raises:
-        UserError: a judged prompt has no row in its model's outputs.
-    """
-    prompts = by_prompt(verdicts)
-    keys = [c for c in ("instruction_hash", "reference_hash") if c in prompts] or ["index"]
-    occurrence = prompts.groupby(["generator", *keys]).cumcount()
-    table = pd.DataFrame(
-        {
-            "name": prompts["generator"],
-            "prompt": prompts[keys].astype(str).agg("|".join, axis=1) + "#" + occurrence.astype(str),
-            "preference": prompts["preference"],
-        }
-    )
-    if outputs:
-        table["length"] = np.nan
-        for name, group in prompts.groupby("generator"):
-            if rows := outputs.get(str(name)):
-                own = rows_of_prompts(group["instruction"], rows, str(name))
-                table.loc[group.index, "length"] = [float(len(row["output"])) for row in own]
-    return paired_differences(table)
-
-
 def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
     """The title of a leaderboard. It is "AlpacaEval 2" only with that benchmark's judge, prompt and reference."""
     official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol.startswith("alpaca_eval")
@@ -246,10 +220,43 @@ def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
 
 
 def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
-    """Write a leaderboard as CSV, in full precision."""
+    """Write a leaderboard as CSV, in full precision; and beside it as JSON (the same rows) and as a Markdown table.
+
+    Args:
+        board: with COLUMNS, and others if there are any.
+        path: of the CSV file; the others have its name with `.json` and `.md`.
+    """
     with replacing(path) as partial:
         board.to_csv(partial, index=False)
+    rows = board.astype(object).where(board.notna(), None).to_dict("records")
+    write_atomically(path.with_suffix(".json"), json.dumps(rows, indent=1, default=_plain) + "\n")
+    write_atomically(path.with_suffix(".md"), _markdown(board), errors="replace")
     return path
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's."""
+    return value.item()
+
+
+def _markdown(board: pd.DataFrame) -> str:
+    parts = []
+    for (task, reference), rows in board.groupby(["task", "reference"], sort=False, dropna=False):
+        parts.append(f"**{_literal(task)}, against {_literal(reference)}**\n")
+        parts.append("| rank | group | model | win rate, % | 95 % interval | length | no verdict |")
+        parts.append("| --- | --- | --- | --- | --- | --- | --- |")
+        for row in rows.to_dict("records"):
+            cells = [shown_rank(row), number(row["group"], 0), _literal(row["name"]), number(row["win_rate"])]
+            cells += [f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}"]
+            cells += [number(row["avg_length"], 0), number(row["n_failed"], 0)]
+            parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _literal(text: Any) -> str:
+    """A name as text of a Markdown table: it is neither markup nor HTML nor a cell of its own."""
+    return re.sub(r"([\\\\`*_\[\]|!~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def read_leaderboard(path: Path) -> pd.DataFrame:

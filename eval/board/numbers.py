@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,12 @@ def number(value: Any, digits: int = 1) -> str:
         return "n/a"
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def shown_rank(row: Mapping[Any, Any]) -> str:
+    """The rank of a row of a leaderboard, with the worst that is possible: `2 to 4`, `1`, "n/a"."""
+    best, worst = number(row["rank"], 0), number(row["rank_worst"], 0)
+    return best if worst in (best, "n/a") else f"{best} to {worst}"
 
 
 def signed(value: Any, digits: int = 1) -> str:

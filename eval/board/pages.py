@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,11 @@ MARKER_PATHS = {
 }
 
 
+TEMPLATES = Path(__file__).parent / "templates"
+
+
 def render(template: str, **context: Any) -> str:
-    """Fill a template of `templates/`. Everything but our own SVG is escaped."""
+    """Fill a template of `templates/`. Everything but our own SVG and script is escaped."""
     return _environment().get_template(template).render(**context)
 
 
@@ -41,7 +46,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -49,4 +54,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "signed": signed}
     environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
+    script = (TEMPLATES / "table.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    environment.globals |= {"table_script": script, "table_script_hash": base64.b64encode(digest).decode()}
     return environment

@@ -1,7 +1,8 @@
 """The report: one self-contained page about any number of runs.
 
-It is made of the files in their folders alone. Style and pictures are inside the page; it has no script and loads
-nothing. A section whose files are missing is left out.
+It is made of the files in their folders alone. Style, pictures and the script that sorts tables are inside the page; it
+can be read without the script, and its policy forbids all that is elsewhere. A section whose files are missing is left
+out.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from eval import layout
 from eval.board.curves import training_curves
 from eval.board.effective_tokens import run_sentence
 from eval.board.examples import Example, examples, failures, sample
-from eval.board.figures import MANY_LABELS, Style, styles, win_rate_against_length
-from eval.board.leaderboard import board_title, pairs_of_models, write_leaderboard
+from eval.board.figures import MANY_LABELS, Style, pareto_front, styles, win_rate_against_length
+from eval.board.leaderboard import board_title, write_leaderboard
 from eval.board.numbers import count
 from eval.board.pages import render, write_page
 from eval.board.run_files import Board, RunFiles, boards, read_run, shown_names
-from eval.board.sentences import claim, explanation, world_sentence
+from eval.board.sentences import claim, explanation, front_sentence, judge_health, world_sentence
+from eval.board.standings import RANK_COLUMNS, Standings, groups_sentences, matrix, standings, with_bounds, with_ranks
 from eval.board.weights_page import pair_views
 
 EXAMPLES_SHOWN = 30
 PROMPTS_A_PAGE = 100
-PAIRS_SHOWN = 30
+OUTPUTS_SHOWN, OUTPUTS_A_PAGE = 1_000, 4_000  # where models are many, fewer prompts are shown
 WEIGHTS_SHOWN = 5
 # Heading, column and decimals. A column without any number other than 0 is left out.
 VERBOSITY = [
@@ -65,14 +67,15 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
     found = boards(runs, names)
     found = sorted(found, key=lambda board: _between_models(board, found))
     looks = _looks(names, found)
+    compared = [_compare(board) for board in found]
     out.mkdir(parents=True, exist_ok=True)
     if len(runs) > 1 and found:
         write_leaderboard(pd.concat([b.table for b in found], ignore_index=True), out / layout.LEADERBOARD)
     subject = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     views = [
-        _board_view(board, looks, out, _slug(board.task, i, found))
+        _board_view(board, against, looks, out, _slug(board.task, i, found))
         | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
-        for i, board in enumerate(found)
+        for i, (board, against) in enumerate(zip(found, compared, strict=True))
     ]
     metrics = {names[i, label]: frame for i, run in enumerate(runs) for label, frame in run.metrics.items()}
     curves, curve_values = training_curves({k: v for k, v in metrics.items() if "step" in v and len(v)}, looks)
@@ -152,22 +155,30 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in rows]
 
 
-def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) -> dict[str, Any]:
-    table = board.table
-    if board.verdicts.empty:
-        pairs = pd.DataFrame(columns=["better", "other", "difference", "low", "high", "n"])
-    else:
-        pairs = pairs_of_models(board.verdicts, board.outputs)
+def _compare(board: Board) -> Standings:
+    """Compare the models of a board, and give its table their ranks: those of several runs are new together."""
+    against = standings(board.verdicts, board.outputs)
+    if against.names:
+        board.table = with_ranks(board.table, against)
+    elif board.table["run"].nunique() > 1:
+        board.table = board.table.assign(**dict.fromkeys(RANK_COLUMNS, None))
+    board.table = with_bounds(board.table)
+    return against
+
+
+def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], out: Path, slug: str) -> dict[str, Any]:
+    table, pairs = board.table, against.pairs()
     official = bool(table["length_controlled_winrate"].notna().any())
     rows = _records(table)
     for row in rows:
         row["level"] = row["length_controlled_winrate" if official else "length_adjusted_winrate"]
         row |= {f"level_{end}": None if official else row[f"length_adjusted_{end}"] for end in ("low", "high")}
     all_examples = examples(board)
-    shown = sample(all_examples, EXAMPLES_SHOWN)
+    models = max(1, len(table))
+    shown = sample(all_examples, min(EXAMPLES_SHOWN, max(2, OUTPUTS_SHOWN // models)))
     pages = _verdict_pages(all_examples, board, looks, out, slug) if len(all_examples) > len(shown) else []
     failed = failures(board)
-    ordered = pairs.sort_values("difference", key=abs, ascending=False)
+    drawn = table[table["win_rate"].notna() & table["avg_length"].notna()]
     return {
         "task": board.task,
         "title": board_title(board.task, board.judge, board.protocol, board.reference),
@@ -177,13 +188,18 @@ def _board_view(board: Board, looks: Mapping[str, Style], out: Path, slug: str) 
         "numbered": len(rows) > MANY_LABELS,
         "level_name": "Length-controlled" if official else "Length-adjusted",
         "level_note": _level_note(official),
-        "read": [row for row in rows if row["read"] and row["read"] != "logprobs 100%"],
+        "ranked": bool(table["rank"].notna().any()) and len(table) > 1,
+        "groups": groups_sentences(table, against),
+        "lacking": [row for row in rows if row["n_failed"] and row["n_total"]][:MANY_LABELS],
+        "health": judge_health(table, board.verdicts),
+        "read": [row for row in rows if row["read"] and row["read"] != "logprobs 100%"][:MANY_LABELS],
+        "front": front_sentence(drawn["name"].iloc[pareto_front(drawn)].tolist()) if len(drawn) > 1 else "",
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
         "verbosity": [column for column in VERBOSITY if (table[column[1]].fillna(0) != 0).any()],
-        "pairs": _records(ordered.head(PAIRS_SHOWN)),
-        "pairs_left_out": f" (the {PAIRS_SHOWN} largest of {len(pairs)})" if len(pairs) > PAIRS_SHOWN else "",
+        "pairs": _records(pairs),
+        "matrix": matrix(against),
         "reach": _reach(pairs),
         "examples": shown,
         "n_examples": len(all_examples),
@@ -226,7 +242,8 @@ def _level_note(official: bool) -> str:
 def _verdict_pages(
     items: Sequence[Example], board: Board, looks: Mapping[str, Style], out: Path, slug: str
 ) -> list[str]:
-    parts = [items[i : i + PROMPTS_A_PAGE] for i in range(0, len(items), PROMPTS_A_PAGE)]
+    size = min(PROMPTS_A_PAGE, max(5, OUTPUTS_A_PAGE // max(1, len(board.table))))
+    parts = [items[i : i + size] for i in range(0, len(items), size)]
     pages = [f"verdicts-{slug}-{n}.html" for n in range(1, len(parts) + 1)]
     for n, part in enumerate(parts, 1):
         title = f"Verdicts on {board.task}" + (f", page {n} of {len(parts)}" if len(parts) > 1 else "")

@@ -225,7 +225,8 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
             if reference in own and (not found or found[0].get("generator") != reference):
                 found = own[reference]  # models judged against each other
             reference_rows = reference_rows or found
-        table = pd.concat(tables, ignore_index=True).sort_values("win_rate", ascending=False, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True)
+        table = table.sort_values("win_rate", ascending=False, kind="stable", ignore_index=True)
         frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()
         result.append(Board(task, judge, protocol, reference, table, frame, outputs, reference_rows))
     return result

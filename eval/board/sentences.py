@@ -8,6 +8,15 @@ import pandas as pd
 
 from eval.board.numbers import count, number, points, relative
 
+READ = {
+    "logprobs": "from the probabilities of the two letters",
+    "text": "from the text",
+    "json": "from JSON",
+    "samples": "the mean of several samples",
+    "identical": "identical outputs, a draw without a call",
+}
+FRONT_NAMED = 12
+
 
 def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """The headline of the page: who won against whom, and by how much."""
@@ -21,7 +30,7 @@ def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
     pair = runner_up(judged, pairs)
     if pair is None:
         return f"{best['name']} wins {rate} against {reference}."
-    if pd.isna(pair["low"]) or pair["low"] <= 0:
+    if not (pair["settled"] and pair["difference"] > 0):
         second = f"{number(judged.iloc[1]['win_rate'])}%"
         return f"{best['name']} and {pair['other']} are too close to call: {rate} and {second} against {reference}."
     return f"{best['name']} wins {rate} against {reference}, {points(pair['difference'])} more than {pair['other']}."
@@ -43,7 +52,11 @@ def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     ]
     pair = runner_up(judged, pairs)
     if pair is not None and not pd.isna(pair["low"]):
-        settled = "zero is outside" if pair["low"] > 0 else "zero is inside, so their order is not settled"
+        settled = "zero is inside, so their order is not settled"
+        if pair["low"] > 0:
+            settled = "zero is outside"
+            if not pair["settled"]:
+                settled += ", but not clearly enough among all comparisons and missing verdicts to settle their order"
         sentences.append(
             f"On the {count(pair['n'], 'prompt')} that both were judged on, {name} and {pair['other']} differ by "
             f"{points(pair['difference'])} (95% interval {number(pair['low'])} to {number(pair['high'])}; {settled})."
@@ -66,6 +79,11 @@ def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     if failed := int(board["n_failed"].sum()):
         asked = failed + int(board["n_total"].sum())
         sentences.append(f"{failed:,} of {count(asked, 'output')} got no verdict; they are counted, not guessed.")
+        if best["n_failed"] and not pd.isna(best["win_rate_if_missing_lost"]):
+            ends = [number(best[f"win_rate_if_missing_{outcome}"]) for outcome in ("lost", "won")]
+            sentences.append(
+                f"If all that {name} lacks had been lost or won, its win rate would be {' or '.join(ends)}%."
+            )
     return sentences
 
 
@@ -81,6 +99,53 @@ def length_sentence(judged: pd.DataFrame) -> str:
         second = judged.iloc[1]
         text += f" and {relative(best['avg_length'] / second['avg_length'])} those of {second['name']}"
     return text + "."
+
+
+def judge_health(board: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
+    """How far the judge can be trusted: what failed, whether a place decides, and where its verdicts were read.
+
+    Args:
+        board: a leaderboard.
+        verdicts: those of the board; may be empty, and of an earlier version.
+    """
+    sentences = []
+    if not verdicts.empty:
+        missing = verdicts[verdicts["preference"].isna()]
+        asked = count(len(verdicts), "verdict")
+        if missing.empty:
+            sentences.append(f"{asked} asked for; none failed.")
+        else:
+            kinds = missing["error"].fillna("cause not recorded") if "error" in missing else pd.Series(dtype=str)
+            causes = ", ".join(f"{kind} {times:,}" for kind, times in kinds.astype(str).value_counts().items())
+            share = number(100 * len(missing) / len(verdicts))
+            sentences.append(f"{asked} asked for; {len(missing):,} failed ({share}%){': ' if causes else ''}{causes}.")
+    known = board[board["first_share"].notna()]
+    if not known.empty:
+        biased = int(((known["first_share_low"] > 50) | (known["first_share_high"] < 50)).sum())
+        sentences.append(
+            f"It prefers the answer that is shown first in {number(known['first_share'].mean())}% (mean over the "
+            f"models; 50 is no preference). For {biased:,} of {count(len(known), 'model')} that is more than chance."
+        )
+    flips = board[board["flip_rate"].notna()]
+    if not flips.empty:
+        weight = flips["n_total"].astype(float)
+        rate = float((flips["flip_rate"].astype(float) * weight).sum() / max(weight.sum(), 1.0))
+        sentences.append(f"Asked in both orders, it names another winner on {number(rate)}% of the prompts.")
+    elif not known.empty:
+        sentences.append("Each pair was asked in one order, so how often the order decides is not known.")
+    if "read" in verdicts and verdicts["read"].notna().any():
+        shares = verdicts["read"].dropna().value_counts(normalize=True)
+        parts = ", ".join(f"{READ.get(str(read), str(read))} {number(100 * share)}%" for read, share in shares.items())
+        sentences.append(f"How its verdicts were read: {parts}.")
+    return sentences
+
+
+def front_sentence(names: list[str]) -> str:
+    """Which models are on the front of win rate against length, the shortest outputs first."""
+    if not names:
+        return ""
+    listed = ", ".join(names[:FRONT_NAMED]) + (f" and {len(names) - FRONT_NAMED} more" if names[FRONT_NAMED:] else "")
+    return f"On the stepped line are the models that no other beats with outputs as short or shorter: {listed}."
 
 
 def _prefers_a_place(row: Any) -> str:

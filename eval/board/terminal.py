@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eval.board.numbers import number
+from eval.board.numbers import number, shown_rank
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,17 +19,28 @@ def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
     controlled = board["length_controlled_winrate"].notna().any()
     # Leave out a column that is the same in every row.
     context = [name for name in ("task", "reference") if board[name].nunique() > 1]
+    ranked = board["rank"].notna().any() and len(board) > 1
     table = Table(title=title, title_justify="left")
     for heading in ["model", *context]:
         table.add_column(heading)
     level = "length-controlled" if controlled else "length-adjusted"
-    for heading in ["win rate", "95% interval", level, "wins/ties/losses", "characters", "x reference", "failed"]:
+    for heading in [
+        *(["rank"] if ranked else []),
+        "win rate",
+        "95% interval",
+        level,
+        "wins/ties/losses",
+        "characters",
+        "x reference",
+        "failed",
+    ]:
         table.add_column(heading, justify="right")
     for _, rows in board.groupby("task", sort=False):
         for row in rows.to_dict("records"):
             table.add_row(
                 str(row["name"]),
                 *(str(row[name]) for name in context),
+                *([shown_rank(row)] if ranked else []),
                 number(row["win_rate"]),
                 f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",
                 number(row["length_controlled_winrate"]) if controlled else _adjusted(row),

@@ -1,1 +1,1 @@
-"""Statistics of verdicts: win rates, intervals, paired differences, length control, verbosity."""
+"""Statistics of verdicts: win rates, intervals, paired differences, rank groups, length control, verbosity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,10 @@ from eval.stats.intervals import FEW_PROMPTS, HALF, mean_intervals
 
 # z of a two-sided 5 % test plus z for 80 % power.
 DETECTABLE_Z = 1.959964 + 0.841621
+VALUES_AT_ONCE = 2**22
+
+
+COLUMNS = ("better", "other", "difference", "low", "high", "n", "length_difference", "detectable", "note")
 
 
 def paired_differences(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -29,18 +34,33 @@ def paired_differences(verdicts: pd.DataFrame) -> pd.DataFrame:
         such prompts show with 80 % power in a 5 % test) and note. A number that is not known is NaN.
     """
     names = list(dict.fromkeys(verdicts["name"]))
-    columns = ["better", "other", "difference", "low", "high", "n", "length_difference", "detectable", "note"]
     if len(names) < 2:
-        return pd.DataFrame(columns=columns).astype(dict.fromkeys(columns[2:8], float))
-    chance = 100 * (_by_name(verdicts, "preference", names) - 1)
-    length = _by_name(verdicts, "length", names) if "length" in verdicts else np.full_like(chance, np.nan)
-    parts = []
-    pairs = np.array(list(itertools.combinations(range(len(names)), 2)))
-    for some in np.array_split(pairs, max(1, chance.size * len(pairs) // len(names) // 2**22)):
-        parts.append(_differences(chance, length, some))
+        return differences(names, np.empty((len(names), 0)), None, [])
+    chance = _by_name(verdicts, "preference", names) - 1
+    length = _by_name(verdicts, "length", names) if "length" in verdicts else None
+    return differences(names, chance, length, list(itertools.combinations(range(len(names)), 2)))
+
+
+def differences(
+    names: Sequence[str], chance: np.ndarray, length: np.ndarray | None, pairs: Sequence[tuple[int, int]]
+) -> pd.DataFrame:
+    """`paired_differences` of chosen pairs of m models.
+
+    Args:
+        names: (m,) of the models.
+        chance: (m, n) probability in [0, 1] that the model wins on the prompt; NaN where there is no verdict.
+        length: (m, n) characters; NaN where unknown, None if all are.
+        pairs: positions among the models.
+    """
+    if not len(pairs):
+        return pd.DataFrame(columns=list(COLUMNS)).astype(dict.fromkeys(COLUMNS[2:8], float))
+    chosen, percent = np.array(pairs), 100 * chance
+    lengths = np.full_like(percent, np.nan) if length is None else length
+    step = max(1, VALUES_AT_ONCE // max(chance.shape[1], 1))
+    parts = [_differences(percent, lengths, chosen[start : start + step]) for start in range(0, len(chosen), step)]
     table = pd.concat(parts, ignore_index=True)
     table["better"], table["other"] = (np.array(names, dtype=object)[table[side]] for side in ("better", "other"))
-    return table[columns]
+    return table[list(COLUMNS)]
 
 
 def _by_name(verdicts: pd.DataFrame, column: str, names: list[str]) -> np.ndarray:

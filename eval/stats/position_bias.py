@@ -77,11 +77,11 @@ def position_bias(verdicts: pd.DataFrame) -> PositionBias:
         # Newcombe's way (1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I): the ends of a
         # difference from those of its two parts.
         share = 50 + (shown_first - shown_second) / 2
-        (our_low, our_high), (their_low, their_high) = (
-            mean_intervals(part, (0.0, 100.0), NEAR) for part in (ours, theirs)
-        )
-        below = float(np.hypot(shown_first - our_low[0], their_high[0] - shown_second)) / 2
-        above = float(np.hypot(our_high[0] - shown_first, shown_second - their_low[0])) / 2
+        parts = np.full((2, max(len(ours), len(theirs))), np.nan)
+        parts[0, : len(ours)], parts[1, : len(theirs)] = ours, theirs
+        (our_low, their_low), (our_high, their_high) = mean_intervals(parts, (0.0, 100.0), NEAR)
+        below = float(np.hypot(shown_first - our_low, their_high - shown_second)) / 2
+        above = float(np.hypot(our_high - shown_first, shown_second - their_low)) / 2
         ends = (max(0.0, share - below), min(100.0, share + above))
     return PositionBias(share, *ends, shown_first, shown_second, both)
 

@@ -17,7 +17,7 @@ runs/
       <task>/model_outputs.json
     judge/store.sqlite          every reply of the judge
     judge/<task>/               verdicts.parquet  reference.json
-    weights.json  world.json  leaderboard.csv  report.html
+    weights.json  world.json  leaderboard.csv  leaderboard.json  leaderboard.md  report.html
     tracking/                   what trackers keep on disk
     ray/                        Ray's own files
     sweep/                      SweepFolder: a RunFolder whose labels are the trials

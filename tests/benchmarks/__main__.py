@@ -10,7 +10,7 @@ import os
 import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
-from tests.benchmarks import coverage, growth, loading, memory, methods, profile, rows, step
+from tests.benchmarks import board, coverage, growth, loading, memory, methods, profile, rows, step
 
 BENCHMARKS = {
     "step": step.main,
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "memory": memory.main,
     "coverage": coverage.main,
     "loading": loading.main,
+    "board": board.main,
 }
 
 if __name__ == "__main__":

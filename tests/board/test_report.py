@@ -10,10 +10,11 @@ from support.html_page import assert_sound
 
 from eval.board import report
 from eval.board.examples import examples
-from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, win_rate_against_length
-from eval.board.leaderboard import leaderboard, pairs_of_models, write_leaderboard
+from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, pareto_front, win_rate_against_length
+from eval.board.leaderboard import leaderboard, write_leaderboard
 from eval.board.run_files import Board, read_run, write_outputs
 from eval.board.sentences import claim, explanation
+from eval.board.standings import RANK_COLUMNS, pairs_of_models
 from eval.board.weights_page import DARKEST
 from otpo.errors import UserError
 
@@ -113,7 +114,9 @@ def test_full_page_holds_every_part_and_nothing_hostile(tmp_path):
     for name in ("otpo", "dpo", "base"):
         assert name in words
     sources = [path.read_text() for path in run.glob("*.html")]
-    assert not any("<script" in source or "<img" in source for source in sources)
+    assert all(source.count("<script") <= 1 for source in sources)  # ours, of the hash in the page's policy
+    assert not any("alert" in source[: source.index("<title")] or "<img" in source for source in sources)
+    assert not any("<script>alert" in source for source in sources)
     assert "alert('x')" in words  # the failed verdict's type: shown, not run
     assert "not evidence about large models" in words
     assert "61.0% of held-out questions right; the base model 35.0%" in words
@@ -182,6 +185,7 @@ def test_a_board_of_an_earlier_version_is_read(tmp_path):
     table = pd.read_csv(run / "leaderboard.csv")
     later = ["read", *(column for column in table if column.startswith(("first_share", "win_rate_shown")))]
     assert len(later) == 6
+    later += [*RANK_COLUMNS, "win_rate_if_missing_lost", "win_rate_if_missing_won"]
     table.drop(columns=later).to_csv(run / "leaderboard.csv", index=False)
     frame = pd.read_parquet(run / "judge" / "facts" / "verdicts.parquet")
     frame.loc[3, ["preference", "error"]] = [np.nan, "timeout"]
@@ -189,6 +193,7 @@ def test_a_board_of_an_earlier_version_is_read(tmp_path):
     frame.to_parquet(run / "judge" / "facts" / "verdicts.parquet")
     words = assert_sound(report.build([run], run)).words()
     assert "otpo wins" in words and "1 of 80 verdicts failed" in words and "nan" not in words
+    assert "All 2 models can be told apart" in words  # from its verdicts
 
 
 def test_a_title_of_ones_own_stands_on_the_page(tmp_path):
@@ -290,6 +295,34 @@ def test_examples_pair_outputs_with_their_own_prompt(tmp_path):
         i = item.instruction.split()[1]
         assert all(f"{output.name} {i}. " in output.text for output in item.outputs)
         assert f"base {i}. " in item.reference
+
+
+def test_hostile_names_are_text_in_every_table_and_attribute(tmp_path):
+    names = {HOSTILE: 0.8, '" onmouseover="alert(2)': 0.6, "a|b\n`c`": 0.4}
+    run = make_run(tmp_path / "run", names, hostile=True)
+    page = assert_sound(report.build([run], run))
+    assert not page.all("img") and len(page.all("script")) == 1
+    titles = {attrs.get("title") for attrs in page.all("abbr")}
+    assert titles == set(names)
+    assert {attrs["data-sort"] for attrs in page.all("th") if "data-sort" in attrs} == set(names)
+    lines = (run / "leaderboard.md").read_text().splitlines()
+    assert not any("<" in line for line in lines) and sum(line.startswith("| ") for line in lines) == 5
+    assert any("a\\|b \\`c\\`" in line for line in lines)
+
+
+def test_a_board_of_many_models_names_the_first_and_pictures_all(tmp_path):
+    names = {f"m{i:02d}": 0.3 + i / 60 for i in range(18)}
+    run = make_run(tmp_path / "run", names, n=12)
+    page = assert_sound(report.build([run], run))
+    (picture,) = page.all("img")
+    assert picture["src"].startswith("data:image/png") and "All 18 models against each other" in picture["alt"]
+    assert len(page.all("abbr")) == 14 and "the first 14 of 18 models" in page.words()
+    assert "Each of the 18 models against the next one and against the best" in page.words()
+
+
+def test_the_front_is_what_no_shorter_model_beats():
+    board = pd.DataFrame({"win_rate": [60.0, 55, 50, 50, np.nan, 40], "avg_length": [300.0, 100, 200, 100, 10, 90]})
+    assert pareto_front(board) == [5, 1, 0]
 
 
 boxes = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=14)

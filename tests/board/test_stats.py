@@ -13,10 +13,10 @@ from eval.board.leaderboard import (
     COLUMNS,
     board_title,
     leaderboard,
-    pairs_of_models,
     read_leaderboard,
     write_leaderboard,
 )
+from eval.board.standings import pairs_of_models
 from eval.board.terminal import terminal_table
 from eval.stats.intervals import win_rate_interval
 from eval.stats.paired_differences import paired_differences

@@ -1,5 +1,7 @@
 """A page as a browser's parser and a screen reader meet it: shared by the tests of the report and of token weights."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,7 +36,7 @@ class Page(HTMLParser):
             self.errors.append(f"</{tag}> at {self.getpos()} closes something else")
 
     def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
+        if self.open and self.open[-1] not in ("style", "title", "script"):
             self.text.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -45,12 +47,13 @@ class Page(HTMLParser):
 
 
 def assert_sound(path: Path) -> Page:
-    """Well-formed, self-contained, without script, and with what a screen reader needs."""
+    """Well-formed, self-contained, without a script that its policy does not name, with what a screen reader needs."""
     source = path.read_text(encoding="utf-8")
     page = Page(source)
     assert page.errors == []
     assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
-    assert not page.all("script") and not page.all("iframe") and not page.all("object")
+    assert not page.all("iframe") and not page.all("object") and not page.all("form") and not page.all("base")
+    assert_policy(page, source)
     for tag, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on")], tag
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
@@ -72,3 +75,17 @@ def assert_sound(path: Path) -> Page:
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or (svg.get("role") == "img" and svg.get("aria-label"))
     return page
+
+
+def assert_policy(page: Page, source: str) -> None:
+    """The policy forbids the network and every script but the one of its hash, which is the page's only one."""
+    metas = page.all("meta")
+    (policy,) = (meta["content"] for meta in metas if meta.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, flags=re.S)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in scripts]
+    assert len(scripts) == len(page.all("script")) <= 1 and not any(attributes for attributes, _ in scripts)
+    expected = {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:"}
+    if hashes:
+        expected["script-src"] = f"'sha256-{hashes[0]}'"
+    assert rules == expected
