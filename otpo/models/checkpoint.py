@@ -8,14 +8,23 @@ the size and the SHA-256 of every file, so that a shard that was cut, lost or ch
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from otpo.files import write_atomically
@@ -28,6 +37,8 @@ METADATA = ".metadata"  # torch's table of what stands in which shard
 FILES = "files"  # in it: file -> [bytes, SHA-256]
 TORN = "torn-"  # before the name of a checkpoint that was set aside
 
+T = TypeVar("T")
+
 
 def save_checkpoint(
     folder: Path, model: PolicyModel | RewardModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -39,18 +50,129 @@ def save_checkpoint(
     Args:
         state: JSON values that `load_checkpoint` returns; must hold "step".
     """
+    path = _begin(folder, state)
+    with _in_words(path):
+        dcp.save(_state(model, optimizer), checkpoint_id=path)
+    _complete(path, state)
+    return path
+
+
+class CheckpointWriter:
+    """Saves checkpoints one at a time, beside training if asked: it then goes on once its state has been copied.
+
+    Every rank must make it, and call `save` and `wait` after the same steps.
+
+    Args:
+        background: copy the state to CPU memory (12 bytes a trained weight), and write and mark it in a thread, whose
+            ranks talk over a gloo group of their own.
+    """
+
+    def __init__(self, *, background: bool):
+        self.background = background
+        self.group = dist.new_group(backend="gloo") if background and dist.is_initialized() else None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[Path] | None = None
+
+    def save(
+        self, folder: Path, model: PolicyModel | RewardModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Begin to save a checkpoint, as `save_checkpoint`, once the one before is complete.
+
+        Raises:
+            Exception: what went wrong when the one before was written.
+        """
+        self.wait()
+        if not self.background:
+            self._running = Future()
+            self._running.set_result(save_checkpoint(folder, model, optimizer, state))
+            return
+        path = _begin(folder, state)
+        written = dcp.async_save(
+            _state(model, optimizer),
+            checkpoint_id=path,  # one writing thread a rank: torch loses the errors of several
+            async_stager=DefaultStager(StagingOptions(False, False, False, False)),
+            process_group=self.group,
+        )
+        assert isinstance(written, Future)  # the stager copies before it returns
+        self._running = self._threads.submit(_completed, written, path, state, self.group)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything has by now. A single rank may call it."""
+        if self._running is not None and self.done:
+            self._running.result()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is being written."""
+        return self._running is None or self._running.done()
+
+    def wait(self) -> Path | None:
+        """Wait until the checkpoint that was begun is complete.
+
+        Returns:
+            That checkpoint; None if none was begun since the last call.
+
+        Raises:
+            Exception: what went wrong when it was written, on every rank.
+        """
+        running, self._running = self._running, None
+        return None if running is None else running.result()
+
+
+def _begin(folder: Path, state: dict[str, Any]) -> Path:
+    """Make the folder of a checkpoint, without what an earlier attempt left there."""
     path = folder / f"step-{state['step']:06d}"
     if rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)  # an unfinished one of an earlier attempt
-        path.mkdir(parents=True)
-    barrier()
-    dcp.save(_state(model, optimizer), checkpoint_id=path)
-    barrier()  # the file that rank 0 writes last names those of all ranks
-    files = dict(pair for part in of_all_ranks(_record(path)) for pair in part.items())
-    if rank() == 0:
-        write_atomically(path / MARK, json.dumps(state | {FILES: files}, indent=1))
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
     barrier()
     return path
+
+
+def _completed(written: Future[Any], path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = None) -> Path:
+    with _in_words(path):
+        written.result()
+    _complete(path, state, group)
+    return path
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Raise a failed write as an `Exception`, which torch's own is not, and a full disk as that.
+
+    Raises:
+        OSError: the disk is full. RuntimeError: any other failure.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        said = [str(failure) for failure, _ in error.failures.values()]
+        # the second is how torch's writer of archives tells of a file that did not take all that it was given
+        if any(re.search(r"No space left on device|unexpected pos \d+ vs \d+", text) for text in said):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise RuntimeError(f"{path} was not written: {said[0]}") from error
+
+
+def _complete(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = None) -> None:
+    """Mark a checkpoint that all ranks have written as complete. One rank's error is raised on all: none waits."""
+    files: dict[str, Any] = {}
+    for part in of_all_ranks(_tried(lambda: _record(path)), group):
+        if isinstance(part, OSError):
+            raise part
+        files |= part
+    marked = None
+    if rank() == 0:  # the file that rank 0 writes last names those of all ranks
+        marked = _tried(lambda: write_atomically(path / MARK, json.dumps(state | {FILES: files}, indent=1)))
+    if isinstance(marked := from_rank_0(marked, group), OSError):
+        raise marked
+
+
+def _tried(work: Callable[[], T]) -> T | OSError:
+    """The result, or the error of a disk as a value, which can be sent to the other ranks."""
+    try:
+        return work()
+    except OSError as error:
+        return error
 
 
 def _record(path: Path) -> dict[str, list[Any]]:

@@ -31,7 +31,7 @@ EXECUTION_KEYS = (
 LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1}
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "sharding",
-    "torch_compile", "save_every", "save_minutes", "keep_checkpoints", "max_failures",
+    "torch_compile", "save_every", "save_minutes", "async_save", "keep_checkpoints", "max_failures",
 )  # fmt: skip
 
 

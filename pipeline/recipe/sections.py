@@ -150,6 +150,11 @@ class TrainConfig(Section):
         gt=0,
         description="Minutes between checkpoints where save_every is unset; more where saving is slow. null: none.",
     )
+    async_save: bool = Field(
+        False,
+        description="Writes checkpoints beside training, from a copy in CPU memory (12 bytes a trained weight, over the"
+        " workers), which a small machine may not have.",
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
     best_metric: str | None = Field(
         None, description="Exports the step that is best by this, such as eval_loss. Unset exports the last step."

@@ -7,8 +7,6 @@ same list can be run again to resume it.
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,12 +27,11 @@ from otpo.dtypes import torch_dtype
 from otpo.errors import WorkError
 from otpo.methods.spec import resolve
 from otpo.models.checkpoint import (
+    CheckpointWriter,
     check_whole,
     load_checkpoint,
     newest_whole_checkpoint,
-    prune_checkpoints,
     read_state,
-    save_checkpoint,
 )
 from otpo.models.compiled import compile_layers
 from otpo.models.disk.reloaded import trained_values
@@ -55,7 +52,7 @@ from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import JobStart
 from pipeline.train.metrics_log import MetricsLog
-from pipeline.train.saving import SaveSchedule
+from pipeline.train.saving import Saving
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -73,13 +70,17 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _run_jobs(jobs: list[dict[str, Any]]) -> None:
     meshes: dict[str, DeviceMesh] = {}  # each has process groups of its own
+    writers: dict[bool, CheckpointWriter] = {}  # and so has one that writes beside training
     for values in jobs:
         job = TrainJob(**values)
         if not job.folder.model.exists():
             sharding = job.train["sharding"]
             if sharding not in meshes:
                 meshes[sharding] = _mesh(job)
-            _Trainer(job, meshes[sharding]).run()
+            background = job.train["async_save"]
+            if background not in writers:
+                writers[background] = CheckpointWriter(background=background)
+            _Trainer(job, meshes[sharding], writers[background]).run()
 
 
 def _mesh(job: TrainJob) -> DeviceMesh:
@@ -110,8 +111,8 @@ class _Again:
 class _Trainer:
     """One job on this rank."""
 
-    def __init__(self, job: TrainJob, mesh: torch.distributed.DeviceMesh):
-        self.job, self.mesh = job, mesh
+    def __init__(self, job: TrainJob, mesh: torch.distributed.DeviceMesh, writer: CheckpointWriter):
+        self.job, self.mesh, self.writer = job, mesh, writer
         self.train = TrainConfig(**job.train)
         self.objective = objective_of(
             None if job.method is None else resolve(job.label, job.method),
@@ -128,7 +129,6 @@ class _Trainer:
         self.epoch = sum(each["taken"] for each in job.sets) or len(self.items)
         self.metrics = MetricsLog(job.folder.metrics, writes=self.rank == 0)
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
-        self.saved = 0
 
     def run(self) -> None:
         """Load or resume, train, export."""
@@ -171,7 +171,7 @@ class _Trainer:
         losses = self.objective.losses(self.model, Joined(self.items, self.validation), frozen)
         start.check_losses(losses, frozen, writes=self.rank == 0)
         step = self._resume()
-        self.schedule = SaveSchedule(self.train.save_every, self.train.save_minutes, start=step)
+        self.saving = Saving(self.job, self.train, self.model, self.optimizer, self.writer, start=step)
         while step < self.job.total_steps and not self._stalled():
             step = self._step(step, losses)
         self._finish(step)
@@ -203,6 +203,7 @@ class _Trainer:
             record(Path(self.job.events), f"train {self.job.label}", text)
 
     def _step(self, step: int, losses: LossFunction | CoupledLosses) -> int:
+        self.saving.check()
         train, size = self.train, self.train.global_batch_size
         started = time.perf_counter()
         # a seed for each step: a resumed run draws the same random numbers as an uninterrupted one
@@ -225,7 +226,7 @@ class _Trainer:
             )  # fmt: skip
         seconds = time.perf_counter() - started
         step += 1
-        due = self.schedule.due(step)
+        due = self.saving.due(step)
         epoch = ((step - 1) * size + len(members)) / self.epoch
         self.metrics.log(
             {"step": step, "epoch": round(epoch, 4)}
@@ -235,7 +236,7 @@ class _Trainer:
         if self.validation and train.eval_every and (step % train.eval_every == 0 or step == self.job.total_steps):
             self._evaluate(step, losses)
         if due and step < self.job.total_steps:
-            self._save(step)
+            self.saving.save(step, self.best)
         return step
 
     def _batches(self, members: Sequence[Item], times: int = 1) -> Iterator[SequenceBatch]:
@@ -270,7 +271,7 @@ class _Trainer:
         better = {"min": float.__lt__, "max": float.__gt__}[self.train.best_mode]
         if self.best["value"] is None or better(float(figures[name]), float(self.best["value"])):
             self.best = {"value": figures[name], "step": step, "since": 0}
-            self._save(step)
+            self.saving.save(step, self.best)
         else:
             self.best = self.best | {"since": self.best["since"] + 1}
 
@@ -278,36 +279,8 @@ class _Trainer:
         patience = self.train.early_stopping_patience
         return patience is not None and self.best["since"] >= patience
 
-    def _save(self, step: int) -> None:
-        folder = self.job.folder.checkpoints
-        state = {
-            "step": step,
-            "best": self.best,
-            "reference": self.job.model_fingerprint,
-            "label": self.job.label,
-            "world": self.world,
-        }
-        if step == self.saved:
-            return  # already saved as the best one
-        self.saved, started = step, time.perf_counter()
-        path = save_checkpoint(folder, self.model, self.optimizer, state)
-        self.schedule.saved(step, time.perf_counter() - started)
-        if self.rank == 0:
-            prune_checkpoints(folder, self.train.keep_checkpoints, self.best["step"])
-        self._report(step, path)
-
-    def _report(self, step: int, path: Path) -> None:
-        """Report to Ray. Its checkpoint only points at ours: the shards already lie on the run's own storage."""
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.rank == 0:
-                (Path(folder) / "pointer.json").write_text(
-                    json.dumps({"path": str(path), "label": self.job.label, "step": step})
-                )
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"label": self.job.label, "step": step}, checkpoint=checkpoint)
-
     def _finish(self, step: int) -> None:
+        self.saving.finish()
         best = self.best["step"]
         if best is not None and best != step:
             path = self.job.folder.checkpoints / f"step-{best:06d}"

@@ -11,6 +11,7 @@ import sys
 
 from otpo.kernels.cpu.allocator import ALLOCATOR
 from tests.benchmarks import board, coverage, growth, loading, memory, methods, profile, rows, step
+from tests.benchmarks.disk import saving
 
 BENCHMARKS = {
     "step": step.main,
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "coverage": coverage.main,
     "loading": loading.main,
     "board": board.main,
+    "saving": saving.main,
 }
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ METHODS = {
     "dpo": {"eval_every": 10},
     "accumulated": {"method": "dpo", "micro_batch_size": 1},
     "compiled": {"method": "dpo", "torch_compile": True},
-    "otpo": {"micro_batch_size": 3, "save_every": 5, "keep_checkpoints": 2, "eval_every": 5},
+    "otpo": {"micro_batch_size": 3, "save_every": 5, "keep_checkpoints": 2, "eval_every": 5, "async_save": True},
     "sampo": {},
     "best": {
         "method": "dpo", "learning_rate": 0.02, "lr_scheduler": "constant", "warmup_ratio": 0, "weight_decay": 0.1,
         "eval_every": 1, "best_metric": "eval_loss", "early_stopping_patience": 3, "save_every": 1,
-        "keep_checkpoints": 1,
+        "keep_checkpoints": 1, "async_save": True,
     },
     "bf16": {"method": "otpo", "dtype": "bf16"},
 }  # fmt: skip
