@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +11,25 @@ import typer
 
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, show, stderr
+from otpo.errors import UserError
 
 Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, for example methods.otpo.reg=0.03", show_default=False)
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="folder that holds the runs")]
+
+
+def _local(runs: Path | None) -> Path | None:
+    """A folder of a file system: pathlib would make a local folder `s3:` of a URL."""
+    if runs is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(runs)):
+        raise UserError(
+            f"--runs {str(runs).replace(':/', '://', 1)}: expected a folder of a file system that every node sees, such"
+            " as NFS or a mounted bucket. Runs are not kept on object storage by its address."
+        )
+    return runs
+
+
+Runs = Annotated[Path, typer.Option("--runs", help="folder that holds the runs", callback=_local)]
 Redo = Annotated[
     bool, typer.Option("--redo", help="accept a changed recipe under an old name: the changed stages are done again")
 ]
@@ -97,7 +111,10 @@ def submit(
         typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="the dashboard, e.g. http://127.0.0.1:8265"),
     ] = "",
     runs: Annotated[
-        Path | None, typer.Option("--runs", help="folder of runs, absolute and seen by every node", show_default=False)
+        Path | None,
+        typer.Option(
+            "--runs", help="folder of runs, absolute and seen by every node", callback=_local, show_default=False
+        ),
     ] = None,
     shared: Annotated[
         list[Path] | None, typer.Option("--shared", help="a folder that every node sees: files in it do not travel")
