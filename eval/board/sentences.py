@@ -64,8 +64,8 @@ def explanation(board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     if _prefers_a_place(best):
         shown = [number(best[f"win_rate_shown_{place}"]) for place in ("first", "second")]
         sentences.append(
-            f"Its outputs win {shown[0]}% where they are shown first and {shown[1]}% where they are shown second: the "
-            "win rate is partly the judge's preference for a place. Ask in both orders."
+            f"The outputs of {name} win {shown[0]}% where they are shown first and {shown[1]}% where they are shown"
+            " second: the win rate is partly the judge's preference for a place. Ask in both orders."
         )
     sentences.append(length_sentence(judged))
     controlled, adjusted = best["length_controlled_winrate"], best["length_adjusted_winrate"]
@@ -92,7 +92,7 @@ def length_sentence(judged: pd.DataFrame) -> str:
     best = judged.iloc[0]
     if pd.isna(best["avg_length"]):
         return "The lengths of the outputs are not known."
-    text = f"Its outputs average {number(best['avg_length'], 0)} characters"
+    text = f"The outputs of {best['name']} average {number(best['avg_length'], 0)} characters"
     if not pd.isna(best["length_ratio"]):
         text += f", {relative(best['length_ratio'])} the reference's"
     if len(judged) > 1 and judged.iloc[1]["avg_length"] > 0:
