@@ -152,8 +152,7 @@ class TrainConfig(Section):
     )
     async_save: bool = Field(
         False,
-        description="Writes checkpoints beside training, from a copy in CPU memory (12 bytes a trained weight, over the"
-        " workers), which a small machine may not have.",
+        description="Writes checkpoints beside training, from a copy in CPU memory of 12 bytes a trained weight.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
     best_metric: str | None = Field(

@@ -202,6 +202,7 @@ def in_a_process(script: str, *words: Path) -> Any:
     return json.loads(done.stdout.split("FOUND")[1])
 
 
+@pytest.mark.slow
 def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_llama: Path) -> None:
     """A real cluster with declared GPUs: what does not fit is refused, and what fits is placed where it belongs."""
     pair = {"prompt": "Say one.", "chosen": "one", "rejected": "two"}

@@ -162,7 +162,8 @@ def _run(world: int, folder: Path, *, dies: bool) -> list[mp.Process]:
     return ranks
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_kill_in_the_middle_of_a_write_leaves_the_one_before(tmp_path, world):
     """SIGKILL of every rank while shards of step 2 are being written: training goes on from step 1, with the losses
     that it had."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 from support.training import metrics, settings
 
 from pipeline.recipe import make_recipe
@@ -11,6 +12,7 @@ from pipeline.run.run import run
 from pipeline.sweep.search import frozen_sources
 
 
+@pytest.mark.slow
 def test_a_relative_folder_is_one_below_where_the_command_was_typed(tmp_path, tiny_llama, monkeypatch):
     """Workers have other working directories."""
     monkeypatch.chdir(tmp_path)

@@ -212,6 +212,7 @@ def test_an_evaluation_tells_the_sets_apart():
     assert whole["eval_loss"] == pytest.approx((whole["eval_first_loss"] + 2 * whole["eval_others_loss"]) / 3)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_mix_repeats_rows_and_reports_each_set(tmp_path, tiny_llama):
     sets = {name: each | {"fraction": 1} for name, each in write_sets(tmp_path).items()}
     data = {"datasets": sets, "validation": 0.25, "stopping_strategy": "all_exhausted"}
