@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,45 @@ def test_it_trains_what_one_worker_does(trained, alone, name, each):
     for key, weight in whole.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
         assert torch.equal(exported[key.removeprefix("lm.")], found[key])
+
+
+ON_TWO_NODES = """
+import json, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipeline.recipe import make_recipe
+from pipeline.run.run import run
+
+model, work = Path(sys.argv[1]), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200_000_000})
+for _ in range(2):
+    cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
+ray.init(address=cluster.address, log_to_driver=False)
+rows = [{"prompt": f"{n} + {n} = ", "chosen": f"{2 * n}, the sum", "rejected": f"{2 * n + 1}, or more"}
+        for n in range(48)]
+(work / "pairs.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+train = {"max_steps": 4, "global_batch_size": 16, "micro_batch_size": 2, "use_gpu": False, "dtype": "fp32",
+         "learning_rate": 1e-2, "warmup_ratio": 0.0}
+for name, how in {"one": {"workers": 1}, "hybrid": {"workers": 4, "sharding": "hybrid"}}.items():
+    recipe = make_recipe({"name": name, "model": {"path": str(model)}, "methods": {"otpo": {}}, "train": train | how,
+                          "data": {"path": str(work / "pairs.jsonl"), "max_length": 64, "validation": 0}})
+    run(recipe, work / name, until="train")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_workers_train_what_one_worker_does(tmp_path, tiny_llama):
+    environment = os.environ | {"RAY_health_check_failure_threshold": "50"}
+    command = [sys.executable, "-c", ON_TWO_NODES, str(tiny_llama), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, hybrid = (
+        [json.loads(line) for line in (tmp_path / name / "models" / "otpo" / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "hybrid")
+    )
+    for key in ("loss", "grad_norm", "rewards/margins"):
+        assert [h[key] for h in hybrid] == pytest.approx([o[key] for o in one], rel=1e-5, abs=1e-6)
+    assert len(hybrid) == 4 and hybrid[-1]["loss"] < 0.5
