@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -71,22 +69,10 @@ def test_any_other_error_is_a_fault_of_ours(error):
     assert outside_fault(error) is None
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
 def test_a_verb_on_a_full_disk_ends_in_one_sentence(tmp_path, small_disk):
     rows = tmp_path / "pairs.jsonl"
     rows.write_text('{"prompt": "a b c", "chosen": "d e f", "rejected": "g h i"}\n' * 20)
-    done = otpo(tmp_path, "fresh", rows, "--out", small_disk / "model")
+    done = otpo(tmp_path, "fresh", rows, "--out", small_disk("64k") / "model")
     assert done.code == 1, done.err
     assert "No space left on device" in done.err and "Traceback" not in done.err

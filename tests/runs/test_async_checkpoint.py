@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -90,18 +85,6 @@ def test_only_one_is_written_at_a_time(mesh, tmp_path):
 # ---- a full disk ----
 
 
-@contextmanager
-def disk_of(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def sentence(folder: Path, fails) -> str:
     """What a worker tells of an error."""
     folder.mkdir()
@@ -112,7 +95,7 @@ def sentence(folder: Path, fails) -> str:
     return told
 
 
-def test_a_full_disk_is_told_in_the_same_sentence(mesh, tmp_path):
+def test_a_full_disk_is_told_in_the_same_sentence(mesh, tmp_path, small_disk):
     """At the next step, not at the next checkpoint; the mark is not written."""
     model, optimizer = trained(mesh, hidden_size=256)
     go(model, optimizer)
@@ -124,11 +107,11 @@ def test_a_full_disk_is_told_in_the_same_sentence(mesh, tmp_path):
         while time.monotonic() < until:
             writer.check()
 
-    with disk_of(tmp_path / "small", "256k") as small:
-        told = sentence(tmp_path / "waited", lambda: save_checkpoint(small, model, optimizer, {"step": 1}))
-        assert sentence(tmp_path / "beside", beside) == told
-        assert "The disk is full" in told and "train.keep_checkpoints" in told
-        assert complete_checkpoints(small) == []
+    small = small_disk("256k")
+    told = sentence(tmp_path / "waited", lambda: save_checkpoint(small, model, optimizer, {"step": 1}))
+    assert sentence(tmp_path / "beside", beside) == told
+    assert "The disk is full" in told and "train.keep_checkpoints" in told
+    assert complete_checkpoints(small) == []
 
 
 # ---- a kill ----
