@@ -110,9 +110,9 @@ class Case:
 
     def _sharded(self, settings: Settings) -> Estimate:
         """With some settings, sharded as the recipe says; by itself within each node, where that fits."""
-        hybrid = self.estimate(replace(settings, hybrid=True))
         if self.machine.nodes == 1 or self.train.sharding == "full" or self.machine.gpu is None:
             return self.estimate(settings)
+        hybrid = self.estimate(replace(settings, hybrid=True))
         return hybrid if self.train.sharding == "hybrid" or self.fits(hybrid) else self.estimate(settings)
 
     def estimate(self, settings: Settings) -> Estimate:

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from support.small_lm import small_lm
 from support.steps import weights
+from torch.distributed.device_mesh import DeviceMesh
 
 from otpo.data.collate import collate_pairs
 from otpo.data.micro_batches import micro_batches
@@ -40,14 +41,15 @@ NODES = {"full": [[0, 1, 2, 3]], "hybrid": [[0, 1], [2, 3]], "hybrid of four nod
 class Training:
     """OTPO from a folder, 16 pairs a step in micro-batches of 2."""
 
-    def __init__(self, folder: str, mesh: Any, *, reduce_each: bool):
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if mesh.size() > 1 else (0, 1)
+    def __init__(self, folder: str, mesh: DeviceMesh, *, reduce_each: bool):
         model = load_policy(Start(f"{folder}/start", deferred=mesh.size() > 1))
         self.model: Any = distribute(model, mesh, dtype=torch.float32)
         self.optimizer, self.reduce_each = adamw(self.model, lr=LR, weight_decay=0.0), reduce_each
         self.batches: list[SequenceBatch] = [
             collate_pairs([PAIRS[i] for i in group])
-            for group in micro_batches([p.tokens for p in PAIRS], size=2, budget=None, rank=self.rank, world=self.world)
+            for group in micro_batches(
+                [p.tokens for p in PAIRS], size=2, budget=None, rank=dist.get_rank(), world=mesh.size()
+            )
         ]
         with torch.no_grad():
             known = {id(batch): self.model(batch)[0] for batch in self.batches}
@@ -96,16 +98,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(trained: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def alone(trained: Path, mesh: DeviceMesh) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The figures and weights of one worker."""
 
-    class One:
-        device_type = "cpu"
-
-        def size(self) -> int:
-            return 1
-
-    training = Training(str(trained), One(), reduce_each=False)
+    training = Training(str(trained), mesh, reduce_each=False)
     return [training.step() for _ in range(STEPS)], weights(training.model)
 
 
