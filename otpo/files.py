@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,15 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from otpo.errors import UserError
+from otpo.json_tables import NoRows, rows_of
 
 Row = dict[str, Any]
 """A row of a data file: column -> value."""
 
-ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-OF_EACH_ROW = ("system", "system_prompt", "instruction", "instructions", "tools", "functions", "history")
-"""Keys beside `data` that would belong to its rows."""
+ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 BLOCK = 2**20  # characters of a JSON file that are read at a time
 PARQUET_ROWS = 256  # rows of a parquet file that are read at a time
+GZIP, KINDS = b"\x1f\x8b", {b"PAR1": "a parquet file: name it .parquet", b"PK": "a zip archive: unpack it"}
+"""First bytes of a gzipped file, and of files that are not what their name says."""
 
 
 # ---- writing ----
@@ -77,11 +79,13 @@ def read_rows(path: str | Path) -> list[Row]:
 def iter_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a local file, read as they are asked for: memory does not grow with the file.
 
-    Two kinds of file are read whole all the same: `{"data": [rows]}`, and parquet inside `.gz`.
+    Two kinds of file are read whole all the same: a JSON object that holds rows, and parquet inside `.gz`.
 
     Args:
-        path: a JSON file (a list of rows, or `{"data": [rows]}`), a JSONL, CSV or parquet file, or any of these
-            gzipped (`.gz`). JSON lines may also be named `.json`. All cells of a CSV file are read as text.
+        path: a JSON file (a list of rows, or an object as `otpo.json_tables` reads it), a JSONL, CSV, TSV or parquet
+            file, or any of these gzipped, whatever the name says. Each of the two kinds of JSON may have the other's
+            name. Text is UTF-8, UTF-16 or UTF-32. All cells of a CSV file are read as text; where its header has
+            semicolons or tabs and no comma, they part the cells.
 
     Raises:
         UserError: the file is missing, its name has no known suffix, its content is not what the suffix says, it has
@@ -106,21 +110,41 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
             yield row
     except _Twice as error:
         raise UserError(f"{path}: {error}. Write each key once.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except UnicodeDecodeError:
+        raise _not_text(path) from None
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if number < 0:
         raise UserError(f"{path} holds no rows: expected at least one")
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if _is_gzip(path) else path.open("rb")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 def _text(path: Path, newline: str = "\n") -> io.TextIOWrapper:
+    with _open(path) as file:
+        encoding = json.detect_encoding(file.read(4))
     # Lines end at "\n" alone: JSON allows U+2028 and similar characters inside strings.
-    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+    return io.TextIOWrapper(_open(path), encoding=encoding, newline=newline)
+
+
+def _not_text(path: Path) -> UserError:
+    with _open(path) as file:
+        first = file.read(4)
+    for begins, kind in KINDS.items():
+        if first.startswith(begins):
+            return UserError(f"{path} is {kind}.")
+    name = shlex.quote(str(path))
+    return UserError(
+        f"{path} is not UTF-8 text, and no other encoding is guessed. Convert it from its own, which is often Latin-1 "
+        f"or Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 {name} > converted{path.suffix}`"
+    )
 
 
 def _is_blank(path: Path) -> bool:
@@ -146,6 +170,12 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def _jsonl(path: Path) -> Iterator[Any]:
+    with _text(path) as file:
+        first = next(line for line in iter(lambda: file.readline(BLOCK), "") if not line.isspace())
+    yield from _json_list(path) if first.lstrip().startswith("[") else _json_lines(path)
+
+
 def _json_list(path: Path) -> Iterator[Any]:
     """The elements of a JSON list, each decoded as soon as its text is there."""
     decode, found = _DECODER.raw_decode, 0
@@ -161,7 +191,7 @@ def _json_list(path: Path) -> Iterator[Any]:
                 after = _after_space(text, end)
                 if text[after : after + 1] not in (",", "]"):
                     raise ValueError("the element may go on in the next block")
-            except ValueError:
+            except ValueError:  # also of a number that is too long
                 more = file.read(size)
                 if not more:
                     break
@@ -206,15 +236,14 @@ def _json_whole(path: Path) -> list[Any]:
         if error.msg.startswith("Extra data"):  # JSON lines in a file named .json
             return list(_json_lines(path))
         raise UserError(f"{path} is not JSON: {error}") from None
-    rows = found.get("data") if isinstance(found, dict) else found
-    if isinstance(found, dict) and (lost := [key for key in OF_EACH_ROW if found.get(key)]):
-        raise UserError(
-            f"{path}: the key {lost[0]} stands beside data, and no row would have it: write it into the rows."
-        )
-    if not isinstance(rows, list):
-        kind = f"an object with the keys {sorted(found)}" if isinstance(found, dict) else f"{text.strip():.40}"
-        raise UserError(f'{path}: expected a list of rows or {{"data": [rows]}}, found {kind}')
-    return rows
+    if isinstance(found, list):
+        return found
+    if not isinstance(found, dict):
+        raise UserError(f'{path}: expected a list of rows or {{"data": [rows]}}, found {text.strip():.40}')
+    try:
+        return rows_of(found)
+    except NoRows as error:
+        raise UserError(f"{path}: {error}.") from None
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
@@ -231,7 +260,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _text(path, newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(file, delimiter=_delimiter(path), strict=True)
         try:
             names = [name for name in reader.fieldnames or () if name.strip()]
             if twice := next((name for name in names if names.count(name) > 1), None):
@@ -250,12 +279,21 @@ def _csv(path: Path) -> Iterator[Row]:
             raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from None
 
 
+def _delimiter(path: Path) -> str:
+    """What parts the cells: tabs or semicolons, as spreadsheets write them, where the header has no comma."""
+    if ".tsv" in path.suffixes:
+        return "\t"
+    with _text(path) as file:
+        header = file.readline(BLOCK)
+    return next((mark for mark in ",\t;" if mark in header), ",")
+
+
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet
 
     source: Any = str(path)
-    if path.suffix.lower() == ".gz":
+    if _is_gzip(path):
         with _open(path) as packed:
             source = pa.BufferReader(packed.read())
     try:
@@ -282,7 +320,8 @@ def _dense(cell: Any) -> Any:
 
 _READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".json": _json,
-    ".jsonl": _json_lines,
+    ".jsonl": _jsonl,
     ".csv": _csv,
+    ".tsv": _csv,
     ".parquet": _parquet,
 }

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -55,11 +56,52 @@ def test_json_may_hold_data_or_lines_or_begin_with_a_byte_order_mark(tmp_path):
     assert load_rows(wrapped) == load_rows(lines) == load_rows(marked) == ROWS
 
 
+FRAME = pd.DataFrame(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("a.json", FRAME.to_json(orient=orient).encode()) for orient in ("columns", "index", "split", "table")),
+        ("a.json", json.dumps(FRAME.to_dict("list")).encode()),
+        ("a.json", json.dumps({"model": "m", "outputs": ROWS}, indent=1).encode()),
+        ("a.jsonl", json.dumps(ROWS, indent=1).encode()),
+        ("a.json", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.csv", gzip.compress(FRAME.to_csv(index=False).encode())),
+        ("a.parquet", gzip.compress(FRAME.to_parquet())),
+        ("a.json.gz", json.dumps(ROWS).encode()),
+        *(("a.json", json.dumps(ROWS).encode(code)) for code in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
+        ("a.jsonl", "\n".join(map(json.dumps, ROWS)).encode("utf-16")),
+        ("a.csv", FRAME.to_csv(index=False).encode("utf-16")),
+        ("a.csv", FRAME.to_csv(index=False, sep=";").encode("utf-8-sig")),
+        ("a.tsv", FRAME.to_csv(index=False, sep="\t").encode("utf-16")),
+        ("a.csv", FRAME.to_csv(index=False, lineterminator="\r\n").encode()),
+    ],
+)
+def test_the_forms_in_which_people_keep_a_table_are_the_same_rows(tmp_path, name, content):
+    """Also with a cell that has a comma, a line end and a letter that is not ASCII."""
+    (tmp_path / name).write_bytes(content)
+    rows = load_rows(tmp_path / name)
+    assert [{column: row[column] for column in ROWS[0]} for row in rows] == ROWS
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
         ("a.json", b"prompt: hello", "not JSON"),
-        ("a.json", b'{"rows": []}', r"keys \['rows'\]"),
+        ("a.json", b'{"rows": []}', r"an object with the keys rows"),
+        ("a.json", b'{"a": [1, 2], "b": [1]}', "its columns differ in length: a 2, b 1"),
+        ("a.json", b'{"columns": ["a", "a"], "data": [[1, 2]]}', "a name of its own for each cell"),
+        ("a.json", b'{"one": [{"a": 1}], "two": [{"a": 2}]}', r"several lists \(one, two\)"),
+        ("a.json", b'{"q1": {"a": 1}, "q2": {"a": 2}}', "keys q1, q2"),
+        ("a.json", b"[" * 100_000, "cannot read"),
+        ("a.json", b'[{"a": 1' + b"0" * 5000 + b"}]", "cannot read"),
+        ("a.json", b"PAR1 as parquet begins\xff", "is a parquet file: name it .parquet"),
+        (
+            "a.csv",
+            "prompt,chosen\n\u00fcber,a\n".encode("latin-1"),
+            "iconv -f WINDOWS-1252 -t UTF-8 .*a.csv > converted.csv",
+        ),
         ("a.json", b'[{"prompt": "a"}, "b"]', "row 1 is 'b'"),
         ("a.json", b"[]", "no rows"),
         ("a.json", b" \n", "is empty"),
@@ -74,7 +116,7 @@ def test_json_may_hold_data_or_lines_or_begin_with_a_byte_order_mark(tmp_path):
         ("a.json", b'{"data": [{"b": 1, "b": 1}]}', "an object has the key 'b' twice"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
         ("a.parquet", b"PAR1 and no more", "not parquet"),
-        ("a.json.gz", b"[1]", "cannot read"),
+        ("a.json.gz", b"\x1f\x8b and no more", "cannot read"),
         ("a.json.gz", gzip.compress(b"[]")[:-4], "cannot read"),
         ("a.txt", b"hello", "by its name"),
     ],

@@ -171,7 +171,7 @@ def test_limit_takes_the_first(tmp_path):
     [
         ("missing.json", None, "found nothing there"),
         ("broken.json", b'[{"instruction": ', "is not JSON"),
-        ("broken.json.gz", b"no gzip", "Not a gzipped file"),
+        ("broken.json.gz", b"no gzip", "is not JSON"),
         ("broken.parquet", b"no parquet", "is not parquet"),
         ("empty.json", b"[]", "holds no rows"),
         ("values.json", b"[1, 2]", "row 0 is 1"),
