@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU, CPU = ROOT / "constraints-gpu.txt", ROOT / "constraints-cpu.txt"
-# Where the two files differ: vllm 0.32.0 wants one version of apache-tvm-ffi, boto3 one of python-dateutil below 3.
-APART = {"apache-tvm-ffi", "python-dateutil"}
+# Where the two files differ: vllm 0.32.0 wants one version of apache-tvm-ffi.
+APART = {"apache-tvm-ffi"}
 WHAT = ".[gpu,aws,dev]"
 HEADER = f"# Every version on a machine with a GPU: what pip finds for `{WHAT}`. Written by `make pin-gpu`.\n"
 PYTHON = "3.12"  # of Ubuntu 24.04: the image in Dockerfile and the machines of cluster.yaml

@@ -26,6 +26,7 @@ from jobs.submission import Submission, prepare, size, stage
 from otpo.errors import UserError, WorkError
 from pipeline.recipe import WORLD_PREFIX, load_recipe
 from pipeline.run.folder import RunFolder
+from pipeline.storage.remote import is_address
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -42,7 +43,7 @@ def submit(
     overrides: list[str],
     *,
     address: str,
-    runs: Path | None,
+    runs: str | None,
     shared: list[Path],
     python: str | None,
     redo: bool,
@@ -57,7 +58,8 @@ def submit(
 
     Args:
         address: of the dashboard, http(s)://host:port.
-        runs: folder of runs, on storage that every node sees; may be None where the cluster is this machine alone.
+        runs: folder of runs, on storage that every node sees, or its address on object storage; may be None where the
+            cluster is this machine alone.
         shared: folders that every node sees under the same path: files in them are not sent.
         python: the interpreter on the cluster; by default this one where the cluster is this machine, else "python".
         follow: wait for the end and show the log.
@@ -78,18 +80,20 @@ def submit(
             f"{address} is not this machine alone: say with --runs DIR where the runs go, an absolute path that every"
             " node sees (network storage)."
         )
-    if runs is not None and not here and not runs.is_absolute():
+    stored = runs is not None and is_address(runs)
+    if runs is not None and not here and not stored and not Path(runs).is_absolute():
         raise UserError(f"--runs {runs}: on a cluster it must be an absolute path that every node sees.")
     submission = prepare(
         recipe,
-        runs=str((runs or Path("runs")).absolute()),
-        shared=[Path("/")] if here else [*shared, *([runs] if runs else [])],
+        runs=runs if runs is not None and stored else str(Path(runs or "runs").absolute()),
+        shared=[Path("/")] if here else [*shared, *([Path(runs)] if runs and not stored else [])],
         python=python or (sys.executable if here else "python"),
         redo=redo,
         verb=verb,
     )
-    results = Path(submission.runs, recipe.name)
-    gone = (here or Path(submission.runs).is_dir()) and not has_results(results, verb)
+    results = f"{submission.runs}/{recipe.name}"
+    seen = not stored and (here or Path(submission.runs).is_dir())
+    gone = seen and not has_results(Path(results), verb)
     job, status = find(client, submission.id, again=redo or gone)
     if status is None:
         _send(client, submission, job, say)
@@ -100,7 +104,7 @@ def submit(
         say(f"{job} is there already: {status}.")
     words = ["otpo", "submit", source, *overrides, "--address", address, "--follow"]
     words += ["--verb", verb] if verb != "run" else []
-    words += ["--runs", str(runs)] if runs else []
+    words += ["--runs", runs] if runs else []
     back = shlex.join(words + [word for folder in shared for word in ("--shared", str(folder))])
     if not follow:
         say(f"Follow it with: {back}")

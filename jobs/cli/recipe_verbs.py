@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ import typer
 
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, show, stderr
-from otpo.errors import UserError
+from pipeline.progress import Progress
+from pipeline.storage.remote import check_address, is_address
 
 Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
 Overrides = Annotated[
@@ -19,17 +21,16 @@ Overrides = Annotated[
 ]
 
 
-def _local(runs: Path | None) -> Path | None:
-    """A folder of a file system: pathlib would make a local folder `s3:` of a URL."""
-    if runs is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(runs)):
-        raise UserError(
-            f"--runs {str(runs).replace(':/', '://', 1)}: expected a folder of a file system that every node sees, such"
-            " as NFS or a mounted bucket. Runs are not kept on object storage by its address."
-        )
+def _known(runs: str | None) -> str | None:
+    """A folder of a file system, or an address of a kind that is understood."""
+    if runs is not None and is_address(runs):
+        check_address(runs)
     return runs
 
 
-Runs = Annotated[Path, typer.Option("--runs", help="folder that holds the runs", callback=_local)]
+Runs = Annotated[
+    str, typer.Option("--runs", help="folder that holds the runs, or its address: s3://BUCKET/FOLDER", callback=_known)
+]
 Redo = Annotated[
     bool, typer.Option("--redo", help="accept a changed recipe under an old name: the changed stages are done again")
 ]
@@ -70,17 +71,17 @@ def plan(
         show(line)
 
 
-def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+def run(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo: Redo = False) -> None:
     """Train, generate, judge, report; what is done already is skipped."""
     _run(recipe, overrides, runs, redo, until="report")
 
 
-def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo: Redo = False) -> None:
     """Train alone. Several methods in one recipe share the cached reference."""
     _run(recipe, overrides, runs, redo, until="train")
 
 
-def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs"), redo: Redo = False) -> None:
+def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo: Redo = False) -> None:
     """Ray Tune over any methods.* or train.* key. Gives the best trial, a table and a plot."""
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
@@ -90,8 +91,8 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = Path("runs")
     loaded = load_recipe(recipe, overrides or [])
     world = world_of(loaded)
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
-    with Bars(stderr) as bars:
-        outcome = sweep_recipe(loaded, runs / loaded.name, world=world, progress=bars.show, say=say, redo=redo)
+    with Bars(stderr) as bars, _folder(runs, loaded.name, bars.show) as place:
+        outcome = sweep_recipe(loaded, place, world=world, progress=bars.show, say=say, redo=redo)
     if not outcome.did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
     console.print(render(outcome))
@@ -111,9 +112,12 @@ def submit(
         typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="the dashboard, e.g. http://127.0.0.1:8265"),
     ] = "",
     runs: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--runs", help="folder of runs, absolute and seen by every node", callback=_local, show_default=False
+            "--runs",
+            help="folder of runs, absolute and seen by every node, or an address as for `otpo run`",
+            callback=_known,
+            show_default=False,
         ),
     ] = None,
     shared: Annotated[
@@ -144,16 +148,26 @@ def submit(
     raise typer.Exit(code)
 
 
-def _run(source: str, overrides: list[str] | None, runs: Path, redo: bool, until: str) -> None:
+@contextmanager
+def _folder(runs: str, name: str, progress: Progress) -> Iterator[Path]:
+    """The local folder of a run; where it is kept on object storage, it is fetched before and copied there."""
+    if not is_address(runs):
+        yield Path(runs) / name
+        return
+    from pipeline.storage.stored import stored_run
+
+    with stored_run(runs, name, progress=progress) as local:
+        yield local / name
+
+
+def _run(source: str, overrides: list[str] | None, runs: str, redo: bool, until: str) -> None:
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
     from pipeline.run.run import run as run_recipe
 
     recipe = load_recipe(source, overrides or [])
-    with Bars(stderr) as bars:
-        done = run_recipe(
-            recipe, runs / recipe.name, world=world_of(recipe), progress=bars.show, until=until, redo=redo
-        )
+    with Bars(stderr) as bars, _folder(runs, recipe.name, bars.show) as place:
+        done = run_recipe(recipe, place, world=world_of(recipe), progress=bars.show, until=until, redo=redo)
     if not done.did:
         console.print("Nothing to do: every stage is finished and its inputs are unchanged.")
     if until == "report" and done.folder.leaderboard.exists():

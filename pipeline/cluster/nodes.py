@@ -103,7 +103,8 @@ def _compare(
     if seen.probe != token:
         raise UserError(
             f"node {address} does not see what this machine writes into {folder}. Runs must lie on storage that every"
-            " node sees under the same path: give such a folder with --runs, or mount it there."
+            " node sees under the same path: give such a folder with --runs, or mount it there. Runs at an address such"
+            " as s3://bucket/runs are worked on by one node alone."
         )
     if seen.missing:
         key = next(key for key, path in paths.items() if path == seen.missing[0])

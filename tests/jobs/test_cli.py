@@ -58,8 +58,8 @@ def test_a_bad_recipe(tmp_path, recipe, overrides, words):
 def test_a_recipe_that_is_not_there(tmp_path):
     refused(otpo(tmp_path, "train", "nowhere.yaml"), "No recipe at 'nowhere.yaml'", "small_world")
     refused(otpo(tmp_path, "train"), "Missing argument")
-    refused(otpo(tmp_path, "train", "small_world", "--runs", "s3://a/b"), "--runs s3://a/b", "object storage")
-    assert not list(tmp_path.glob("s3*")), "a folder called s3: would hold the run"
+    refused(otpo(tmp_path, "train", "small_world", "--runs", "hdfs://a/b"), "--runs hdfs://a/b", "s3:// or gs://")
+    assert not list(tmp_path.glob("hdfs*")), "a folder called hdfs: would hold the run"
     refused(otpo(tmp_path, "trian", "x"), "No such command")
 
 
