@@ -115,7 +115,7 @@ def _prompts(rows: list[Row], task: str, source: str) -> list[Prompt]:
     prompts, bad = [], []
     for position, row in enumerate(rows):
         try:
-            prompts.append(_prompt(row, position, task))
+            prompts.append(prompt_in(row, position, task))
         except BadRow as reason:
             bad.append((position, str(reason)))
     if bad:
@@ -128,7 +128,8 @@ def _prompts(rows: list[Row], task: str, source: str) -> list[Prompt]:
     return prompts
 
 
-def _prompt(row: Row, position: int, task: str) -> Prompt:
+def prompt_in(row: Row, position: int, task: str) -> Prompt:
+    """The prompt of a row of a task or of a file of labelled pairs. Raises BadRow where there is none."""
     parts, post = prompt_of(row), row.get("post")
     if parts is None and not (isinstance(post, str) and post.strip()):
         raise BadRow("no text under instruction, prompt, messages or post")
