@@ -7,7 +7,8 @@
     <folder>/judge/<task>/verdicts.parquet  reference.json
 
 `otpo judge --out` and `otpo sweep` write the same files into a folder of their own, with the verdicts of all tasks at
-its top. `pipeline.run.folder` adds what the other stages write.
+its top. `otpo agreement --out` writes agreement.json and agreement.parquet, into a board's folder too.
+`pipeline.run.folder` adds what the other stages write.
 
 Models and tasks may have any name; `folder_name` makes it one part of a path.
 """
@@ -29,6 +30,8 @@ KNOWN_TRUTH = "world.json"
 LEADERBOARD = "leaderboard.csv"
 REPORT = "report.html"
 STORE = "store.sqlite"
+AGREEMENT = "agreement.json"
+AGREEMENT_VERDICTS = "agreement.parquet"
 
 MODELS = "models"
 JUDGE = "judge"

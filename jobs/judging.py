@@ -59,18 +59,18 @@ def judge_files(
     write_judged(out, task, verdicts, board, outputs, reference_rows)
     if not verdicts["preference"].notna().any():
         raise WorkError(
-            f"Not one verdict came back{_most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
+            f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
             "same command asks again."
         )
     missing = verdicts[verdicts["preference"].isna()]
     if len(missing):
-        counted = f"{len(missing)} of {len(verdicts)} verdicts failed{_most_frequent(missing)}"
+        counted = f"{len(missing)} of {len(verdicts)} verdicts failed{most_frequent(missing)}"
         what = f"judge {config.model}"
         progress(what, 0, 0, f"{counted}. The board counts them, and the same command asks for them again.")
     return board
 
 
-def _most_frequent(verdicts: pd.DataFrame) -> str:
+def most_frequent(verdicts: pd.DataFrame) -> str:
     """The most frequent failure, in the endpoint's or the judge's own words."""
     said = verdicts[["error", "detail"]].fillna("").value_counts()
     if not len(said):

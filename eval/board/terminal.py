@@ -1,12 +1,14 @@
-"""A leaderboard in the terminal."""
+"""A leaderboard, and a judge's agreement with people, in the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from eval.board.numbers import number, shown_rank
+from eval.board.sentences import AGREEMENT_HEADINGS, agreement_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +60,20 @@ def terminal_notes(board: pd.DataFrame) -> list[str]:
     several = board["task"].nunique() > 1
     rows = [row for row in board.to_dict("records") if row["note"]]
     return [f"{row['name']}{' on ' + str(row['task']) if several else ''}: {row['note']}." for row in rows]
+
+
+def agreement_table(figures: Mapping[str, Any]) -> Table:
+    """The figures of agreement.json, a row for all pairs and one for each category."""
+    from rich.table import Table
+
+    table = Table(title=f"{figures['judge']} and people, protocol {figures['protocol']}", title_justify="left")
+    first, *others = AGREEMENT_HEADINGS
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    for row in agreement_rows(figures):
+        table.add_row(*row)
+    return table
 
 
 def _adjusted(row: dict[Any, Any]) -> str:

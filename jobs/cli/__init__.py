@@ -16,7 +16,7 @@ from jobs.cli.data_verbs import data, fresh
 from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
 from jobs.cli.jobs_verb import jobs
-from jobs.cli.judge_verbs import judge, report
+from jobs.cli.judge_verbs import agreement, judge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.options import in_flags
 from jobs.cli.push_verb import push
@@ -45,6 +45,7 @@ VERBS = (
     pairs,
     generate,
     judge,
+    agreement,
     report,
     weights,
     push,

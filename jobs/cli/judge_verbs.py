@@ -1,4 +1,4 @@
-"""Verbs about outputs that are there: judge, report."""
+"""Verbs about outputs that are there: judge, agreement, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import ANOTHER_OUT, JudgeModel, JudgeSettings, JudgeUrl, Out, Template, judge_of
+from jobs.cli.options import (
+    ANOTHER_OUT,
+    BudgetUsd,
+    Concurrency,
+    JudgeModel,
+    JudgeSettings,
+    JudgeUrl,
+    MaxRetries,
+    Out,
+    PriceInput,
+    PriceOutput,
+    Protocol,
+    RequestsPerMinute,
+    Template,
+    judge_of,
+)
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
@@ -23,21 +38,17 @@ def judge(
     ] = None,
     template: Template = "auto",
     task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="preference, summary, or alpaca_eval (the official prompt)")
-    ] = "preference",
+    protocol: Protocol = "preference",
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
     ] = None,
     both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="requests at a time")] = 32,
-    budget_usd: Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")] = None,
-    price_input: Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")] = 0.0,
-    price_output: Annotated[float, typer.Option("--price-output", help="USD per million completion tokens")] = 0.0,
-    max_requests_per_minute: Annotated[
-        int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")
-    ] = None,
-    max_retries: Annotated[int, typer.Option("--max-retries", help="of one request")] = 10,
+    concurrency: Concurrency = 32,
+    budget_usd: BudgetUsd = None,
+    price_input: PriceInput = 0.0,
+    price_output: PriceOutput = 0.0,
+    max_requests_per_minute: RequestsPerMinute = None,
+    max_retries: MaxRetries = 10,
     settings: JudgeSettings = None,
     names: Annotated[
         list[str] | None,
@@ -91,6 +102,51 @@ def judge(
     for note in terminal_notes(board):
         show(note)
     show(f"Report: {RunFolder(out.absolute()).report}")
+
+
+def agreement(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="PAIRS...", help="files of LLMBar, PandaLM, RewardBench, or of your own")
+    ],
+    judge_url: JudgeUrl,
+    judge_model: JudgeModel,
+    out: Out,
+    protocol: Protocol = "preference",
+    concurrency: Concurrency = 32,
+    budget_usd: BudgetUsd = None,
+    price_input: PriceInput = 0.0,
+    price_output: PriceOutput = 0.0,
+    max_requests_per_minute: RequestsPerMinute = None,
+    max_retries: MaxRetries = 10,
+    settings: JudgeSettings = None,
+) -> None:
+    """The judge against people: pairs with their labels, asked in both orders."""
+    from jobs.agreement import judge_agreement
+    from pipeline.lock.lock import one_writer
+
+    config = judge_of(
+        settings,
+        url=judge_url,
+        model=judge_model,
+        protocol=protocol,
+        both_orders=True,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        price_input=price_input,
+        price_output=price_output,
+        max_requests_per_minute=max_requests_per_minute,
+        max_retries=max_retries,
+    )
+    with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
+        found = judge_agreement(files, config, out, progress=bars.show)
+    from eval import layout
+    from eval.board.sentences import agreement_sentences
+    from eval.board.terminal import agreement_table
+
+    console.print(agreement_table(found))
+    for sentence in agreement_sentences(found):
+        show(sentence)
+    show(f"Figures: {(out / layout.AGREEMENT).absolute()}")
 
 
 def report(

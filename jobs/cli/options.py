@@ -31,6 +31,13 @@ JudgeSettings = Annotated[
         help="any key of a recipe's judge section, for example --set judge.temperature=1; may be given several times",
     ),
 ]  # fmt: skip
+Protocol = Annotated[str, typer.Option("--protocol", help="preference, summary, or alpaca_eval (the official prompt)")]
+Concurrency = Annotated[int, typer.Option("--concurrency", help="requests at a time")]
+BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")]
+PriceInput = Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")]
+PriceOutput = Annotated[float, typer.Option("--price-output", help="USD per million completion tokens")]
+RequestsPerMinute = Annotated[int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")]
+MaxRetries = Annotated[int, typer.Option("--max-retries", help="of one request")]
 Template = Annotated[
     str,
     typer.Option(
