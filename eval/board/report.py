@@ -23,7 +23,17 @@ from eval.board.leaderboard import board_title, write_leaderboard
 from eval.board.numbers import count
 from eval.board.pages import render, write_page
 from eval.board.run_files import Board, RunFiles, boards, read_run, shown_names
-from eval.board.sentences import claim, explanation, front_sentence, judge_health, world_sentence
+from eval.board.sentences import (
+    AGREEMENT_HEADINGS,
+    agreement_rows,
+    agreement_sentences,
+    claim,
+    explanation,
+    front_sentence,
+    judge_health,
+    share,
+    world_sentence,
+)
 from eval.board.standings import RANK_COLUMNS, Standings, groups_sentences, matrix, standings, with_bounds, with_ranks
 from eval.board.weights_page import pair_views
 
@@ -75,6 +85,7 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
     views = [
         _board_view(board, against, looks, out, _slug(board.task, i, found))
         | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
+        | {"badges": [_badge(run.agreement) for run in runs if run.agreement and _judged_by(board, run.agreement)]}
         for i, (board, against) in enumerate(zip(found, compared, strict=True))
     ]
     metrics = {names[i, label]: frame for i, run in enumerate(runs) for label, frame in run.metrics.items()}
@@ -95,6 +106,8 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
         "has_examples": any(view["examples"] for view in views),
         "has_failures": any(view["failures"] for view in views),
         "truths": [_truth(run.name, run.world) for run in runs if run.world],
+        "agreements": [_agreement(run.agreement) for run in runs if run.agreement],
+        "agreement_headings": AGREEMENT_HEADINGS,
         "curves": curves,
         "curve_values": curve_values,
         "curve_labels": [row["label"] for row in curve_values] if curves else [],
@@ -139,6 +152,7 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     parts = [
         ("has_pairs", "pairs", "Paired differences"),
+        ("agreements", "people", "The judge and people"),
         ("truths", "truth", "Known truth"),
         ("curves", "curves", "Training curves"),
         ("has_weights", "weights", "Token weights"),
@@ -211,6 +225,23 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "n_failed": sum(row["failed"] for row in failed),
         "n_verdicts": sum(row["verdicts"] for row in failed),
         "failure_types": sorted({kind for row in failed for kind in row["types"]}),
+    }
+
+
+def _judged_by(board: Board, figures: Mapping[str, Any]) -> bool:
+    """Whether the judge of a board, asked in the same way, is the one that agreement.json is about."""
+    return (board.judge, board.protocol) == (figures.get("judge"), figures.get("protocol"))
+
+
+def _badge(figures: Mapping[str, Any]) -> str:
+    return f"{share(figures, 'accuracy')} of {count(figures['n'], 'pair')}"
+
+
+def _agreement(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "title": f"{figures['judge']}, protocol {figures['protocol']}, on {', '.join(figures['files'])}",
+        "rows": agreement_rows(figures),
+        "sentences": agreement_sentences(figures),
     }
 
 

@@ -33,6 +33,7 @@ class RunFiles:
         metrics: label -> the lines of its metrics.jsonl.
         weights: the rows of weights.json.
         world: what is known of a small world, world.json.
+        agreement: how far a judge agrees with people, agreement.json.
         manifest: manifest.json.
         recipe: recipe.yaml, as text.
         labels: what the recipe names; what other labels left in the folder is not read. None without a recipe.
@@ -47,6 +48,7 @@ class RunFiles:
     metrics: dict[str, pd.DataFrame] = field(default_factory=dict)
     weights: list[dict[str, Any]] = field(default_factory=list)
     world: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
     manifest: dict[str, Any] | None = None
     recipe: str | None = None
     labels: frozenset[str] | None = None
@@ -135,11 +137,15 @@ def read_run(folder: Path) -> RunFiles:
             run.metrics[path.parent.name] = _lines(path, run)
     run.weights = [row for row in _json(folder / layout.WEIGHTS, run, list) or [] if run.has(str(row.get("label")))]
     run.world = _json(folder / layout.KNOWN_TRUTH, run, dict)
+    run.agreement = _json(folder / layout.AGREEMENT, run, dict)
+    if run.agreement and not {"judge", "protocol", "files", "n"} <= run.agreement.keys():
+        run.problems.append(f"{layout.AGREEMENT} of {run.name} is not what `otpo agreement` writes")
+        run.agreement = None
     run.manifest = _json(folder / layout.MANIFEST, run, dict)
-    if run.board is None and not (run.verdicts or run.metrics or run.weights or run.world or run.manifest):
+    if run.board is None and not any((run.verdicts, run.metrics, run.weights, run.world, run.agreement, run.manifest)):
         raise UserError(
-            f"{folder}: expected the folder of a run or of `otpo judge` (leaderboard.csv, judge/, models/), found "
-            f"{sorted(p.name for p in folder.iterdir())[:8]}."
+            f"{folder}: expected the folder of a run or of `otpo judge` (leaderboard.csv, judge/, models/) "
+            f"or of `otpo agreement` (agreement.json), found {sorted(p.name for p in folder.iterdir())[:8]}."
         )
     return run
 
