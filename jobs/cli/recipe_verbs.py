@@ -12,6 +12,7 @@ import typer
 
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, show, stderr
+from otpo.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage.remote import check_address, is_address
 
@@ -127,11 +128,28 @@ def submit(
     redo: Redo = False,
     follow: Annotated[bool, typer.Option("--follow", help="show the log and exit with the job's own code")] = False,
     verb: Annotated[str, typer.Option("--verb", help="what the job does: run, train or sweep")] = "run",
+    kuberay: Annotated[
+        bool, typer.Option("--kuberay", help="print a RayJob of Kubernetes that runs the recipe")
+    ] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="with --kuberay: hand it to kubectl")] = False,
+    image: Annotated[str, typer.Option("--image", help="with --kuberay: the image that Dockerfile builds")] = "",
+    claim: Annotated[
+        str, typer.Option("--claim", help="with --kuberay: volume claim, seen as /shared")
+    ] = "otpo-shared",
+    gpus_per_node: Annotated[
+        int, typer.Option("--gpus-per-node", min=1, help="with --kuberay: of a training node")
+    ] = 8,
 ) -> None:
     """The same run as a Ray job; submitted twice, it runs once."""
     from jobs.submit import submit as submit_recipe
 
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    if kuberay:
+        _to_kubernetes(
+            recipe, overrides or [], runs, shared or [], redo, verb,
+            apply=apply, image=image, claim=claim, gpus_per_node=gpus_per_node,
+        )  # fmt: skip
+        return
     code = submit_recipe(
         recipe,
         overrides or [],
@@ -146,6 +164,42 @@ def submit(
         verb=verb,
     )
     raise typer.Exit(code)
+
+
+def _to_kubernetes(
+    source: str,
+    overrides: list[str],
+    runs: str | None,
+    shared: list[Path],
+    redo: bool,
+    verb: str,
+    *,
+    apply: bool,
+    image: str,
+    claim: str,
+    gpus_per_node: int,
+) -> None:
+    from jobs.kuberay import VOLUME, name_of, rayjob
+    from jobs.kuberay import apply as to_kubectl
+    from jobs.submission import prepare
+    from pipeline.recipe import load_recipe
+
+    if not image:
+        raise UserError("--image: expected the image that `docker build --tag REGISTRY/otpo:TAG .` made of Dockerfile.")
+    job = prepare(
+        load_recipe(source, overrides),
+        runs=runs or f"{VOLUME}/runs",
+        shared=[Path(VOLUME), *shared],
+        python="python",
+        redo=redo,
+        verb=verb,
+    )
+    manifest = rayjob(job, image=image, claim=claim, gpus_per_node=gpus_per_node)
+    if not apply:
+        print(manifest, end="")
+        return
+    show(to_kubectl(manifest))
+    show(f"Its log: kubectl logs -f job/{name_of(job)}. Its state: kubectl get rayjob {name_of(job)}")
 
 
 @contextmanager
