@@ -98,13 +98,14 @@ def load_task(name_or_path: str, name: str | None = None, limit: int | None = No
 
 def transcript(messages: list[dict]) -> str:
     """A conversation as text: each turn with its role, or just the text if a user's message is all there is."""
-    turns = [(str(message.get("role", "user")), _content(message)) for message in messages]
+    turns = [(str(message.get("role", "user")), content_of(message)) for message in messages]
     if len(turns) == 1 and turns[0][0] == "user":
         return turns[0][1]
     return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
 
 
-def _content(message: dict) -> str:
+def content_of(message: dict) -> str:
+    """A message as text, with its calls of tools as JSON."""
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
     calls = message.get("tool_calls")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
-from eval.outputs import load_outputs, match_outputs, with_inputs_of, with_instructions_of
+from eval.outputs.columns import check_used
+from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
+from eval.outputs.reading import OutputFile, read_outputs, whole_text
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def judge_files(
-    files: list[Path],
+    files: Sequence[str],
     reference: Path,
     config: JudgeConfig,
     out: Path,
@@ -32,13 +34,12 @@ def judge_files(
     progress: Progress,
     subset: bool = False,
     template: str = "auto",
-    names: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Judge files, then write verdicts.parquet, leaderboard.csv and report.html to `out`.
 
     Args:
+        files: of outputs, each a path or NAME=FILE, which makes the file one model of that name.
         template: how a reward model (`config.reward_model`) sees the instructions: auto, chat or literal.
-        names: of the models, in the order of the files, in place of those that the files give them.
 
     Returns:
         The leaderboard.
@@ -47,7 +48,8 @@ def judge_files(
         UserError: files that do not fit together, or a judge that cannot be asked; nothing was asked.
         WorkError: not one verdict came back.
     """
-    outputs, reference_rows = _read_files(files, load_outputs(reference), subset, names, progress)
+    task = whole_text(task)
+    outputs, reference_rows = _read_files(files, reference, config, subset, progress)
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     else:
@@ -80,32 +82,47 @@ def most_frequent(verdicts: pd.DataFrame) -> str:
 
 
 def _read_files(
-    files: list[Path], reference: list[Row], subset: bool, names: Sequence[str], progress: Progress
+    files: Sequence[str], reference: Path, config: JudgeConfig, subset: bool, progress: Progress
 ) -> tuple[dict[str, list[Row]], list[Row]]:
     """Generator -> its outputs, and the reference's. A file without generators goes by its own name."""
-    if names and len(names) != len(files):
-        raise UserError(f"expected a --name for each of the {len(files)} files, in their order; found {len(names)}.")
-    given: Sequence[str | None] = names or [None] * len(files)
-    read = [load_outputs(file) for file in files]
-    for rows in read:
-        reference = with_inputs_of(rows, reference)
+    columns, count = config.columns, config.count_missing
+    theirs = read_outputs(reference, columns, reference=True, count_missing=count)
+    named = [_named_file(asked) for asked in files]
+    read = [read_outputs(path, columns, count_missing=count) for _, path in named]
+    check_used(columns, [each.columns for each in (theirs, *read)])
+    for file in (theirs, *read):
+        for remark in file.said:
+            progress(str(file.path), 0, 0, remark)
+    against = theirs.rows
+    for file in read:
+        against = with_inputs_of(file.rows, against)
     outputs: dict[str, list[Row]] = {}
-    for file, rows, wanted in zip(files, read, given, strict=True):
-        rows, changed = with_instructions_of(rows, reference)
+    for (wanted, path), file in zip(named, read, strict=True):
+        rows, changed = with_instructions_of(file.rows, against)
         if changed:
             what = "instructions that differ from the reference's in white space or Unicode form alone are matched"
-            progress(str(file), 0, 0, f"{changed} {what}")
+            progress(str(path), 0, 0, f"{changed} {what}")
         for name, own in _models(rows, file, wanted).items():
-            match_outputs(own, reference, subset=subset)
+            match_outputs(own, against, subset=subset, owner=f"'{name:.60}' in {path}")
             if name in outputs:
-                raise UserError(
-                    f"Two files hold outputs of '{name}'. Name each model by --name, once for each file, in order."
-                )
+                raise UserError(f"Two files hold outputs of '{name}'. Name the models: NAME=FILE, as in one={path}.")
             outputs[name] = [{**row, "generator": name} for row in own]
-    return outputs, reference
+    return outputs, against
 
 
-def _models(rows: list[Row], file: Path, name: str | None) -> dict[str, list[Row]]:
+def _named_file(asked: str) -> tuple[str | None, Path]:
+    """NAME=FILE as the two, without a name where it is the path of a file. Either may have `=` in it."""
+    if "=" not in asked or Path(asked).expanduser().is_file():
+        return None, Path(asked)
+    parts = asked.split("=")
+    ways = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+    name, path = next((way for way in ways if Path(way[1]).expanduser().is_file()), ways[0])
+    if not (name.strip() and path):
+        raise UserError(f"{asked}: expected the path of a file, or NAME=FILE")
+    return whole_text(name), Path(path)
+
+
+def _models(rows: list[Row], file: OutputFile, name: str | None) -> dict[str, list[Row]]:
     """The models of a file: all rows are of the one that is named, or each `generator` is one.
 
     A file with more rows than instructions for one model would otherwise give one model the outputs of another.
@@ -114,5 +131,5 @@ def _models(rows: list[Row], file: Path, name: str | None) -> dict[str, list[Row
         return {name: rows}
     models: dict[str, list[Row]] = {}
     for row in rows:
-        models.setdefault(str(row.get("generator") or file.name.split(".")[0]), []).append(row)
+        models.setdefault(row.get("generator") or whole_text(file.path.name.split(".")[0]) or "model", []).append(row)
     return models

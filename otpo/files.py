@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.json_tables import NoRows, rows_of
 
 Row = dict[str, Any]
@@ -113,7 +113,7 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise _not_text(path) from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
     if number < 0:
         raise UserError(f"{path} holds no rows: expected at least one")
 
@@ -301,7 +301,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 yield from map(without_nulls, batch.to_pylist())
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not parquet: {error}") from None
+        raise UserError(f"{path} is not parquet: {first_line(error)}") from None
 
 
 def without_nulls(row: Row) -> Row:

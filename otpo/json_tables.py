@@ -69,4 +69,5 @@ def _shown(lengths: dict[str, int]) -> str:
 
 
 def _short(key: str) -> str:
-    return key if len(key) <= 40 else f"{key[:40]}..."
+    line = " ".join(key.split())
+    return line if len(line) <= 40 else f"{line[:40]}..."

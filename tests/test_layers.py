@@ -19,8 +19,15 @@ MAY_IMPORT = {
     "pipeline": {"pipeline", "otpo", "eval"},
     "jobs": {"jobs", "pipeline", "otpo", "eval"},
 }
-# what both the science and the evaluation need: errors, files, and how a row's prompt is read; they load nothing heavy
-SHARED = {"otpo.errors", "otpo.files", "otpo.data.formats.prompts", "otpo.data.rows"}
+# what both the science and the evaluation need: errors, files, and how a row's cells are read; they load nothing heavy
+SHARED = {
+    "otpo.errors",
+    "otpo.files",
+    "otpo.data.formats.cells",
+    "otpo.data.formats.names",
+    "otpo.data.formats.prompts",
+    "otpo.data.rows",
+}
 FORBIDDEN = {"otpo": {"ray", "vllm"}, "eval": {"ray", "vllm", "torch", "transformers"}}
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "scipy", "pandas", "datasets", "openai", "ot")
 LIGHT = (

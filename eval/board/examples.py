@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from eval.board.run_files import Board
-from eval.outputs import by_occurrence, occurrences
+from eval.outputs.matching import by_occurrence, occurrences
 from eval.stats.win_rate import by_prompt
 
 WORDS_SHOWN = 5
@@ -91,7 +91,7 @@ def _shown(row: Mapping[Any, Any], text: str | None, errors: list[str]) -> Shown
 
 
 def _text(row: Mapping[str, Any] | None) -> str | None:
-    return None if row is None else str(row["output"])
+    return None if row is None or row["output"] is None else str(row["output"])
 
 
 def sample(items: Sequence[Example], n: int) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
@@ -14,7 +15,7 @@ import pandas as pd
 
 from eval.board.numbers import number, shown_rank
 from eval.board.standings import MISSING_COLUMNS, RANK_COLUMNS, standings_of, with_bounds, with_ranks
-from eval.outputs import rows_of_prompts
+from eval.outputs.matching import length_of, rows_of_prompts
 from eval.stats.intervals import win_rate_interval
 from eval.stats.length_control import (
     OFFICIAL_REFERENCE,
@@ -68,7 +69,8 @@ def leaderboard(
 
     Args:
         verdicts: one row a verdict (columns of verdicts.parquet), of one task and reference.
-        outputs: model label (`generator` in `verdicts`) -> rows of its model_outputs.json.
+        outputs: model label (`generator` in `verdicts`) -> rows of its model_outputs.json. A row without an output
+            (None) is in no length.
         reference: rows of the reference's model_outputs.json.
         judge: name of the judge model.
         protocol: how the judge was asked (`eval.judge.protocols`), or "reward".
@@ -110,8 +112,8 @@ def _row(
     mine = rows_of_prompts(prompts["instruction"], outputs, name)
     theirs = rows_of_prompts(prompts["instruction"], reference, "the reference")
     preference = prompts["preference"].to_numpy(float)
-    lengths = np.array([len(row["output"]) for row in mine], dtype=float)
-    reference_lengths = np.array([len(row["output"]) for row in theirs], dtype=float)
+    lengths, reference_lengths = np.array([list(map(length_of, mine)), list(map(length_of, theirs))])
+    there = ~np.isnan(lengths + reference_lengths)
     interval, bias = win_rate_interval(preference), position_bias(own)
     rates = win_rates(preference)
     row: dict[str, Any] = {
@@ -123,11 +125,8 @@ def _row(
         "win_rate_high": interval.high,
         "n_failed": len(prompts) - rates["n_total"],
         **verbosity(
-            preference,
-            lengths,
-            reference_lengths,
-            [r.get("n_tokens") for r in mine],
-            [r.get("truncated") for r in mine],
+            *(values[there] for values in (preference, lengths, reference_lengths)),
+            *([r.get(c) for r, known in zip(mine, there, strict=True) if known] for c in ("n_tokens", "truncated")),
         ),
         "flip_rate": _flip_rate(prompts),
         "read": _read_shares(own),
@@ -148,6 +147,7 @@ def _row(
         if _is_extreme(rates["win_rate"], row["length_controlled_winrate"]):
             notes.append("the length-controlled win rate is far from the raw one: its model may have failed")
     else:
+        preference, reference_lengths, lengths = preference[there], reference_lengths[there], lengths[there]
         adjusted, bounds = length_adjusted(preference, reference_lengths, lengths, seed=seed)
         row |= {
             "length_adjusted_winrate": adjusted,
@@ -158,7 +158,7 @@ def _row(
         if calibration:
             notes.append(f"length-adjusted, not length-controlled: {unofficial}")
         longer = row["longer_share"] or 0.0
-        shorter = float(np.mean(lengths < reference_lengths) * 100)
+        shorter = float(np.mean(lengths < reference_lengths) * 100) if len(lengths) else 0.0
         if min(longer, shorter) < EXTRAPOLATION_SHARE and longer + shorter > 0:
             side = "longer" if longer < shorter else "shorter"
             share = min(longer, shorter)
@@ -177,7 +177,7 @@ def _official(
     lengths: np.ndarray,
     calibration: Calibration,
 ) -> dict[str, float]:
-    if name == reference_name:  # by definition, as in alpaca_eval
+    if name == reference_name and (preference == 1.5).all():  # by definition, as in alpaca_eval
         return {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0}
     position = {row["instruction"]: i for i, row in enumerate(reference)}
     order = np.argsort([position[instruction] for instruction in prompts["instruction"]])
@@ -226,8 +226,10 @@ def write_leaderboard(board: pd.DataFrame, path: Path) -> Path:
         board: with COLUMNS, and others if there are any.
         path: of the CSV file; the others have its name with `.json` and `.md`.
     """
+    # A name with a carriage return alone would end the line; quotes are what keeps it.
+    bare = any("\r" in str(name) for column in ("name", *CONTEXT_COLUMNS) for name in board[column])
     with replacing(path) as partial:
-        board.to_csv(partial, index=False)
+        board.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL)
     rows = board.astype(object).where(board.notna(), None).to_dict("records")
     write_atomically(path.with_suffix(".json"), json.dumps(rows, indent=1, default=_plain) + "\n")
     write_atomically(path.with_suffix(".md"), _markdown(board), errors="replace")

@@ -102,7 +102,7 @@ def write_outputs(
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     # As ASCII, since an output may hold half a surrogate pair, which UTF-8 cannot.
-    write_atomically(path, json.dumps(list(rows), indent=1))
+    write_atomically(path, json.dumps(list(rows), indent=1, default=str))
 
 
 def read_run(folder: Path) -> RunFiles:

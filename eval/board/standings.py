@@ -11,7 +11,7 @@ import pandas as pd
 
 from eval.board.figures import orders_image
 from eval.board.numbers import count
-from eval.outputs import rows_of_prompts
+from eval.outputs.matching import length_of, rows_of_prompts
 from eval.stats.paired_differences import differences
 from eval.stats.rank_groups import LEVEL, Comparisons, compare, ranks
 from eval.stats.win_rate import by_prompt
@@ -103,7 +103,7 @@ def standings_of(prompts: pd.DataFrame, names: Sequence[str], outputs: Mapping[s
     for name, group in prompts.groupby("generator") if outputs else ():
         if rows := (outputs or {}).get(str(name)):
             own = rows_of_prompts(group["instruction"], rows, str(name))
-            length[who[group.index], place[group.index]] = [float(len(row["output"])) for row in own]
+            length[who[group.index], place[group.index]] = list(map(length_of, own))
     known = ~np.isnan(chance)
     rate = np.where(known, chance, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     order = np.argsort(-np.where(known.any(axis=1), rate, -1.0), kind="stable")

@@ -62,6 +62,15 @@ class JudgeConfig(BaseModel):
         None, description="What outputs are compared with: a model_outputs.json, or a model of the run such as base."
     )
 
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Which column of the reference's file is what, where its name does not say it: {output: antwort}. "
+        "null leaves one out.",
+    )
+    count_missing: bool = Field(
+        False, description="Counts rows without an output as prompts without a verdict, in place of refusing the file."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _reward_model(cls, value: Any) -> Any:

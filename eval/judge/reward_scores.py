@@ -10,8 +10,8 @@ import pandas as pd
 
 from eval.judge.client import Verdict
 from eval.judge.config import JudgeConfig
-from eval.judge.verdicts import verdict_row, verdict_table
-from eval.outputs import match_outputs
+from eval.judge.verdicts import unasked, verdict_row, verdict_table
+from eval.outputs.matching import match_outputs
 from otpo.files import Row
 
 Scores = Callable[[Sequence[tuple[str, str]]], list[float]]
@@ -24,8 +24,8 @@ def judge_by_scores(
     """Compare a model's outputs with the reference's by a reward model's scores.
 
     The preference is 1 + sigmoid(r_model - r_reference): the Bradley-Terry probability that the model's output is
-    better, in AlpacaEval's convention. Identical outputs are a draw (1.5) without a score. Each output is scored alone,
-    so `order` is "none". `raw` holds both scores.
+    better, in AlpacaEval's convention. Identical outputs are a draw (1.5) without a score, and where one is missing
+    there is no verdict. Each output is scored alone, so `order` is "none". `raw` holds both scores.
 
     Args:
         outputs: the model's rows {instruction, output, generator}.
@@ -45,15 +45,15 @@ def judge_by_scores(
         dict.fromkeys(
             (pair.instruction, text)
             for pair in pairs
-            if pair.output != pair.reference
+            if unasked(pair) is None
             for text in (pair.output, pair.reference)
         )
     )
     score = dict(zip(asked, scores(asked), strict=True))
     rows = []
     for pair in pairs:
-        verdict = Verdict(key="", value=1.5, read="identical")
-        if pair.output != pair.reference:
+        verdict = unasked(pair)
+        if verdict is None:
             ours, theirs = score[pair.instruction, pair.output], score[pair.instruction, pair.reference]
             raw = json.dumps({"score": ours, "reference_score": theirs})
             verdict = Verdict(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw, read="score")

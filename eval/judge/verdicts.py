@@ -25,7 +25,7 @@ from eval.judge.config import JudgeConfig
 from eval.judge.prompt_templates import render
 from eval.judge.protocols import find_protocol
 from eval.judge.store import open_store
-from eval.outputs import Pair, match_outputs
+from eval.outputs.matching import Pair, match_outputs
 from otpo.errors import UserError
 from otpo.files import Row, replacing
 
@@ -53,10 +53,10 @@ def judge(
 
     Identical outputs are a draw (1.5) without a call. With `config.both_orders` every pair is asked in both orders and
     has two rows; otherwise AlpacaEval's seeded rule picks the order. A question without a verdict is a row with `error`
-    and preference NaN.
+    and preference NaN; so is a pair of which an output is missing, about which nothing is asked.
 
     Args:
-        outputs: the model's rows {instruction, output, generator}.
+        outputs: the model's rows {instruction, output, generator}; an output of None is missing.
         reference: the reference's rows.
         config: the endpoint and how to ask it.
         store: SQLite file of the judge's replies; nothing in it is asked again.
@@ -88,27 +88,35 @@ def judge(
     questions = [
         Question(render(protocol, pair.instruction, *_in_order(pair, model_is_first)), protocol, sample)
         for pair, model_is_first in asked
-        if pair.output != pair.reference
+        if unasked(pair) is None
         for sample in range(config.samples)
     ]
-    identical = len(asked) - len(questions) // config.samples
+    settled = len(asked) - len(questions) // config.samples
+    missing = sum(bool(pair.missing) for pair, _ in asked)
 
-    def with_identical(done: int, total: int, failures: int) -> None:
+    def with_settled(done: int, total: int, failures: int) -> None:
         if progress:
-            progress(done + identical, total + identical, failures)
+            progress(done + settled, total + settled, failures + missing)
 
     with open_store(store) as opened:
-        samples = ask_all(questions, config, opened, with_identical, spent_usd)
+        samples = ask_all(questions, config, opened, with_settled, spent_usd)
     verdicts = (mean_verdict(samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     rows, paid = [], set()
     for pair, model_is_first in asked:
-        verdict = next(verdicts) if pair.output != pair.reference else Verdict(key="", value=1.5, read="identical")
+        verdict = unasked(pair) or next(verdicts)
         if model_is_first and not math.isnan(verdict.value):
             verdict = replace(verdict, value=3.0 - verdict.value)
         order = "model_first" if model_is_first else "reference_first"
         rows.append(verdict_row(pair, order, verdict, config, task, pays=verdict.key not in paid))
         paid.add(verdict.key)
     return verdict_table(rows)
+
+
+def unasked(pair: Pair) -> Verdict | None:
+    """The verdict on a pair that nobody is asked about: none where an output is missing, a draw of identical ones."""
+    if pair.missing:
+        return Verdict(key="missing", error=pair.missing, detail="the row has no output")
+    return Verdict(key="", value=1.5, read="identical") if pair.output == pair.reference else None
 
 
 def mean_verdict(samples: list[Verdict]) -> Verdict:

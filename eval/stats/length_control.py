@@ -108,9 +108,13 @@ def why_not_official(reference: Sequence[Mapping[str, Any]]) -> str:
 
 
 def standard_length_difference(reference_lengths: npt.ArrayLike, lengths: npt.ArrayLike) -> np.ndarray:
-    """(n,) length of the reference minus the model's, over its standard deviation (ddof 1; not centred)."""
+    """(n,) length of the reference minus the model's, over its standard deviation (ddof 1; not centred).
+
+    It is NaN where a length is; there can be no verdict there.
+    """
     delta = np.asarray(reference_lengths, dtype=float) - np.asarray(lengths, dtype=float)
-    spread = delta.std(ddof=1) if len(delta) > 1 else 0.0
+    known = delta[~np.isnan(delta)]
+    spread = known.std(ddof=1) if len(known) > 1 else 0.0
     if spread > 0:
         return delta / spread
     return np.sign(delta)

@@ -16,11 +16,13 @@ from jobs.cli.options import (
     JudgeUrl,
     MaxRetries,
     Out,
+    OutputColumn,
     PriceInput,
     PriceOutput,
     Protocol,
     RequestsPerMinute,
     Template,
+    columns_of,
     judge_of,
 )
 from jobs.cli.progress import Bars
@@ -28,8 +30,11 @@ from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
 
 def judge(
-    outputs: Annotated[list[Path], typer.Argument(help="model_outputs.json files (also .gz)")],
-    reference: Annotated[Path, typer.Option("--reference", help="model_outputs.json of the baseline")],
+    outputs: Annotated[
+        list[str],
+        typer.Argument(help="files of outputs, as model_outputs.json; NAME=FILE makes the file one model of that name"),
+    ],
+    reference: Annotated[Path, typer.Option("--reference", help="outputs of the baseline, in a file of the same kind")],
     out: Out,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
@@ -50,10 +55,10 @@ def judge(
     max_requests_per_minute: RequestsPerMinute = None,
     max_retries: MaxRetries = 10,
     settings: JudgeSettings = None,
-    names: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="a model's name; once for each file, in their order", show_default=False),
-    ] = None,
+    column: OutputColumn = None,
+    count_missing: Annotated[
+        bool, typer.Option("--count-missing", help="rows without an output count as prompts without a verdict")
+    ] = False,
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
     ] = False,
@@ -77,6 +82,8 @@ def judge(
         max_requests_per_minute=max_requests_per_minute,
         max_retries=max_retries,
         calibration=str(calibration) if calibration else None,
+        columns=columns_of(column),
+        count_missing=count_missing,
     )
     setting = one_of("--template", template, "auto", "chat", "literal")
     if reward_model:
@@ -93,7 +100,6 @@ def judge(
             progress=bars.show,
             subset=subset,
             template=setting,
-            names=names or (),
         )
     from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -51,6 +52,14 @@ Column = Annotated[
     typer.Option(
         "--column", metavar="WHAT=COLUMN", show_default=False,
         help="which column is what, where its name does not say it: prompt=frage; `note=` leaves the column note out",
+    ),
+]  # fmt: skip
+OutputColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="WHAT=COLUMN", show_default=False,
+        help="which column of the outputs is what, where its name does not say it: output=antwort; `note=` leaves the"
+        " column note out; for the files that have such a column",
     ),
 ]  # fmt: skip
 ChatTemplateKwargs = Annotated[
@@ -131,6 +140,7 @@ def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
         raise UserError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None
 
 
+_MAPPING = re.compile(r"\b(?:data|judge)\.columns: \{([^:{}]+): ([^{}]*)\}")
 _KEY = re.compile(r"(?<!--set )\b(pairs\.scorer|generate|judge|data|pairs)\.([a-z_]+)(=?)")
 
 
@@ -142,7 +152,9 @@ def in_flags(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*args, **kwargs)
         except (UserError, WorkError) as error:
-            said = _KEY.sub(partial(_option, _options_of(verb)), str(error))
+            options = _options_of(verb)
+            said = _MAPPING.sub(_column, str(error)) if "--column" in options else str(error)
+            said = _KEY.sub(partial(_option, options), said)
             raise type(error)(said).with_traceback(error.__traceback__) from error.__cause__
 
     return wrapped
@@ -155,6 +167,12 @@ def _options_of(verb: Callable[..., None]) -> set[str]:
     # in an annotation, typer keeps an option's first name as its default
     names = [name for extra in extras for name in (extra.default, *(extra.param_decls or ()))]
     return {name for name in names if isinstance(name, str) and name.startswith("--")}
+
+
+def _column(found: re.Match[str]) -> str:
+    """`data.columns: {prompt: frage}` as `--column prompt=frage`."""
+    what, column = found.groups()
+    return "--column " + shlex.quote(f"{what}={column if column != 'null' else ''}")
 
 
 def _option(options: set[str], found: re.Match[str]) -> str:

@@ -28,7 +28,7 @@ EXECUTION_KEYS = (
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )
 # Keys that finished runs did not have: with these values they change nothing.
-LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1}
+LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1, "columns": {}, "count_missing": False}
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "sharding",
     "torch_compile", "save_every", "save_minutes", "async_save", "keep_checkpoints", "max_failures",

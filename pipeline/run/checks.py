@@ -94,7 +94,7 @@ def check_evaluation(run: RunContext) -> None:
     recipe, tasks = run.recipe, run.sources.tasks
     if not tasks or all(run.manifest.finished(f"judge/{name}") for name in tasks):
         return
-    from eval.outputs import match_outputs
+    from eval.outputs.matching import match_outputs
     from pipeline.generate.pool import preflight
 
     preflight(run.sources.resolve(recipe.model.path), engine_config(recipe), run.sources.generation_template)
@@ -102,7 +102,7 @@ def check_evaluation(run: RunContext) -> None:
         _check_prompts(run, task)
         if reference_of(run, task).file:
             outputs = [{"instruction": prompt.instruction, "output": "?"} for prompt in task.prompts]
-            match_outputs(outputs, reference_rows(run, task), subset=recipe.generate.limit is not None)
+            match_outputs(outputs, reference_rows(run, task, say=True), subset=recipe.generate.limit is not None)
     _check_judge(run, "judge", recipe.judge)
 
 

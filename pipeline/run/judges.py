@@ -44,15 +44,22 @@ def reference_inputs(run: RunContext, task: Task) -> str:
     return reference.label or source_identity(reference.file or task.source)
 
 
-def reference_rows(run: RunContext, task: Task) -> list[Row]:
-    """The reference's outputs, as rows of a `model_outputs.json`."""
-    from eval.outputs import load_outputs
+def reference_rows(run: RunContext, task: Task, *, say: bool = False) -> list[Row]:
+    """The reference's outputs, as rows of a `model_outputs.json`. `say`: tell how a file was read."""
+    from eval.outputs.columns import check_used
+    from eval.outputs.matching import with_instructions_of
+    from eval.outputs.reading import read_outputs as read_file
 
     reference = reference_of(run, task)
     if reference.label:
         return read_outputs(run, reference.label, task.name)
     if reference.file:
-        return load_outputs(reference.file)
+        judge = run.recipe.judge
+        read = read_file(reference.file, judge.columns, reference=True, count_missing=judge.count_missing)
+        check_used(judge.columns, [read.columns])
+        for remark in read.said if say else ():
+            run.progress(reference.file, 0, 0, remark)
+        return with_instructions_of(read.rows, [{"instruction": prompt.instruction} for prompt in task.prompts])[0]
     names = ("instruction", "dataset")
     return [
         {name: getattr(prompt, name) for name in names} | {"output": prompt.reference, "generator": "reference"}

@@ -114,6 +114,11 @@ def test_the_reference_against_itself_is_fifty(shared_data):
     )
     row = board.iloc[0]
     assert (row["win_rate"], row["length_controlled_winrate"], row["lc_standard_error"]) == (50, 50, 0)
+    # a model that is only called like the reference
+    verdicts["preference"] = np.random.default_rng(0).uniform(1, 1.4, 805)
+    other = {"gpt4_1106_preview": [{**row, "output": row["output"][::2]} for row in reference]}
+    row = leaderboard(verdicts, other, reference, judge="j", protocol="p", calibration=folder).iloc[0]
+    assert row["win_rate"] < 30 and row["length_controlled_winrate"] < 40
 
 
 def test_calibration_says_what_is_missing(tmp_path):

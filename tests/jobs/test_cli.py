@@ -211,30 +211,25 @@ def test_judge_refuses_what_it_cannot_judge(tmp_path):
     assert not (tmp_path / "board" / "leaderboard.csv").exists()
 
 
-def test_judge_takes_any_key_of_the_judge_section_and_names_of_models(tmp_path):
+def test_judge_takes_any_key_of_the_judge_section(tmp_path):
     reference = outputs(tmp_path / "r.json", ["a", "b"], "r")
-    models = [outputs(tmp_path / f"{name}.json", ["a", "b"], "same") for name in ("one", "two")]
+    model = outputs(tmp_path / "m.json", ["a", "b"], "m")
     with ScriptedJudge() as server:
 
         def judge(*more):
             return otpo(
-                tmp_path, "judge", *models, "--reference", reference, "--judge-url", server.url,
+                tmp_path, "judge", model, "--reference", reference, "--judge-url", server.url,
                 "--judge-model", "test", "--out", tmp_path / "board", *more,
             )  # fmt: skip
 
-        refused(judge(), "--name")
-        refused(judge("--name", "one"), "a --name for each of the 2 files")
-        names = ("--name", "one", "--name", "org/two")
-        refused(judge(*names, "--set", "judge.temperatur=1"), "judge.temperatur", "did you mean temperature")
-        refused(judge(*names, "--set", "temperature=1"), "expected judge.KEY=VALUE")
-        refused(judge(*names, "--set", "judge.temperature=hot"), "judge.temperature", "hot")
+        refused(judge("--set", "judge.temperatur=1"), "judge.temperatur", "did you mean temperature")
+        refused(judge("--set", "temperature=1"), "expected judge.KEY=VALUE")
+        refused(judge("--set", "judge.temperature=hot"), "judge.temperature", "hot")
         assert not server.calls
-        done = judge(*names, "--set", "judge.temperature=0.5", "--set", "judge.extra_body={top_k: 3}")
+        done = judge("--set", "judge.temperature=0.5", "--set", "judge.extra_body={top_k: 3}")
         assert done.code == 0, done.err
         asked = [call.body for call in server.calls if call.body.get("top_k") == 3]
         assert asked and {body["temperature"] for body in asked} == {0.5}
-    board = pd.read_csv(tmp_path / "board" / "leaderboard.csv")
-    assert set(board["name"]) == {"one", "org/two"}
 
 
 def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
@@ -250,15 +245,15 @@ def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
 
         def judge(file, *more):
             return otpo(
-                tmp_path, "judge", tmp_path / file, "--reference", reference, "--judge-url", server.url,
-                "--judge-model", "test", "--out", tmp_path / "board", *more,
+                tmp_path, "judge", file, "--reference", reference, "--judge-url", server.url, "--judge-model", "test",
+                "--out", tmp_path / "board", *more,
             )  # fmt: skip
 
-        refused(judge("half.json"), "1 instructions of the reference have no output", "--name")
+        refused(judge("half.json"), "1 instructions of the reference have no output", "NAME=FILE")
         done = judge("both.json")
         assert done.code == 0 and "differ from the reference's in white space" in done.err, done.err
         assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"x", "y"}
-        assert judge("half.json", "--name", "z").code == 0
+        assert judge("z=half.json").code == 0
         assert set(pd.read_csv(tmp_path / "board" / "leaderboard.csv")["name"]) == {"z"}
 
 

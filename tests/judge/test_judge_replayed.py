@@ -9,7 +9,7 @@ from support.servers import replay, replay_stats
 
 from eval.judge.config import JudgeConfig
 from eval.judge.verdicts import judge, ledger
-from eval.outputs import load_outputs
+from eval.outputs.reading import load_outputs
 from otpo.files import read_rows
 
 REPO = Path(__file__).resolve().parents[2]

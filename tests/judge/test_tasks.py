@@ -6,7 +6,8 @@ import json
 import pandas as pd
 import pytest
 
-from eval.outputs import load_outputs, match_outputs, rows_of_prompts, with_inputs_of, with_instructions_of
+from eval.outputs.matching import match_outputs, rows_of_prompts, with_inputs_of, with_instructions_of
+from eval.outputs.reading import load_outputs
 from eval.stats.verbosity import verbosity
 from eval.tasks import SUMMARIZE, load_task, transcript
 from otpo.data.formats.reading import reading_of
@@ -268,9 +269,10 @@ def test_outputs_without_text_are_refused(tmp_path):
         load_outputs(write(tmp_path / "o.json", rows))
 
 
-def test_a_reference_without_an_answer_is_refused():
-    with pytest.raises(UserError, match=r"The reference: 1 of 2 rows have no text under output \(rows 1"):
-        match_outputs(outputs("a", "b"), [*outputs("a"), {"instruction": "b", "output": None}])
+def test_a_pair_says_which_output_is_missing():
+    gap = {"instruction": "b", "output": None}
+    assert [p.missing for p in match_outputs([*outputs("a"), gap], outputs("a", "b"))] == ["", "no_output"]
+    assert [p.missing for p in match_outputs(outputs("a", "b"), [*outputs("a"), gap])] == ["", "no_reference"]
 
 
 def test_real_outputs_match_their_reference(shared_data):
