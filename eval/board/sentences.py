@@ -171,7 +171,7 @@ def agreement_sentences(figures: Mapping[str, Any]) -> list[str]:
 
 
 AGREEMENT_HEADINGS = (
-    "pairs of", "n", "accuracy, %", "output 1 first", "output 2 first", "both right", "consistency", "kappa",
+    "pairs of", "n", "accuracy, 95% interval", "output 1 first", "output 2 first", "both right", "consistency", "kappa",
     "the longer", "failed",
 )  # fmt: skip
 

@@ -111,9 +111,7 @@ def judge(
 
 
 def agreement(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="PAIRS...", help="files of LLMBar, PandaLM, RewardBench, or of your own")
-    ],
+    pairs: Annotated[list[Path], typer.Argument(help="files of LLMBar, PandaLM, RewardBench, or of your own")],
     judge_url: JudgeUrl,
     judge_model: JudgeModel,
     out: Out,
@@ -144,7 +142,7 @@ def agreement(
         max_retries=max_retries,
     )
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
-        found = judge_agreement(files, config, out, progress=bars.show)
+        found = judge_agreement(pairs, config, out, progress=bars.show)
     from eval import layout
     from eval.board.sentences import agreement_sentences
     from eval.board.terminal import agreement_table

@@ -158,6 +158,14 @@ def test_pairs_of_one_instruction_are_not_independent():
     assert ((low <= 0.75) & (high >= 0.75)).mean() < 0.85
 
 
+def test_an_instruction_counts_by_its_pairs():
+    """Many pairs of easy instructions and few of hard ones: the interval lies about the pairs' mean."""
+    right = np.array(([1] * 9 + [0]) * 20)
+    found = grouped_mean("right", right, np.repeat(np.arange(40), [9, 1] * 20))
+    assert found["right"] == pytest.approx(0.9)
+    assert 0.8 < found["right_low"] < 0.9 < found["right_high"] < 0.96
+
+
 @pytest.mark.parametrize(("right", "n"), [(0.95, 60), (0.7, 60), (0.97, 300)])
 def test_intervals_of_kappa_hold_the_truth(right, n):
     """Two orders that err by themselves; kappa's truth is that of their table."""

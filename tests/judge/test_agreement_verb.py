@@ -117,9 +117,9 @@ def test_a_judge_of_places_is_half_right_and_never_consistent(tmp_path):
 
 def test_categories_ties_and_people(tmp_path):
     rows = [
+        *pairs(2, category="ties", label=None, labels=[0, 0, "tie"]),
         *pairs(6, category="easy", labels=[1, 2, 1]),
         *pairs(4, category="hard", label=None, labels=[2, 2, 2]),
-        *pairs(2, category="ties", label=None, labels=[0, 0, "tie"]),
     ]
     for row in rows:
         row["instruction"] += row["category"]

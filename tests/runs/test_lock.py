@@ -224,9 +224,10 @@ def test_a_run_in_a_held_folder_begins_nothing(tmp_path, tiny_llama):
     "words",
     [
         ["judge", "o.json", "--reference", "o.json", "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m"],
+        ["agreement", "o.json", "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m"],
         ["report", "run"],
     ],
-    ids=["judge", "report"],
+    ids=["judge", "agreement", "report"],
 )
 def test_verbs_that_write_a_folder_hold_it(tmp_path, words):
     (tmp_path / "o.json").write_text('[{"instruction": "q", "output": "a", "generator": "g"}]')
