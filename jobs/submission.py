@@ -21,6 +21,28 @@ LEFT_HERE = ("__pycache__", ".git", ".gitignore", ".rayignore")  # Ray would lea
 
 
 @dataclass(frozen=True)
+class Job:
+    """A job as it is sent.
+
+    Attributes:
+        id: equal for what would do the same.
+        entrypoint: its shell command.
+        name: what it is about.
+        results: where it writes, as the cluster sees it.
+        texts, inputs: path inside the working directory -> a file's content; the local file or folder that is sent.
+        judge_key: the environment variable with the judge's key, if a judge is asked.
+    """
+
+    id: str
+    entrypoint: str
+    name: str
+    results: str
+    texts: dict[str, str]
+    inputs: dict[str, Path]
+    judge_key: str | None
+
+
+@dataclass(frozen=True)
 class Submission:
     """A run as the cluster will see it.
 
@@ -47,6 +69,20 @@ class Submission:
         words = [self.python, "-m", "jobs.cli", self.verb, layout.RECIPE, "--runs", self.runs]
         return shlex.join([*words, *(["--redo"] if self.redo else [])])
 
+    @property
+    def job(self) -> Job:
+        """The run as a job."""
+        judge = self.recipe.judge
+        return Job(
+            id=self.id,
+            entrypoint=self.entrypoint,
+            name=self.recipe.name,
+            results=f"{self.runs}/{self.recipe.name}",
+            texts={layout.RECIPE: dump_yaml(self.recipe)},
+            inputs=self.inputs,
+            judge_key=judge.api_key_env if judge.url and not judge.url.startswith(WORLD_PREFIX) else None,
+        )
+
 
 def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo: bool, verb: str = "run") -> Submission:
     """Turn local paths of a recipe into paths that are valid on the cluster.
@@ -58,7 +94,7 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         UserError: a relative path that does not exist here, or no verb of a job.
     """
     if verb not in VERBS:
-        raise UserError(f"--verb {verb}: expected one of {', '.join(VERBS)}.")
+        raise UserError(f"--verb {verb}: expected one of {', '.join(VERBS)} for a recipe.")
     tree = recipe.model_dump(mode="json")
     tree["cluster"]["address"] = None  # the job's driver is on the cluster
     tree["generate"]["tasks"] = recipe.generate.named_tasks()
@@ -87,15 +123,20 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
             if Path(source).suffix in DATA_SUFFIXES and not Path(source).is_absolute():
                 raise UserError(f"{'.'.join(keys)}: there is no file or folder '{source}' here.")
             continue  # a hub name, or a path that exists on the cluster only
-        identities[".".join(keys)] = identity = source_identity(str(path)) if path.is_file() else _folder_identity(path)
-        if any(path.is_relative_to(folder.absolute()) for folder in shared):
-            section[keys[-1]] = str(path)
-        else:
-            section[keys[-1]] = f"inputs/{identity}/{path.name}"
-            inputs[section[keys[-1]]] = path
+        section[keys[-1]], identities[".".join(keys)] = place(path, shared, inputs)
     placed = make_recipe(tree)
     what = [placed.model_dump(mode="json"), identities, runs, redo, *([] if verb == "run" else [verb])]
     return Submission(placed, inputs, runs, python, redo, verb, f"{recipe.name}-{digest(what)}")
+
+
+def place(path: Path, shared: list[Path], inputs: dict[str, Path]) -> tuple[str, str]:
+    """Where the cluster finds a local file or folder, and its identity. What has to travel is added to `inputs`."""
+    identity = source_identity(str(path)) if path.is_file() else _folder_identity(path)
+    if any(path.is_relative_to(folder.absolute()) for folder in shared):
+        return str(path), identity
+    there = f"inputs/{identity}/{path.name}"
+    inputs[there] = path
+    return there, identity
 
 
 def _folder_identity(folder: Path) -> str:
@@ -104,8 +145,8 @@ def _folder_identity(folder: Path) -> str:
     return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
 
-def stage(submission: Submission, folder: Path) -> None:
-    """Lay out the job's working directory: the packages, `recipe.yaml`, `inputs/`.
+def stage(job: Job, folder: Path) -> None:
+    """Lay out the job's working directory: the packages, its texts (`recipe.yaml`), `inputs/`.
 
     Of a folder travel its files, whatever a `.gitignore` in it says; not its history, and nothing that is no file
     (sockets, links that lead nowhere).
@@ -113,13 +154,14 @@ def stage(submission: Submission, folder: Path) -> None:
     root = Path(jobs.__file__).parent.parent
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=_left_here)
-    (folder / layout.RECIPE).write_text(dump_yaml(submission.recipe))
-    for place, path in submission.inputs.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    for name, text in job.texts.items():
+        (folder / name).write_text(text)
+    for there, path in job.inputs.items():
+        (folder / there).parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            shutil.copytree(path, folder / place, ignore=_left_here)
+            shutil.copytree(path, folder / there, ignore=_left_here)
         else:
-            shutil.copy2(path, folder / place)
+            shutil.copy2(path, folder / there)
 
 
 def _left_here(folder: str, names: list[str]) -> list[str]:

@@ -17,14 +17,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from jobs.submission import Submission, prepare, size, stage
+from jobs.command_submission import prepare_command
+from jobs.submission import Job, prepare, size, stage
 from otpo.errors import UserError, WorkError
-from pipeline.recipe import WORLD_PREFIX, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.run.folder import RunFolder
 from pipeline.storage.remote import is_address
 
@@ -91,28 +92,77 @@ def submit(
         redo=redo,
         verb=verb,
     )
-    results = f"{submission.runs}/{recipe.name}"
+    job = submission.job
     seen = not stored and (here or Path(submission.runs).is_dir())
-    gone = seen and not has_results(Path(results), verb)
-    job, status = find(client, submission.id, again=redo or gone)
-    if status is None:
-        _send(client, submission, job, say)
-    elif status == "SUCCEEDED":
-        say(f"{job} has run already and succeeded; its results are in {results}.")
-        return 0
-    else:
-        say(f"{job} is there already: {status}.")
+    gone = seen and not has_results(Path(job.results), verb)
     words = ["otpo", "submit", source, *overrides, "--address", address, "--follow"]
     words += ["--verb", verb] if verb != "run" else []
     words += ["--runs", runs] if runs else []
     back = shlex.join(words + [word for folder in shared for word in ("--shared", str(folder))])
+    return _submit(client, job, address, again=redo or gone, follow=follow, back=back, say=say, show_log=show_log)
+
+
+def submit_command(
+    verb: str,
+    words: list[str],
+    values: Mapping[str, Any],
+    *,
+    address: str,
+    shared: list[Path],
+    python: str | None,
+    redo: bool,
+    follow: bool,
+    say: Say,
+    show_log: Say,
+) -> int:
+    """Submit a command over files. The same command over the same files is one job, as long as its results are there.
+
+    Args:
+        verb, words, values: as `jobs.command_submission.prepare_command` takes them.
+        redo: run it although it has succeeded.
+
+    Returns and raises: as `submit`.
+    """
+    client = connect(address)
+    here = is_this_machine(client)
+    places = [Path("/")] if here else shared
+    python = python or (sys.executable if here else "python")
+    job = prepare_command(verb, words, values, shared=places, python=python, here=here)
+    out = Path(job.results)
+    gone = (here or out.parent.is_dir()) and not out.exists()
+    options = ["--verb", verb, "--address", address, "--follow"]
+    options += [word for folder in shared for word in ("--shared", str(folder))]
+    back = shlex.join(["otpo", "submit", *options, "--", *words])
+    return _submit(client, job, address, again=redo or gone, follow=follow, back=back, say=say, show_log=show_log)
+
+
+def _submit(
+    client: JobSubmissionClient,
+    job: Job,
+    address: str,
+    *,
+    again: bool,
+    follow: bool,
+    back: str,
+    say: Say,
+    show_log: Say,
+) -> int:
+    """Send a job that is not there yet, and follow it if asked. `back` is the command that comes back to it."""
+    name, status = find(client, job.id, again=again)
+    if status is None:
+        _send(client, job, name, say)
+    elif status == "SUCCEEDED":
+        say(f"{name} has run already and succeeded; its results are in {job.results}.")
+        return 0
+    else:
+        say(f"{name} is there already: {status}.")
     if not follow:
         say(f"Follow it with: {back}")
         return 0
     try:
-        return follow_job(client, job, say, show_log)
+        return follow_job(client, name, say, show_log)
     except KeyboardInterrupt:
-        say(f"\nThe job goes on. Come back with: {back}\nStop it with: otpo jobs stop {job} --address {address}")
+        say(f"\nThe job goes on. Come back with: {back}\nStop it with: otpo jobs stop {name} --address {address}")
         return 1
 
 
@@ -196,39 +246,36 @@ def find(client: JobSubmissionClient, name: str, *, again: bool = False) -> tupl
     return job, None
 
 
-def _send(client: JobSubmissionClient, submission: Submission, job: str, say: Say) -> None:
-    sizes = {str(path): size(path) for path in submission.inputs.values()}
+def _send(client: JobSubmissionClient, job: Job, name: str, say: Say) -> None:
+    sizes = {str(path): size(path) for path in job.inputs.values()}
     total = sum(sizes.values()) / 2**20
     if total > LIMIT_MIB:
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
         raise UserError(
-            f"The recipe's local files are {total:,.0f} MiB, and a job may carry {LIMIT_MIB} MiB. The largest: "
-            + ", ".join(f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest)
+            f"The local files are {total:,.0f} MiB, and a job may carry {LIMIT_MIB} MiB. The largest: "
+            + ", ".join(f"{file} ({sizes[file] / 2**20:,.0f} MiB)" for file in largest)
             + ". Put them on storage that every node sees and name it with --shared DIR, or use a hub name."
         )
     with tempfile.TemporaryDirectory(prefix="otpo-submit-") as staging:
-        stage(submission, Path(staging))
+        stage(job, Path(staging))
         say(f"Sending {size(Path(staging)) / 2**20:,.1f} MiB: code, recipe and {len(sizes)} inputs.")
         for path, count in sizes.items():
             say(f"  {count / 2**20:8,.1f} MiB  {path}")
         try:
             client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=job,
+                entrypoint=job.entrypoint,
+                submission_id=name,
                 runtime_env={"working_dir": staging},
-                metadata={"name": submission.recipe.name, "runs": submission.runs},
+                metadata={"name": job.name, "results": job.results},
             )
         except RuntimeError as error:
-            if find(client, submission.id)[1] is None:
+            if find(client, job.id)[1] is None:
                 raise WorkError(f"The cluster did not take the job: {str(error).strip().splitlines()[-1]}") from error
-            say(f"{job} was submitted by another process at the same time.")
+            say(f"{name} was submitted by another process at the same time.")
             return
-    say(f"Submitted {job}: {submission.entrypoint}")
-    judge = submission.recipe.judge
-    if judge.url and not judge.url.startswith(WORLD_PREFIX):
-        say(
-            f"The judge's key does not travel: the job reads {judge.api_key_env} from the environment of the head node."
-        )
+    say(f"Submitted {name}: {job.entrypoint}")
+    if job.judge_key:
+        say(f"The judge's key does not travel: the job reads {job.judge_key} from the environment of the head node.")
 
 
 def follow_job(client: JobSubmissionClient, job: str, say: Say, show_log: Say) -> int:

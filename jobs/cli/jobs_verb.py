@@ -58,5 +58,5 @@ def _line(job: Any) -> str:
         for word, at in (("from", job.start_time), ("to", job.end_time))
         if at
     )
-    where = (job.metadata or {}).get("runs", "")
-    return f"{job.submission_id}  {job.status}{code}  {times}" + (f"  runs in {where}" if where else "")
+    where = (job.metadata or {}).get("results", "")
+    return f"{job.submission_id}  {job.status}{code}  {times}" + (f"  results in {where}" if where else "")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,7 +106,8 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo
 
 
 def submit(
-    recipe: Recipe,
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="as for `otpo run`; with --verb judge and the like its first word")],
     overrides: Overrides = None,
     address: Annotated[
         str,
@@ -127,7 +128,14 @@ def submit(
     python: Annotated[str | None, typer.Option("--python", help="the interpreter on the cluster")] = None,
     redo: Redo = False,
     follow: Annotated[bool, typer.Option("--follow", help="show the log and exit with the job's own code")] = False,
-    verb: Annotated[str, typer.Option("--verb", help="what the job does: run, train or sweep")] = "run",
+    verb: Annotated[
+        str,
+        typer.Option(
+            "--verb",
+            help="what the job does: run, train or sweep; or generate, pairs, judge, agreement or report, whose words"
+            " follow after --",
+        ),
+    ] = "run",
     kuberay: Annotated[
         bool, typer.Option("--kuberay", help="print a RayJob of Kubernetes that runs the recipe")
     ] = False,
@@ -140,30 +148,32 @@ def submit(
         int, typer.Option("--gpus-per-node", min=1, help="with --kuberay: of a training node")
     ] = 8,
 ) -> None:
-    """The same run as a Ray job; submitted twice, it runs once."""
+    """The same as a Ray job; submitted twice, it runs once."""
+    from jobs.command_submission import COMMANDS
     from jobs.submit import submit as submit_recipe
+    from jobs.submit import submit_command
 
-    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     if kuberay:
         _to_kubernetes(
             recipe, overrides or [], runs, shared or [], redo, verb,
             apply=apply, image=image, claim=claim, gpus_per_node=gpus_per_node,
         )  # fmt: skip
         return
-    code = submit_recipe(
-        recipe,
-        overrides or [],
-        address=address,
-        runs=runs,
-        shared=shared or [],
-        python=python,
-        redo=redo,
-        follow=follow,
-        say=say,
-        show_log=partial(print, end="", flush=True),
-        verb=verb,
-    )
-    raise typer.Exit(code)
+    how: dict[str, Any] = {
+        "address": address,
+        "shared": shared or [],
+        "python": python,
+        "redo": redo,
+        "follow": follow,
+        "say": partial(stderr.print, markup=False, highlight=False, soft_wrap=True),
+        "show_log": partial(print, end="", flush=True),
+    }
+    if verb in COMMANDS:
+        words = [recipe, *(overrides or [])]
+        commands: Any = context.find_root().command
+        values = commands.commands[verb].make_context(verb, list(words), parent=context.find_root()).params
+        raise typer.Exit(submit_command(verb, words, values, **how))
+    raise typer.Exit(submit_recipe(recipe, overrides or [], runs=runs, verb=verb, **how))
 
 
 def _to_kubernetes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 import yaml
 from support.command import free_port
+from support.servers import ScriptedJudge
 
+from jobs.command_submission import prepare_command
 from jobs.submission import prepare, size, stage
 from jobs.submit import connect
 from otpo.errors import UserError
@@ -37,7 +40,7 @@ class Head:
         return self.otpo("submit", *words, env=env, cwd=cwd)
 
     def otpo(self, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
+        command = [sys.executable, "-m", "jobs.cli", words[0], "--address", self.address, *words[1:]]
         env = {**(self.env if env is None else env), "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=540)
 
@@ -101,7 +104,7 @@ def test_local_files_travel_unless_every_node_sees_them(recipe: Path, tiny_llama
     assert sent.recipe.data.path == place and source == tmp_path / "pairs.jsonl" and not Path(place).is_absolute()
     assert sent.entrypoint == "python -m jobs.cli run recipe.yaml --runs /net/runs"
 
-    stage(sent, tmp_path / "staging")
+    stage(sent.job, tmp_path / "staging")
     assert load_recipe(tmp_path / "staging" / "recipe.yaml") == sent.recipe
     assert (tmp_path / "staging" / place).read_text() == source.read_text()
     listed = {path.name for path in (tmp_path / "staging").iterdir()}
@@ -120,7 +123,7 @@ def test_all_files_of_a_model_travel_and_nothing_else_of_its_folder(recipe: Path
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(model / "socket"))
         sent = prepare(load_recipe(recipe, [f"model.path={model}"]), runs="/net", shared=[], python="p", redo=False)
-        stage(sent, tmp_path / "staging")
+        stage(sent.job, tmp_path / "staging")
     placed = tmp_path / "staging" / next(place for place in sent.inputs if place.endswith("cloned"))
     assert {path.name for path in placed.iterdir()} == {path.name for path in tiny_llama.iterdir()}
     assert size(model) == size(tiny_llama)
@@ -188,6 +191,51 @@ def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path
     assert "Report:" in head.otpo("jobs", "logs", job).stdout
     unknown = head.otpo("jobs", "status", "tiny-unknown")
     assert unknown.returncode == 2 and job in unknown.stderr
+
+
+def test_a_judge_and_a_report_are_jobs_too(head: Head, tmp_path: Path) -> None:
+    """Their files travel, wrong flags are refused before, and what is there is not made again."""
+    (tmp_path / "here").mkdir()
+    for name, letter in (("ours", "a"), ("theirs", "b")):
+        rows = [{"instruction": f"{n}?", "output": letter * (n + 1), "generator": name} for n in range(6)]
+        (tmp_path / "here" / f"{name}.json").write_text(json.dumps(rows))
+    board, page = tmp_path / "board", tmp_path / "page"
+    with ScriptedJudge() as server:
+        words = ["ours.json", "--reference=theirs.json", "--judge-url", server.url, "--judge-model", "m"]
+        words += ["--out", str(board)]
+        wrong = head.submit("--verb", "judge", "--", *words, "--no-such-flag", cwd=tmp_path / "here")
+        assert wrong.returncode == 2 and "--no-such-flag" in wrong.stderr and not board.exists()
+        asked = head.submit("--verb", "judge", "--follow", "--", *words, cwd=tmp_path / "here")
+        assert asked.returncode == 0 and "win rate" in asked.stdout, asked.stdout + asked.stderr
+        calls = len(server.calls)
+        again = head.submit("--verb", "judge", "--follow", "--", *words, cwd=tmp_path / "here")
+        assert again.returncode == 0 and "has run already" in again.stderr and len(server.calls) == calls
+    assert (board / "leaderboard.csv").is_file()
+    done = head.submit("--verb", "report", "--follow", "--", str(board), "--out", str(page), cwd=tmp_path)
+    assert done.returncode == 0 and (page / "report.html").is_file(), done.stdout + done.stderr
+    listed = head.otpo("jobs", "list").stdout
+    assert f"results in {board}" in listed and f"results in {page}" in listed
+
+
+def test_files_of_a_command_travel_to_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json", "c.json"):
+        (tmp_path / name).write_text(name)
+    words = ["a.json", "--reference=b.json", "--name", "x", f"mine={tmp_path}/c.json", "--out", "/net/board"]
+    job = prepare_command("judge", words, {"out": Path("/net/board")}, shared=[], python="python", here=False)
+    there = dict.fromkeys(shlex.split(job.entrypoint)[4:])
+    assert sorted(path.name for path in job.inputs.values()) == ["a.json", "b.json", "c.json"]
+    assert all(place in job.entrypoint for place in job.inputs) and str(tmp_path) not in job.entrypoint
+    assert "x" in there and "/net/board" in there and job.results == "/net/board"
+    stage(job, tmp_path / "staging")
+    assert {place: (tmp_path / "staging" / place).read_text() for place in job.inputs} == {
+        place: path.name for place, path in job.inputs.items()
+    }
+    (tmp_path / "a.json").write_text("changed")
+    other = prepare_command("judge", words, {"out": Path("/net/board")}, shared=[], python="python", here=False)
+    assert other.id != job.id
+    with pytest.raises(UserError, match="absolute path"):
+        prepare_command("judge", words, {"out": Path("board")}, shared=[], python="python", here=False)
 
 
 @pytest.mark.slow
