@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge.verdicts import model_first
+from eval.outputs.reading import whole_text
 from eval.tasks import prompt_in
 from otpo.data.rows import BadRow
 from otpo.errors import UserError
@@ -90,9 +91,9 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _pair(row: Row, name: str, seed: int) -> LabelledPair:
     """Raises BadRow where there is none."""
     asked = row
-    if isinstance(row.get("input"), str) and not any(row.get(key) for key in ("instruction", "prompt", "messages")):
+    if all(not str(row.get(key) or "").strip() for key in ("instruction", "prompt", "messages")) and row.get("input"):
         asked = {"prompt": row["input"]}  # LLMBar's name of the instruction
-    instruction = prompt_in(asked, 0, "").instruction
+    instruction = whole_text(prompt_in(asked, 0, "").instruction)
     columns = next((each for each in _OUTPUTS if all(key in row for key in each)), None)
     if columns is None:
         raise BadRow("no two outputs")
@@ -109,9 +110,11 @@ def _pair(row: Row, name: str, seed: int) -> LabelledPair:
 
 def _text(row: Row, column: str) -> str:
     value = row[column]
+    if isinstance(value, bool | int | float) and value == value:
+        return str(value)  # as PandaLM has an output `True`
     if not isinstance(value, str):
         raise BadRow(f"{column} is no text" + ": write a row for each pair" * isinstance(value, list))
-    return value
+    return whole_text(value)
 
 
 def _labels(row: Row) -> tuple[int, ...]:

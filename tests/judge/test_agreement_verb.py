@@ -122,7 +122,7 @@ def test_categories_ties_and_people(tmp_path):
         *pairs(4, category="hard", label=None, labels=[2, 2, 2]),
     ]
     for row in rows:
-        row["instruction"] += row["category"]
+        row["instruction"] += "\ud83d " + row["category"]  # half a surrogate pair, which parquet cannot hold
     with ScriptedJudge(prefers("good")) as server:
         found = ask(server, written(tmp_path / "own.json", rows), tmp_path / "out")
         asked = {shown(call)[0] for call in server.calls}
@@ -141,8 +141,9 @@ def test_files_are_read_as_they_are(tmp_path):
     llmbar = [{"input": "Q?", "output_1": "x", "output_2": "y", "label": 2}]
     pandalm = [
         {"idx": 0, "motivation_app": "Gmail", "cmp_key": "a_b", "instruction": "Do it.", "input": "This."}
-        | {"response1": "x", "response2": "", "annotator1": 1, "annotator2": 0, "annotator3": 1}
+        | {"response1": True, "response2": "", "annotator1": 1, "annotator2": 0, "annotator3": 1}
     ]
+    pandalm.append({**pandalm[0], "instruction": " "})
     rewardbench = [
         {"prompt": f"Q{i}", "chosen": "yes", "rejected": "no", "subset": "math", "chosen_model": "a", "id": i}
         for i in range(40)
@@ -151,15 +152,16 @@ def test_files_are_read_as_they_are(tmp_path):
         written(tmp_path / name / "dataset.json", rows)
         for name, rows in (("Natural", llmbar), ("PandaLM", pandalm), ("RewardBench", rewardbench))
     ]
-    first, second, *others = load_pairs(files)
+    first, second, third, *others = load_pairs(files)
     assert (first.instruction, first.output_1, first.output_2, first.labels) == ("Q?", "x", "y", (2,))
     assert (first.category, second.category) == ("Natural", "PandaLM")
-    assert (second.instruction, second.output_2, second.labels) == ("Do it.\n\nThis.", "", (1, 0, 1))
+    assert (second.instruction, second.labels) == ("Do it.\n\nThis.", (1, 0, 1))
+    assert (second.output_1, second.output_2, third.instruction) == ("True", "", "This.")
     assert {each.category for each in others} == {"math"} and len(others) == 40
     better = [(each.output_1, each.output_2)[each.labels[0] - 1] for each in others]
     assert set(better) == {"yes"}
     assert 10 < sum(each.labels == (1,) for each in others) < 30  # neither output is always the better one
-    assert load_pairs(files) == [first, second, *others]
+    assert load_pairs(files) == [first, second, third, *others]
 
 
 def test_labels_of_csv(tmp_path):
@@ -174,7 +176,7 @@ def test_labels_of_csv(tmp_path):
         ({"label": None}, ["no label"]),
         ({"label": True}, ["'true'"]),
         ({"labels": "one"}, ["labels is no list"]),
-        ({"output_2": 7}, ["output_2 is no text"]),
+        ({"output_2": None}, ["output_2 is no text"]),
         ({"output_2": ["x"]}, ["write a row for each pair"]),
         ({"instruction": " "}, ["no text under instruction"]),
     ],
