@@ -35,7 +35,12 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
             for verb, rest in re.findall(
                 r"(?:^|\$ |; do |[A-Z_]+=\w+ )(?:\.venv/bin/)?otpo ([a-z]+)\b([^;|\n]*)", text, re.MULTILINE
             ):
-                yield page.name, verb, shlex.split(rest, comments=True)
+                words = shlex.split(rest, comments=True)
+                if "--" in words:  # what follows is the command of the job
+                    end = words.index("--")
+                    yield page.name, words[words.index("--verb") + 1], words[end + 1 :]
+                    words = words[:end]
+                yield page.name, verb, words
 
 
 def known_key(key: str) -> bool:
