@@ -131,5 +131,5 @@ def _models(rows: list[Row], file: OutputFile, name: str | None) -> dict[str, li
         return {name: rows}
     models: dict[str, list[Row]] = {}
     for row in rows:
-        models.setdefault(row.get("generator") or whole_text(file.path.name.split(".")[0]) or "model", []).append(row)
+        models.setdefault(row.get("generator") or file.stem, []).append(row)
     return models

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
     """A leaderboard as a table for the terminal: how good, how sure, how long, and what failed."""
+    from rich.markup import escape
     from rich.table import Table
 
     controlled = board["length_controlled_winrate"].notna().any()
@@ -40,8 +41,7 @@ def terminal_table(board: pd.DataFrame, title: str | None = None) -> Table:
     for _, rows in board.groupby("task", sort=False):
         for row in rows.to_dict("records"):
             table.add_row(
-                str(row["name"]),
-                *(str(row[name]) for name in context),
+                *(escape(str(row[name])) for name in ("name", *context)),  # a name may hold what rich takes for markup
                 *([shown_rank(row)] if ranked else []),
                 number(row["win_rate"]),
                 f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}",

@@ -162,15 +162,18 @@ def _of_annotations(free: Sequence[str], reference: bool) -> str | None:
 
 
 def _not_there(what: str, free: Sequence[str], rows: Sequence[Row], source: str) -> UserError:
-    texts = [column for column in free if any(isinstance(row.get(column), str | list | dict) for row in rows)]
-    hints = HINTS[_HINTS[what]]
-    likely = next((column for hint in hints for column in texts if hint in plain(column)), None)
+    texts = [column for column in free if any(_is_prose(row.get(column)) for row in rows)]
+    likely = next((column for hint in HINTS[_HINTS[what]] for column in texts if hint in plain(column)), None)
     there = listed(list(dict.fromkeys(column for row in rows for column in row)))
+    needed = " Outputs belong to the reference by their instructions: write these into the file." * (not texts)
     return UserError(
-        f"{source}: no column is the {what}; there are {there}. Say which one is, for example "
-        f"{way(what, likely or (texts[0] if texts else 'COLUMN'))}."
-        f"{' Outputs belong to the reference by their instructions, so the file must have these.' * (not likely)}"
+        f"{source}: no column is the {what}; there are {there}. Say which one is: "
+        f"{way(what, likely or (texts[0] if texts else 'COLUMN'))}.{needed}"
     )
+
+
+def _is_prose(cell: object) -> bool:
+    return isinstance(cell, str) and len(cell.split()) > 1
 
 
 def listed(columns: Sequence[str]) -> str:

@@ -105,10 +105,11 @@ def match_outputs(
     without_reference = [instruction for instruction, n in ours if (instruction, n) not in theirs]
     without_output = [instruction for instruction, n in theirs if (instruction, n) not in ours]
     if without_reference or (without_output and not subset) or not ours:
-        counts = (
-            f"The outputs{owner and f' of {owner}'} ({len(outputs)} rows) and the reference ({len(reference)} rows)"
-        )
-        raise UserError(_mismatch(counts, without_reference, [] if subset else without_output))
+        counts = f"({len(outputs)} rows) and the reference ({len(reference)} rows)"
+        often = [text for text in without_reference if (text, 0) in theirs]
+        without_reference = [text for text in without_reference if (text, 0) not in theirs]
+        said = _mismatch(without_reference, [] if subset else without_output, often)
+        raise UserError(f"The outputs{owner and f' of {owner}'} {counts} differ in their instructions. {said}")
     return [
         Pair(
             index=index,
@@ -167,16 +168,21 @@ def occurrences(values: Iterable[T]) -> list[tuple[T, int]]:
     return numbered
 
 
-def _mismatch(counts: str, without_reference: list[str], without_output: list[str]) -> str:
+def _mismatch(without_reference: list[str], without_output: list[str], often: list[str]) -> str:
     def examples(texts: list[str]) -> str:
         return "; ".join(repr(text[:80]) for text in texts[:3])
 
-    parts = [f"{counts} differ in their instructions."]
+    parts = []
     if without_reference:
         parts.append(f"{len(without_reference)} outputs have no reference, e.g. {examples(without_reference)}.")
     if without_output:
         parts.append(
             f"{len(without_output)} instructions of the reference have no output, e.g. {examples(without_output)}."
+        )
+    if often:
+        parts.append(
+            f"{len(often)} outputs are of instructions that the reference has less often, e.g. {examples(often)}: keep "
+            "one output of each."
         )
     parts.append(
         "Generate both from the same prompts, say that you judge a subset (`otpo judge --subset`), or, where a file "

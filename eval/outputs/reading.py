@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.outputs.columns import Columns, OutputColumns, find_columns, listed
+from eval.outputs.columns import Columns, OutputColumns, find_columns, listed, way
 from eval.tasks import content_of, transcript
 from otpo.data.formats.cells import conversation_of, is_null, text_of
 from otpo.data.formats.prompts import with_input
@@ -32,12 +32,19 @@ class OutputFile:
             text that says something, or not there.
         columns: which columns they are in the file.
         unread: why a row has no output -> in how many rows.
+        several: how many generators a reference had, where it had several: a board knows it by one name, the file's.
     """
 
     path: Path
     rows: list[Row]
     columns: OutputColumns
     unread: Counter[str]
+    several: int = 0
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffixes, for a model that has no other."""
+        return whole_text(self.path.name.split(".")[0]) or "model"
 
     @property
     def said(self) -> list[str]:
@@ -48,6 +55,8 @@ class OutputFile:
             remarks.append(f"{count}: counted as prompts without a verdict")
         if empty := sum(row["output"] == "" for row in self.rows):
             remarks.append(f"{empty} of {len(self.rows)} outputs are empty texts, and are judged as they are")
+        if self.several:
+            remarks.append(f"outputs of {self.several} generators are the reference, which is called {self.stem}")
         return remarks
 
 
@@ -96,7 +105,16 @@ def read_outputs(
         raise _without_text(str(path), "instruction", no_instruction, raw)
     if no_output and not count_missing:
         raise _without_text(str(path), "output", no_output, raw)
-    return OutputFile(Path(path), rows, found, Counter(reason for _, reason in no_output))
+    file = OutputFile(Path(path), rows, found, Counter(reason for _, reason in no_output))
+    return _by_one(file) if reference else file
+
+
+def _by_one(file: OutputFile) -> OutputFile:
+    """A reference whose rows are all by one generator."""
+    names = list(dict.fromkeys(row["generator"] for row in file.rows if "generator" in row))
+    several = len(names) if len(names) > 1 else 0
+    name = file.stem if several else names[0] if names else "reference"
+    return replace(file, rows=[{**row, "generator": name} for row in file.rows], several=several)
 
 
 # ---- one row ----
@@ -140,6 +158,8 @@ def _output(row: Row, found: OutputColumns, instruction: str) -> str:
         if len(cell) > 1:
             raise BadRow("several texts: keep one of them")
         return whole_text(cell[0])
+    if isinstance(cell, dict) and not {"role", "from"} & cell.keys():
+        raise BadRow(f"an object with the keys {listed(list(cell))}")
     said = text_of(row, "output")
     return whole_text(said) if isinstance(said, str) else _last(said, instruction)
 
@@ -168,7 +188,7 @@ def _typed(row: Row, where: str) -> Row:
             except (ValueError, OverflowError):
                 raise UserError(
                     f"{where}: expected {wanted} under {column}, found {row[column]!r:.40}. Correct it, or leave the "
-                    "column out: a board can do without it."
+                    f"column out, which a board can do without: {way(column, 'null')}."
                 ) from None
     return found
 

@@ -221,7 +221,17 @@ REFUSED = {
     "messages of another question": (
         ".json", js(with_output(lambda row: [said("user", "Another one"), *turns(row)])), "something else than"
     ),
-    "a count that is none": (".csv", csv(without(n_tokens=lambda row: "many")), "expected a number of tokens"),
+    "an object": (".json", js(with_output(lambda row: {"text": row["output"]})), "7 x an object with the keys text"),
+    "ids in place of instructions": (
+        ".jsonl", lines([{"question_id": str(n), "choices": [{"turns": ["a"]}]} for n in range(7)]),
+        "no column is the instruction; there are question_id, choices", "write these into the file",
+    ),
+    "an instruction twice": (
+        ".json", js([*ROWS, ROWS[3]]), "1 outputs are of instructions that the reference has less often, e.g. 'Name a r"
+    ),
+    "a count that is none": (
+        ".csv", csv(without(n_tokens=lambda row: "many")), "expected a number of tokens", "--column n_tokens="
+    ),
     "a part": (".json", js(ROWS[:3]), "4 instructions of the reference have no output", "--subset", "'m' in "),
     "other instructions": (".json", js(asked_as(lambda text: text[::-1])), "7 outputs have no reference"),
     "an input that is no text": (".json", js(without(input=lambda row: 5)), "input is not a string"),
@@ -392,7 +402,8 @@ def test_empty_outputs_are_judged_and_said(judge, tmp_path):
 
 AWKWARD = [
     "..", "a/b", "a-b", "NA", "na", "x" * 1000, "x" * 999, "base", "null", "../../out", "a=b", "M", "m", "m ", "\ud83d",
-    "a\nb", "a\rb", "zero\x00", "1.0", "1", "=1+1", "<b>&amp;", "é", unicodedata.normalize("NFD", "é"), "[red]x[/red]",
+    "a\nb", "a\rb", "zero\x00", "1.0", "1", "=1+1", "<b>&amp;", "é", unicodedata.normalize("NFD", "é"), "[red]x",
+    "[/red]",
 ]  # fmt: skip
 
 
@@ -419,6 +430,15 @@ def test_a_row_without_a_generator_belongs_to_the_model_that_its_file_is_called(
     assert code == 0, said_to_user
     board = read_leaderboard(tmp_path / "board" / "leaderboard.csv").set_index("name")
     assert board["n_total"].to_dict() == {"file": 4, "0": 1, "True": 1, "['x']": 1}
+
+
+def test_a_reference_of_several_generators_has_one_name_and_all_its_rows(judge, tmp_path):
+    people = [{**row, "generator": name} for name, row in zip("aabbab", REFERENCE, strict=False)]
+    (tmp_path / "people.json").write_bytes(js([*people, {key: REFERENCE[6][key] for key in ("instruction", "output")}]))
+    code, said_to_user = judge(*write(tmp_path, {"m": READ["list"]}), reference=tmp_path / "people.json")
+    assert code == 0 and "outputs of 2 generators are the reference, which is called people" in said_to_user
+    board = read_leaderboard(tmp_path / "board" / "leaderboard.csv")
+    assert board["reference"].tolist() == ["people"] and board["n_total"].tolist() == [7]
 
 
 def test_name_and_file_rename_a_model(judge, tmp_path):

@@ -282,3 +282,14 @@ def test_real_outputs_match_their_reference(shared_data):
     assert [p.instruction for p in pairs] == [row["instruction"] for row in reference]
     assert [p.output for p in pairs] == [row["output"] for row in model]
     assert len(pairs) == 805
+
+
+@pytest.mark.parametrize("model", ["alpaca-7b", "claude-2.1", "gpt4_gamed"])
+def test_published_annotations_are_both_outputs_of_each_prompt(shared_data, model):
+    """They are what `model_outputs.json` and the file of the reference say."""
+    folder = shared_data / "alpaca_eval"
+    ours, theirs = (load_outputs(folder / model / "annotations.json.gz", reference=side) for side in (False, True))
+    for found, file in ((ours, f"{model}/model_outputs.json.gz"), (theirs, "reference_gpt4_1106_preview.json.gz")):
+        published = load_outputs(folder / file)
+        assert [(r["instruction"], r["output"]) for r in found] == [(r["instruction"], r["output"]) for r in published]
+    assert {row["generator"] for row in ours} == {model} and {r["generator"] for r in theirs} == {"gpt4_1106_preview"}
