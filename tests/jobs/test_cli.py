@@ -273,6 +273,10 @@ def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
         ("judge", "set judge.url (such as u) and judge.model", "set --judge-url (such as u) and --judge-model"),
         ("judge", "judge.budget_usd, judge.temperature", "--budget-usd, --set judge.temperature"),
         ("judge", "--set judge.temperature: no", "--set judge.temperature: no"),
+        ("judge", "judge.columns: {output: my reply}.", "--column 'output=my reply'."),
+        ("judge", "judge.count_missing counts them", "--count-missing counts them"),
+        ("data", "data.columns: {system: null} leaves it out", "--column system= leaves it out"),
+        ("pairs", "data.columns: {system: null}", "data.columns: {system: null}"),
         ("pairs", "Raise pairs.n or pairs.max_tokens", "Raise --n or --max-tokens"),
     ],
 )

@@ -473,7 +473,7 @@ CELL = st.recursive(
     max_leaves=6,
 )
 TABLE = st.lists(st.dictionaries(COLUMNS, CELL, max_size=5) | CELL, min_size=1, max_size=4)
-FUZZED = settings(max_examples=200, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FUZZED = settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def read_or_refused(path, **how):
@@ -508,7 +508,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, shape, place, put, 
     read_or_refused(path, count_missing=True)
 
 
-@settings(FUZZED, max_examples=6)
+@settings(FUZZED, max_examples=4)
 @given(
     st.dictionaries(
         st.text(st.characters(), max_size=8), st.lists(TEXT | CELL, min_size=2, max_size=2), min_size=1, max_size=3
