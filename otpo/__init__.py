@@ -10,12 +10,17 @@ Both are loaded when they are first used, so that `import otpo` stays light.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otpo.notebook import loss, token_weights
 
 __all__ = ["loss", "token_weights"]
+
+# transformers loads torchao wherever that is installed, and it warns of kernels for other machines
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

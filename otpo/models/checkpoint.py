@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from otpo.errors import WorkError
 from otpo.files import write_atomically
 from otpo.models.policy import PolicyModel
 from otpo.models.reward_model import RewardModel
@@ -256,9 +257,20 @@ def load_checkpoint(path: Path, model: PolicyModel | RewardModel, optimizer: tor
 
     Returns:
         The state that `save_checkpoint` was given.
+
+    Raises:
+        WorkError: blocks of 8-bit optimizer states would have to be cut between this number of ranks.
     """
     tree = _state(model, optimizer)
-    dcp.load(tree, checkpoint_id=path)  # into the weights themselves
+    try:
+        dcp.load(tree, checkpoint_id=path)  # into the weights themselves
+    except CheckpointException as error:
+        if not any("align with block boundary" in str(failure) for failure, _ in error.failures.values()):
+            raise
+        raise WorkError(
+            f"{path} has optimizer states in blocks of 256 values, which cannot be divided over {world_size()} workers."
+            f" Go on with the train.workers that wrote it ({read_state(path).get('world', 'see its run')})."
+        ) from error
     set_optimizer_state_dict(model, optimizer, tree["optimizer"])
     state = from_rank_0(read_state(path) if rank() == 0 else None)
     return {name: value for name, value in state.items() if name != FILES}

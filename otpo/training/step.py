@@ -16,6 +16,7 @@ from otpo.errors import WorkError
 from otpo.methods.finite import places, raise_not_finite
 from otpo.ranks import of_all_ranks, world_size
 from otpo.records import LossOutput, SequenceBatch, on_device
+from otpo.training.optimizer import set_learning_rate
 
 LossFunction = Callable[[SequenceBatch], LossOutput]
 NOT_FINITE = "not finite"  # beside the metrics of a step: how many numbers are not
@@ -103,8 +104,7 @@ def optimisation_step(
         )
     if max_grad_norm and norm > max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, total_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return figures | {"learning_rate": lr}

@@ -8,13 +8,20 @@ from pipeline.recipe.files import (
     parse_value,
     set_key,
 )
-from pipeline.recipe.identity import EXECUTION_KEYS, EXECUTION_KEYS_OF_TRAINING, digest, identity
+from pipeline.recipe.identity import (
+    EXECUTION_KEYS,
+    EXECUTION_KEYS_OF_TRAINING,
+    LATER_KEYS_OF_TRAINING,
+    digest,
+    identity,
+)
 from pipeline.recipe.recipe import Recipe, make_recipe
 from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, SweepRange, TrainConfig
 
 __all__ = [
     "EXECUTION_KEYS",
     "EXECUTION_KEYS_OF_TRAINING",
+    "LATER_KEYS_OF_TRAINING",
     "WORLD_PREFIX",
     "ModelConfig",
     "Recipe",

@@ -29,6 +29,7 @@ EXECUTION_KEYS = (
 )
 # Keys that finished runs did not have: with these values they change nothing.
 LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1, "columns": {}, "count_missing": False}
+LATER_KEYS_OF_TRAINING = {"optimizer": "adamw"}
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "sharding",
     "torch_compile", "save_every", "save_minutes", "async_save", "keep_checkpoints", "max_failures",
@@ -49,8 +50,11 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         for key, default in LATER_KEYS_OF_JUDGES.items():
             if section.get(key) == default:
                 del section[key]
-    for section in (tree["train"], tree["base"] or {}, *tree["methods"].values()):
-        for key in EXECUTION_KEYS_OF_TRAINING:
+    trainings = (tree["train"], tree["base"] or {}, *tree["methods"].values())
+    defaults = LATER_KEYS_OF_TRAINING.items()
+    unset = [key for key, default in defaults if all(section.get(key, default) == default for section in trainings)]
+    for section in trainings:
+        for key in (*EXECUTION_KEYS_OF_TRAINING, *unset):
             section.pop(key, None)
     return tree
 

@@ -106,6 +106,10 @@ class TrainConfig(Section):
 
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps. Unset trains for `epochs`.")
     epochs: float = Field(1.0, gt=0, description="Passes over the rows, if max_steps is unset; may be a fraction.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="AdamW with states in fp32, or (by torchao) in 8 bits: 2 bytes a trained weight instead of 8.",
+    )
     learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate of AdamW.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="How the learning rate falls after the warm-up."
@@ -126,7 +130,7 @@ class TrainConfig(Section):
     )
     workers: int = Field(2, ge=1, description="Training workers; each takes one GPU, or a share of the CPUs.")
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto takes GPUs if there is one for each worker.")
-    dtype: Dtype = Field("bf16", description="Precision of the computation; weights and optimizer stay in fp32.")
+    dtype: Dtype = Field("bf16", description="Precision of the computation; trained weights stay in fp32.")
     activation_checkpointing: bool | Literal["auto"] = Field(
         "auto",
         description="Computes activations again in the backward pass: less memory, more time. auto does on GPUs too"
@@ -175,6 +179,15 @@ class TrainConfig(Section):
             )
         if self.early_stopping_patience and not self.best_metric:
             raise ValueError("early_stopping_patience needs train.best_metric, for example eval_loss")
+        return self
+
+    @model_validator(mode="after")
+    def _states_that_can_be_copied(self) -> TrainConfig:
+        if self.async_save and self.optimizer != "adamw":
+            raise ValueError(
+                f"async_save is for optimizer adamw, found {self.optimizer}: torch cannot copy its states for a save"
+                " beside training. Leave async_save out, or set train.optimizer=adamw"
+            )
         return self
 
 

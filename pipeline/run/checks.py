@@ -68,15 +68,15 @@ def check_training(run: RunContext) -> None:
     _check_sources(run)
     _check_formats(run)
     _check_best_metric(run)
-    waiting = ["base"] if run.recipe.base and not run.manifest.finished("base") else []
-    run.notes.extend(check_models(run.recipe, [*waiting, *_untrained(run)], run.sources.resolve))
+    run.notes.extend(check_models(run.recipe, _trained_now(run), run.sources.resolve))
     _check_adapters(run)
+    _check_optimizers(run)
     _check_layers(run)
     _check_data(run)
     _check_saving(run)
     pairs = run.recipe.pairs
     sampling = pairs is not None and not run.manifest.finished("pairs")
-    if sampling or _untrained(run) or (run.recipe.base and not run.manifest.finished("base")):
+    if sampling or _trained_now(run):
         run.sources.say_template()
     if pairs is not None and sampling:
         from eval.tasks import load_task
@@ -132,13 +132,19 @@ def _check_sources(run: RunContext) -> None:
         looks_local = source.startswith(PATH_BEGINNINGS) or Path(source).suffix in PATH_ENDINGS
         if looks_local and not Path(sources.resolve(source)).exists():
             raise UserError(f"{key}: there is no file or folder '{source}'. Give a path that exists, or a hub name.")
-    if _untrained(run) or (recipe.base and not run.manifest.finished("base")):
+    if _trained_now(run):
         for key in models:
             check_present(key, sources.resolve(named[key]))
 
 
 def _untrained(run: RunContext) -> list[str]:
     return [label for label in run.recipe.methods if not run.manifest.finished(f"train/{label}")]
+
+
+def _trained_now(run: RunContext) -> list[str]:
+    """What is not trained yet, the base first."""
+    waiting = ["base"] if run.recipe.base and not run.manifest.finished("base") else []
+    return [*waiting, *_untrained(run)]
 
 
 def _may_have_gpus(run: RunContext) -> bool:
@@ -159,13 +165,21 @@ def _check_adapters(run: RunContext) -> None:
     check_adapters(run.sources.resolve(model.path), model.lora.model_dump())
 
 
+def _check_optimizers(run: RunContext) -> None:
+    names = {run.recipe.train_of(label).optimizer for label in _trained_now(run)}
+    if names - {"adamw"}:
+        from otpo.training.optimizer import check_optimizer
+
+        for name in names:
+            check_optimizer(name, gpu=_may_have_gpus(run))
+
+
 def _check_saving(run: RunContext) -> None:
-    recipe, labels = run.recipe, _untrained(run)
-    if recipe.base and not run.manifest.finished("base"):
-        labels = ["base", *labels]
+    recipe, labels = run.recipe, _trained_now(run)
     if not labels:
         return
     from otpo.models.disk.trial_save import check_saving, check_space
+    from otpo.training.optimizer import STATE_BYTES
 
     model = run.sources.resolve(recipe.model.path)
     check_saving(model, generates=not all(recipe.trains_rewards(label) for label in labels))
@@ -173,7 +187,8 @@ def _check_saving(run: RunContext) -> None:
     saves = bool(train.save_every or train.save_minutes)
     kept = saves * (train.keep_checkpoints + 1) + bool(train.best_metric)
     adapters = recipe.model.lora is not None
-    check_space(run.folder.models, model, models=len(labels), checkpoints=kept, adapters=adapters)
+    largest = 4 + max(STATE_BYTES[recipe.train_of(label).optimizer] for label in labels)
+    check_space(run.folder.models, model, models=len(labels), checkpoints=kept, adapters=adapters, weight_bytes=largest)
 
 
 def _check_layers(run: RunContext) -> None:

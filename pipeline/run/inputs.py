@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from otpo.data.template import Rendering
-from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, Recipe, identity
+from pipeline.recipe import EXECUTION_KEYS_OF_TRAINING, LATER_KEYS_OF_TRAINING, Recipe, identity
 
 
 def reading_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -30,7 +30,9 @@ _WHERE_SET: dict[str, Any] = {"columns": {}, "chat_template_kwargs": None, "rewr
 def training_inputs(recipe: Recipe, label: str) -> dict[str, Any]:
     """How a label is trained, beside its method."""
     train = recipe.train_of(label).model_dump(mode="json")
-    kept = {key: value for key, value in train.items() if key not in EXECUTION_KEYS_OF_TRAINING}
+    left_out = {key for key, default in LATER_KEYS_OF_TRAINING.items() if train[key] == default}
+    left_out.update(EXECUTION_KEYS_OF_TRAINING)
+    kept = {key: value for key, value in train.items() if key not in left_out}
     names = ("lora", "quantization") if recipe.model.lora else ()
     return kept | {name: identity(recipe)["model"][name] for name in names}
 

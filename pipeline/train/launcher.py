@@ -18,6 +18,7 @@ from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
 from otpo.models.disk.architecture import read_config, text_config
+from otpo.training.optimizer import check_optimizer
 from otpo.training.schedule import total_steps
 from pipeline.cluster.hardware import cluster_machine
 from pipeline.cluster.placement import training_room
@@ -137,6 +138,7 @@ def fit(
     on_gpu = room.check(train.workers, use_gpu=train.use_gpu)
     for job in jobs:
         check_quantization(job.quantization, gpu=on_gpu)
+        check_optimizer(job.train["optimizer"], gpu=on_gpu)
         if job.train["torch_compile"] is True and not on_gpu:
             check_compiler("train.torch_compile")
     machine = cluster_machine(train.workers, gpu=True) if on_gpu else None

@@ -159,7 +159,12 @@ class _Trainer:
             compile_layers(self.model)
         # only the adapters' dropout knows train mode (`otpo.models.backbone.set_mode`); at step 0 adapters add nothing
         self.model.train((self.job.lora or {}).get("lora_dropout", 0) > 0)
-        self.optimizer = adamw(self.model, lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
+        self.optimizer = adamw(
+            self.model,
+            lr=self.train.learning_rate,
+            weight_decay=self.train.weight_decay,
+            name=self.train.optimizer,
+        )
         frozen = JobFrozenModels(
             self.job,
             self.model,

@@ -22,6 +22,7 @@ from pipeline.recipe import (
     make_recipe,
     parse_value,
 )
+from pipeline.run.inputs import training_inputs
 
 TREE = {
     "name": "x",
@@ -110,6 +111,8 @@ def test_what_changes_only_the_speed_is_no_part_of_the_identity(key):
         "train.seed=1",
         "methods.dpo.beta=0.2",
         "train.eval_every=3",
+        "train.optimizer=adamw_8bit",
+        "methods.dpo.optimizer=adamw_8bit",
         "data.max_length=9",
         "judge.samples=3",
         "judge.verdict=text",
@@ -121,6 +124,20 @@ def test_what_changes_the_result_is_part_of_the_identity(override):
 
 def test_keys_that_finished_runs_did_not_have_leave_them_finished():
     assert not {"verdict", "samples", "ca_file"} & identity(make_recipe(TREE))["judge"].keys()
+    assert "optimizer" not in identity(make_recipe(TREE))["train"]
+    assert "optimizer" not in training_inputs(make_recipe(TREE), "dpo")
+    # a label that goes back to the default is not the same as one that does not
+    lighter = {**TREE, "train": TREE["train"] | {"optimizer": "adamw_8bit"}}
+    back = {**lighter, "methods": {**TREE["methods"], "dpo": {"optimizer": "adamw"}}}
+    assert identity(make_recipe(back)) != identity(make_recipe(lighter))
+    assert training_inputs(make_recipe(lighter), "dpo")["optimizer"] == "adamw_8bit"
+    assert training_inputs(make_recipe(back), "dpo") == training_inputs(make_recipe(TREE), "dpo")
+
+
+def test_what_torch_cannot_copy_is_not_saved_beside_training():
+    overrides = ["train.optimizer=adamw_8bit", "train.async_save=true"]
+    with pytest.raises(UserError, match=r"async_save.*adamw_8bit.*Leave async_save out"):
+        make_recipe(apply_overrides(TREE, overrides))
 
 
 def test_shipped_recipes_are_recipes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from support.training import settings, write_pairs
 
 from otpo.errors import UserError
@@ -73,6 +74,17 @@ def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, 
     for word in words:
         assert word in str(error.value), str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")
+def test_an_optimizer_that_this_machine_cannot_run_is_refused_before_anything_starts(tmp_path, tiny_llama, monkeypatch):
+    """Also that of one label alone."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {"optimizer": "adamw_8bit"}})
+    write_pairs(tmp_path / "pairs.json", n=20)
+    with pytest.raises(UserError, match=r"train\.optimizer.*(torchao|C\+\+ compiler)"):
+        run(make_recipe(tree), tmp_path / "runs" / "small", until="train")
 
 
 def test_a_refused_redo_leaves_the_folder_to_its_recipe(tmp_path, tiny_llama):

@@ -15,7 +15,6 @@ from otpo.errors import UserError
 from otpo.identity import weight_files
 
 SAMPLE = "What is 12 + 30?\n\nIt is 42. <|end|> é 谢谢"
-TRAINED_BYTES = 12  # of a weight in a checkpoint: itself and the optimizer's two moments, in float32
 GB = 1e9
 
 
@@ -73,7 +72,9 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 400 else f"{text[:400]}..."
 
 
-def check_space(out: Path, model: str | Path, *, models: int, checkpoints: int, adapters: bool) -> None:
+def check_space(
+    out: Path, model: str | Path, *, models: int, checkpoints: int, adapters: bool, weight_bytes: float = 12
+) -> None:
     """Refuse a training whose models and checkpoints will not fit on the disk. A hub model is not estimated.
 
     Args:
@@ -82,6 +83,7 @@ def check_space(out: Path, model: str | Path, *, models: int, checkpoints: int, 
         models: how many are trained from it.
         checkpoints: how many are kept of each, and written before an older one is removed.
         adapters: whether only adapters are trained: their checkpoints are small.
+        weight_bytes: of a weight in a checkpoint: itself in float32, and the optimizer's states.
 
     Raises:
         UserError: there is less space than they need.
@@ -91,7 +93,7 @@ def check_space(out: Path, model: str | Path, *, models: int, checkpoints: int, 
     if not weights:
         return
     dtype = getattr(AutoConfig.from_pretrained(model), "dtype", None) or torch.float32
-    kept = 0 if adapters else checkpoints * TRAINED_BYTES * weights / torch.empty((), dtype=dtype).element_size()
+    kept = 0 if adapters else checkpoints * weight_bytes * weights / torch.empty((), dtype=dtype).element_size()
     needed = models * (weights + kept)
     while not out.exists():
         out = out.parent

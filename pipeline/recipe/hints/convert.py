@@ -125,6 +125,14 @@ def best_metric(value: Any, config: Config) -> str:
     return str(value) if str(value).startswith("eval_") else f"eval_{value}"
 
 
+def optimizer(value: Any, config: Config) -> str | None:
+    """AdamW by any library's name, paged or not, with states in 32 or in 8 bits; no other optimizer."""
+    found = re.fullmatch(
+        r"(?:paged_)?adamw(?:_(?:bnb|torch|hf|fused|apex_fused|torch_fused|32bit))?(_8bit)?", str(value)
+    )
+    return None if found is None else "adamw" + (found[1] or "")
+
+
 def dtype(value: Any, config: Config) -> str | None:
     """bf16: true or false."""
     return {True: "bf16", False: "fp32", "auto": "bf16", "full": "bf16"}.get(value)

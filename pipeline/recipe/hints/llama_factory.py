@@ -26,7 +26,7 @@ def _stage(value: object, config: Config) -> dict[str, dict] | None:
     return {f"methods.{METHODS[value]}": {}}
 
 
-_SOLVERS = not_needed("of the optimizers AdamW is built in, its states in fp32 and sharded over train.workers")
+_SOLVERS = not_needed("of the optimizers AdamW is built in (train.optimizer), its states sharded over train.workers")
 _LORA = TRL["use_dora"]
 _TEMPLATE = "data.chat_template_kwargs"
 _PREPARED = TRL["dataset_num_proc"]

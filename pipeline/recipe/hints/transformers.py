@@ -11,6 +11,7 @@ from pipeline.recipe.hints.convert import (
     name_of,
     nothing,
     only_if,
+    optimizer,
     trackers,
     warmup,
     whole,
@@ -27,7 +28,7 @@ _EVALUATED = Hint("train.eval_every", "steps between evaluations on data.validat
 _PUSHED = not_needed("`otpo push RUN LABEL --to OWNER/NAME` pushes a trained model, when you ask for it")
 _TRACKER = not_needed("`tracking` names trackers, and each reads its own environment variables (docs/tracking.md)")
 _ALWAYS = not_needed("there is nothing to set: `otpo train` trains and evaluates, `otpo run` also generates and judges")
-_ADAMW = not_needed("the optimizer is AdamW with betas 0.9 and 0.999 and epsilon 1e-8, its states in fp32")
+_ADAMW = not_needed("the optimizer is AdamW with betas 0.9 and 0.999 and epsilon 1e-8")
 _RESUMED = not_needed("the same command goes on from the newest checkpoint")
 _STEP = not_needed("figures are of the whole global batch, over all workers")
 _MEMORY = Hint("train.activation_checkpointing", "less memory for more time; train.micro_batch_tokens too bounds it")
@@ -59,7 +60,8 @@ TRANSFORMERS: dict[str, Hint] = {
     "warmup_ratio": Hint("train.warmup_ratio"),
     "weight_decay": Hint("train.weight_decay"),
     "max_grad_norm": Hint("train.max_grad_norm"),
-    **each("optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon adafactor", _ADAMW),
+    "optim": Hint("train.optimizer", "AdamW with betas 0.9 and 0.999 and epsilon 1e-8", optimizer),
+    **each("optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon adafactor", _ADAMW),
     "label_smoothing_factor": Hint("methods.LABEL.label_smoothing", "of the preference loss", nothing),
     "neftune_noise_alpha": not_needed("noise on embeddings is not built in"),
     # ---- precision and memory ----

@@ -83,13 +83,13 @@ TRL: dict[str, Hint] = {
         "torch_dtype model_dtype",
         Hint(
             "train.dtype",
-            "of the computation; weights and optimizer stay in fp32",
+            "of the computation; trained weights stay in fp32",
             choice({"bfloat16": "bf16", "float32": "fp32", "bf16": "bf16", "fp32": "fp32"}),
         ),
     ),
     "dtype": Hint(
         "train.dtype",
-        "of the computation; weights and optimizer stay in fp32",
+        "of the computation; trained weights stay in fp32",
         choice({"bfloat16": "bf16", "float32": "fp32", "bf16": "bf16", "fp32": "fp32"}),
     ),
     "attn_implementation": Hint("model.attn_implementation", "as transformers names it", attention),
