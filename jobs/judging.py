@@ -10,7 +10,7 @@ from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.outputs.columns import check_used
-from eval.outputs.matching import MISSING, match_outputs, with_inputs_of, with_instructions_of
+from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
@@ -64,9 +64,9 @@ def judge_files(
             f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
             "same command asks again."
         )
-    failed = verdicts[verdicts["preference"].isna() & ~verdicts["error"].isin(MISSING)]
-    if len(failed):
-        counted = f"{len(failed)} of {len(verdicts)} verdicts failed{most_frequent(failed)}"
+    missing = verdicts[verdicts["preference"].isna()]
+    if len(missing):
+        counted = f"{len(missing)} of {len(verdicts)} verdicts failed{most_frequent(missing)}"
         what = f"judge {config.model}"
         progress(what, 0, 0, f"{counted}. The board counts them, and the same command asks for them again.")
     return board
@@ -97,20 +97,16 @@ def _read_files(
     for file in read:
         against = with_inputs_of(file.rows, against)
     outputs: dict[str, list[Row]] = {}
-    whole = 0  # pairs that can be judged
     for (wanted, path), file in zip(named, read, strict=True):
         rows, changed = with_instructions_of(file.rows, against)
         if changed:
             what = "instructions that differ from the reference's in white space or Unicode form alone are matched"
             progress(str(path), 0, 0, f"{changed} {what}")
         for name, own in _models(rows, file, wanted).items():
-            pairs = match_outputs(own, against, subset=subset, owner=f"'{name:.60}' in {path}")
-            whole += sum(not pair.missing for pair in pairs)
+            match_outputs(own, against, subset=subset, owner=f"'{name:.60}' in {path}")
             if name in outputs:
                 raise UserError(f"Two files hold outputs of '{name}'. Name the models: NAME=FILE, as in one={path}.")
             outputs[name] = [{**row, "generator": name} for row in own]
-    if not whole:
-        raise UserError("Nothing can be judged: of every prompt, the model's output or the reference's is missing.")
     return outputs, against
 
 

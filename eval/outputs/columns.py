@@ -132,8 +132,8 @@ def check_used(columns: Columns, files: Sequence[OutputColumns]) -> None:
 
 
 def way(what: str, column: str) -> str:
-    """The mapping that an error proposes; of a column whose name no one types, only its form."""
-    return f"judge.columns: {{{what}: {column if column.isprintable() and len(column) < 80 else 'COLUMN'}}}"
+    """The mapping that an error proposes."""
+    return f"judge.columns: {{{what}: {column}}}"
 
 
 def _named(what: str, free: Sequence[str], filled: Mapping[str, bool], rows: Sequence[Row], source: str) -> str | None:
@@ -146,7 +146,7 @@ def _named(what: str, free: Sequence[str], filled: Mapping[str, bool], rows: Seq
     for other in others if what in _HINTS and plain(first) != what else ():
         if any(row.get(other) != row.get(first) for row in rows):
             raise UserError(
-                f"{source}: expected one column that is the {what}, found {listed(known)}. Say which it is: "
+                f"{source}: expected one column that is the {what}, found {', '.join(known)}. Say which it is: "
                 f"{way(what, first)} or {way(what, other)}."
             )
     return first

@@ -17,8 +17,6 @@ from otpo.errors import UserError
 from otpo.files import Row
 
 T = TypeVar("T", bound=Hashable)
-MISSING = ("no_output", "no_reference")
-"""Why a pair cannot be judged: which of its two outputs is not there."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Pair:
         output: the model's output; empty where it has none.
         generator: the model's name.
         reference_generator: the reference's name.
-        missing: one of MISSING; empty where both outputs are there.
+        missing: which of the two outputs is missing, "no_output" or "no_reference"; empty where none is.
     """
 
     index: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from otpo.data.micro_batches import SIZES, TOKENS
 from otpo.methods.spec import MethodSpec
+from otpo.training.optimizer import ADAMW, EIGHT_BIT, STATE_BYTES
 from pipeline.plan.lengths import Lengths
 from pipeline.plan.machine import Machine
 from pipeline.plan.memory import Load, memory_parts
@@ -156,6 +157,8 @@ class Case:
             micro_batches=math.ceil(self.rows / min(size, max(1, settings.micro_batch_tokens / self.row_tokens))),
             checkpointing=settings.activation_checkpointing,
             compiled=self.machine.gpu is not None and self.train.torch_compile is not False,
+            state_bytes=STATE_BYTES[self.train.optimizer],
+            pair_tokens=int(longest * completions),
         )
 
     def choose(self) -> Estimate | None:
@@ -194,8 +197,12 @@ class Case:
             if settings.activation_checkpointing and self.train.activation_checkpointing is False:
                 changes.insert(0, "train.activation_checkpointing=true")
             found.append((" ".join(changes), chosen))
-        elif self.machine.gpu is not None and (larger := self._larger()):
-            found.append((f"more GPUs, {larger.machine}", larger.choose()))
+        elif self.machine.gpu is not None:
+            if self.train.optimizer == ADAMW and not self.train.async_save:
+                lighter = replace(self, train=self.train.model_copy(update={"optimizer": EIGHT_BIT}))
+                found.append((f"train.optimizer={EIGHT_BIT}", lighter.choose()))
+            if larger := self._larger():
+                found.append((f"more GPUs, {larger.machine}", larger.choose()))
         if self.model.lora is None and (self.spec is None or self.spec.method.objective != "reward"):
             for words, more in (
                 ("model.lora={}", {}),

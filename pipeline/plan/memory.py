@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from otpo.kernels.logprobs import CHUNK_LOGITS, KEPT_CHUNKS
+from otpo.training.optimizer import ADAMW, STATE_BYTES
 from pipeline.plan.machine import GIB
 from pipeline.plan.shape import Shape
 
-MASTER = 4  # B of a trained weight, of its gradient, and of each of AdamW's two moments
+MASTER = 4  # B of a trained weight, and of its gradient
 CONTEXT = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}  # CUDA's context and NCCL's buffers; libraries in a process
 SLACK = 0.05  # of what is allocated, that lies unused between blocks
 
@@ -34,6 +35,8 @@ class Load:
         micro_batches: of a worker in a step.
         checkpointing: activations are computed again in the backward pass.
         compiled: layers and the kernels over the vocabulary are (`otpo.models.compiled`).
+        state_bytes: of the optimizer's states, for each trained weight.
+        pair_tokens: of both completions of the longest pair, to which the others are padded for token weights.
     """
 
     dtype_bytes: int
@@ -47,6 +50,8 @@ class Load:
     micro_batches: int
     checkpointing: bool
     compiled: bool = False
+    state_bytes: float = STATE_BYTES[ADAMW]
+    pair_tokens: int = 0
 
 
 def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> dict[str, int]:
@@ -57,14 +62,16 @@ def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> 
         device: "cuda" or "cpu".
     """
     trained = shape.adapters if load.adapters else shape.parameters
+    kept, weighing = activations(shape, load), transport(shape, load, device)
     # a CPU keeps the memory of its gradients
     beyond = MASTER * trained // ranks if device == "cuda" and load.micro_batches == 1 else 0
     parts = {
         "weights": _weights(shape, load, ranks),
         "gradients": MASTER * trained // ranks,
-        "optimizer": 2 * MASTER * trained // ranks,
+        "optimizer": int(load.state_bytes * trained) // ranks,
         "gathered layers": _gathered(shape, load, ranks),
-        "activations": max(0, activations(shape, load) - beyond),
+        "activations": max(0, kept - beyond),
+        "token weights": max(0, weighing - max(0, beyond - kept)),
         "logits": _logits(shape, load, CHUNK_LOGITS[device]),
     }
     if ranks > 1 and load.micro_batches > 1 and device == "cpu":
@@ -134,6 +141,21 @@ def activations(shape: Shape, load: Load) -> int:
     ends = (4 + 3 * load.dtype_bytes) * shape.hidden * load.tokens
     ends += (2 * load.dtype_bytes + (4 if load.states else 0)) * shape.hidden * load.completion_tokens
     return int(kept + ends)
+
+
+def transport(shape: Shape, load: Load, device: str) -> int:
+    """B of `otpo.methods.weights.transport` in float64, beside all activations: the largest of its three moments.
+
+    Distances need two copies of the states and a matrix of a pair's tokens; their offset and mask one copy, three
+    matrices and a mask of a byte. At the end of the solver there are the mask, costs, kernel, its exponential (which a
+    GPU keeps in float32), and two sums. `solver: pot` takes less.
+    """
+    if not load.states:
+        return 0
+    states = 8 * shape.hidden * load.completion_tokens
+    cells = load.completion_tokens * load.pair_tokens // 4  # most where both completions are of one length
+    solver = 1 + 8 * 5 if device == "cpu" else 1 + 8 * 4 + 4
+    return max(2 * states + 8 * cells, states + 25 * cells, solver * cells)
 
 
 def _logits(shape: Shape, load: Load, chunk: int) -> int:

@@ -99,7 +99,7 @@ def _serving(served: Serving) -> list[str]:
 
 
 def _adapters(made: Plan) -> bool:
-    return made.checkpoint_bytes == 12 * made.shape.adapters
+    return made.trained == made.shape.adapters
 
 
 def _gpu_hours(made: Plan) -> float:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from otpo.training.optimizer import STATE_BYTES
 from pipeline.plan.estimate import Case, Estimate
 from pipeline.plan.lengths import Lengths, assumed
 from pipeline.plan.machine import GIB, Machine
+from pipeline.plan.memory import MASTER
 from pipeline.plan.shape import Shape
 from pipeline.plan.speed import reference_seconds
 from pipeline.recipe import Recipe
@@ -28,6 +30,7 @@ class Plan:
         label: the one whose memory is planned: that with the most.
         asked: with the recipe's own settings. chosen: with the fastest ones that fit; None where none do.
         asked_fits: whether the recipe's own settings fit; True where the memory is unknown.
+        trained: weights that are trained: the model's, or its adapters'.
         steps: of all labels together.
         hours: of training, reference and checkpoints, with `asked` where that fits, else with `chosen`; None on CPUs.
         chosen_hours: the same with `chosen`; None also where nothing fits.
@@ -43,6 +46,7 @@ class Plan:
     asked: Estimate
     chosen: Estimate | None
     asked_fits: bool
+    trained: int
     steps: int
     hours: float | None
     chosen_hours: float | None
@@ -104,7 +108,7 @@ def plan(
     asked, chosen = case.asked(), case.choose()
     fits = case.fits(asked)
     trained = shape.adapters if recipe.model.lora else shape.parameters
-    checkpoint = 12 * trained  # float32: the weights and AdamW's two moments
+    checkpoint = int((MASTER + STATE_BYTES[case.train.optimizer]) * trained)
     seconds = checkpoint / (machine.disk * machine.nodes)
     best = asked if fits or chosen is None else chosen
     hours, chosen_hours = (
@@ -118,6 +122,7 @@ def plan(
         asked=asked,
         chosen=chosen,
         asked_fits=fits,
+        trained=trained,
         steps=sum(case.steps() for case in cases.values()),
         hours=hours,
         chosen_hours=chosen_hours,

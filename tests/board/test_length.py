@@ -69,10 +69,6 @@ def test_failed_verdicts_are_predicted_but_not_trained_on(shared_data, monkeypat
     ours = length_controlled(holes, theirs, mine, load_calibration(shared_data / "alpaca_eval"))
     expected = upstream(rows_of(holes, annotations), shared_data, monkeypatch)
     assert ours["length_controlled_winrate"] == pytest.approx(expected["length_controlled_winrate"], abs=1e-3)
-    # so are rows without an output, whose length nobody knows: the spread of the others is a little different
-    gaps = np.where(np.isnan(holes), np.nan, mine)
-    unknown = length_controlled(holes, theirs, gaps, load_calibration(shared_data / "alpaca_eval"))
-    assert unknown["length_controlled_winrate"] == pytest.approx(ours["length_controlled_winrate"], abs=0.3)
 
 
 def test_another_reference_or_subset_is_not_called_length_controlled(shared_data):

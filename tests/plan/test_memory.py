@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,18 @@ from safetensors.torch import load_file, save_file
 from support.steps import go
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otpo.data.collate import collate_pairs
+from otpo.methods.weights.transport import cost_matrix, sinkhorn_unbalanced
 from otpo.models import attention, backbone
 from otpo.models.adapters import add_adapters
 from otpo.models.policy import PolicyModel
 from otpo.models.sharding import checkpoint_layers, distribute
 from otpo.records import TokenPair
 from otpo.training.optimizer import adamw
-from pipeline.plan.memory import Load, activations, memory_parts, token_activations
+from pipeline.plan.memory import Load, activations, memory_parts, token_activations, transport
 from pipeline.plan.shape import shape_of
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -165,6 +168,49 @@ def test_a_layer_keeps_what_is_planned(
         f"{model_type} {dtype}: planned {planned:,.0f} B a layer, kept {per_layer:,.0f}: {planned / per_layer - 1:+.1%}"
     )
     assert planned == pytest.approx(per_layer, rel=within)
+
+
+def peak_bytes(work) -> int:
+    """Bytes that a function allocates at most, by the profiler's record of torch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", torch.float64), ("cuda", torch.float32)])
+@pytest.mark.parametrize(
+    ("pairs", "tokens", "hidden"), [(4, 300, 64), (4, 100, 512), (4, 200, 256)], ids=["long", "wide", "between"]
+)
+def test_token_weights_take_what_is_planned(tmp_path: Path, pairs, tokens, hidden, device, precision) -> None:
+    """A GPU's part is measured on the CPU too, with the precision that a GPU iterates in."""
+    states = [torch.randn(pairs, tokens, hidden) for _ in range(2)]
+    masks = [torch.ones(pairs, tokens, dtype=torch.bool) for _ in range(2)]
+    masses = [mask.double() for mask in masks]
+
+    def weigh():
+        costs = cost_matrix(*states, *masks)
+        return sinkhorn_unbalanced(costs, *masses, reg=0.1, reg_m=1.0, largest_cost=1.0, precision=precision)
+
+    load = replace(LOAD, states=True, completion_tokens=2 * pairs * tokens, pair_tokens=2 * tokens)
+    planned = transport(shape_of(folder(tmp_path, hidden_size=hidden)), load, device)
+    found = peak_bytes(weigh)
+    print(f"planned {planned:,} B, allocated {found:,}: {planned / found - 1:+.1%}")
+    assert planned == pytest.approx(found, rel=0.04)
+    assert transport(shape_of(tmp_path), replace(load, states=False), device) == 0
+
+
+def test_token_weights_are_made_before_gradients_need_room(tmp_path: Path) -> None:
+    """Of a single micro-batch on a GPU: gradients take the place of activations, and of what weighed the tokens."""
+    shape = shape_of(folder(tmp_path))
+    few = replace(LOAD, states=True, tokens=8, sequence_tokens=8, completion_tokens=8, pair_tokens=4)
+    many = replace(few, tokens=4000, sequence_tokens=4000, completion_tokens=4000, pair_tokens=2000)
+    assert memory_parts(shape, few, 1)["token weights"] == memory_parts(shape, few, 1)["activations"] == 0
+    parts = memory_parts(shape, many, 1)
+    assert parts["token weights"] == transport(shape, many, "cuda") and parts["activations"] > 0
+    assert parts["gradients"] + parts["activations"] == activations(shape, many)
+    assert memory_parts(shape, replace(few, micro_batches=2), 1)["token weights"] == transport(shape, few, "cuda") > 0
 
 
 def test_checkpointing_keeps_a_layers_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

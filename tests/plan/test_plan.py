@@ -59,16 +59,17 @@ def planned(model: Path, nodes: int, per_node: int, *overrides: str, **more):
 
 
 def test_70b_is_told_what_it_takes(models: dict[str, Path]) -> None:
-    """All 70 billion weights do not fit 8 or 16 GPUs of 80 GB; adapters fit 8."""
+    """All 70 billion weights do not fit 8 or 16 GPUs of 80 GB, unless 8-bit states let them fit 16; adapters fit 8."""
     for nodes in (1, 2):
         made = planned(models["70b"], nodes, 8)
         assert made.chosen is None and not made.asked_fits
-        assert made.advice[0].startswith("more GPUs, 4 nodes of 8 H100s") and made.advice[1].startswith(
-            "model.lora={}:"
-        )
+        assert [line.split(":")[0] for line in made.advice] == [
+            *(["train.optimizer=adamw_8bit"] if nodes == 2 else []), "more GPUs, 4 nodes of 8 H100s", "model.lora={}",
+        ]  # fmt: skip
         assert "it may not fit" in made.line and "model.lora={}" in made.line
     # what is advised does fit
-    for made in (planned(models["70b"], 4, 8), planned(models["70b"], 1, 8, "model.lora={}")):
+    lighter = planned(models["70b"], 2, 8, "train.optimizer=adamw_8bit")
+    for made in (lighter, planned(models["70b"], 4, 8), planned(models["70b"], 1, 8, "model.lora={}")):
         assert made.chosen is not None and made.chosen.total <= 79 * GIB
     # 16 B for each parameter, sharded, is a lower bound
     assert planned(models["70b"], 4, 8).chosen.total > 16 * 70.5e9 / 32
@@ -134,6 +135,32 @@ def test_memory_of_gpu_workers_grows_in_segments_unless_the_environment_says_oth
 def test_gpus_keep_no_unsharded_gradients_between_micro_batches(models: dict[str, Path]) -> None:
     several = planned(models["8b"], 1, 8, "train.micro_batch_size=2")
     assert several.asked.micro_batches == 8 and "gradients between micro-batches" not in several.asked.parts
+
+
+def test_8_bit_states_take_a_quarter_and_let_a_model_fit(models: dict[str, Path]) -> None:
+    """All weights of 8B take 18 bytes each on one GPU, 12 with 8-bit states: a GPU of 141 GB, not one of 80 GB."""
+
+    def on(gpu: str, model: str, nodes: int, per_node: int, *overrides: str):
+        return plan(
+            recipe_of(models[model], *overrides),
+            shape_of(models[model]),
+            gpu_machine(gpu, nodes=nodes, per_node=per_node),
+        )
+
+    lighter = "train.optimizer=adamw_8bit"
+    for gpu, fits in (("H100", False), ("H200", True)):
+        exact, found = on(gpu, "8b", 1, 1), on(gpu, "8b", 1, 1, lighter)
+        weights = found.shape.parameters
+        saved = exact.asked.parts["optimizer"] - found.asked.parts["optimizer"]
+        assert saved == pytest.approx((8 - 2 - 8 / 256) * weights, abs=1) and saved > 44 * GIB
+        assert exact.chosen is None and (found.chosen is not None) is fits
+        assert exact.checkpoint_bytes == 12 * weights
+        assert found.checkpoint_bytes == pytest.approx((4 + 2 + 8 / 256) * weights, abs=1)
+    assert exact.advice[0].startswith(f"{lighter}:") and exact.advice[1].startswith("more GPUs")
+    assert float(exact.advice[0].split()[1]) == pytest.approx(found.chosen.total / GIB, abs=1)
+    # what torch cannot copy is not advised
+    beside = on("H200", "8b", 1, 1, "train.async_save=true")
+    assert not any(lighter in line for line in beside.advice)
 
 
 def test_a_live_reference_and_kept_states_take_memory(models: dict[str, Path]) -> None:
@@ -233,7 +260,7 @@ def otpo(*words: str):
 def test_the_command_prints_the_plan(models: dict[str, Path]) -> None:
     shown = otpo("llama3_8b_otpo", f"model.path={models['70b']}", "--gpu", "h100", "--nodes", 2, "--gpus-per-node", 8)
     assert shown.exit_code == 0, shown.output
-    for words in ("70.55 B parameters", "2 nodes of 8 H100s", "optimizer", "to make it fit, 1: more GPUs", "USD",
+    for words in ("70.55 B parameters", "2 nodes of 8 H100s", "to make it fit, 1: train.optimizer=adamw_8bit", "USD",
                   "set generate.tensor_parallel_size=4", "judge: 2,415 calls", "assumed:"):  # fmt: skip
         assert words in shown.output
     row = otpo("llama3_8b_otpo", f"model.path={models['8b']}", "--gpu", "H100", "--table").output
