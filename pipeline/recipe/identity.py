@@ -31,8 +31,8 @@ EXECUTION_KEYS = (
 LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1, "columns": {}, "count_missing": False}
 LATER_KEYS_OF_TRAINING = {"optimizer": "adamw"}
 EXECUTION_KEYS_OF_TRAINING = (
-    "workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "sharding",
-    "torch_compile", "save_every", "save_minutes", "async_save", "keep_checkpoints", "max_failures",
+    "workers", "min_workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing",
+    "sharding", "torch_compile", "save_every", "save_minutes", "async_save", "keep_checkpoints", "max_failures",
 )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class Recipe(Section):
                 " adapters: train it in a recipe without model.lora"
             )
         self._check_train_of(label, f"methods.{label}")
-        shared = [key for key in ("workers", "use_gpu", "max_failures") if key in self.methods[label]]
+        shared = [key for key in ("workers", "min_workers", "use_gpu", "max_failures") if key in self.methods[label]]
         if shared:
             raise ValueError(
                 f"methods.{label}.{shared[0]}: all methods share one group of workers: set train.{shared[0]}"

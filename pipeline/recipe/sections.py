@@ -128,7 +128,16 @@ class TrainConfig(Section):
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Most tokens that a worker computes at once. Unset: 2,048 on a CPU, 16,384 on a GPU."
     )
-    workers: int = Field(2, ge=1, description="Training workers; each takes one GPU, or a share of the CPUs.")
+    workers: int = Field(
+        2,
+        ge=1,
+        description="Training workers; each takes one GPU, or a share of the CPUs. [2, 8]: as min_workers 2 and 8.",
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Elastic: trains with as many workers as there is room for, from this number up to `workers`.",
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto takes GPUs if there is one for each worker.")
     dtype: Dtype = Field("bf16", description="Precision of the computation; trained weights stay in fp32.")
     activation_checkpointing: bool | Literal["auto"] = Field(
@@ -167,6 +176,31 @@ class TrainConfig(Section):
         None, ge=1, description="Evaluations without a better best_metric after which training stops. Unset: never."
     )
     max_failures: int = Field(3, ge=0, description="Times that a failed worker group is started again.")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that there must be room for."""
+        return self.min_workers or self.workers
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_workers(cls, tree: Any) -> Any:
+        workers = tree.get("workers") if isinstance(tree, dict) else None
+        if not isinstance(workers, list):
+            return tree
+        if len(workers) != 2:
+            raise ValueError(f"workers: expected a number or [fewest, most], found {workers}")
+        return {**tree, "min_workers": workers[0], "workers": workers[1]}
+
+    @model_validator(mode="after")
+    def _elastic_workers(self) -> TrainConfig:
+        if self.min_workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers, {self.workers}")
+        if self.min_workers and not self.max_failures:
+            raise ValueError(
+                "min_workers needs max_failures of 1 or more: a lost worker is how a group becomes smaller"
+            )
+        return self
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> TrainConfig:

@@ -28,7 +28,9 @@ def say_plan(run: RunContext, labels: Sequence[str], model: ModelConfig, tokens:
     from pipeline.plan import measured, plan, shape_of
 
     try:
-        machine = cluster_machine(group.workers, gpu=training_room().check(group.workers, use_gpu=group.use_gpu))
+        machine = cluster_machine(
+            group.fewest_workers, gpu=training_room().check(group.fewest_workers, use_gpu=group.use_gpu)
+        )
         if machine is None:
             return
         lora = model.lora.model_dump() if model.lora else None

@@ -72,8 +72,8 @@ def find_room(
 
     room, said = TrainingRoom.of(nodes), []
     for train in groups:
-        room.check(train.workers, use_gpu=train.use_gpu)
-        why = room.why_on_cpu(train.workers, use_gpu=train.use_gpu)
+        room.check(train.fewest_workers, use_gpu=train.use_gpu)
+        why = room.why_on_cpu(train.fewest_workers, use_gpu=train.use_gpu)
         if why and ("training", why) not in said:
             said.append(("training", why))
     if generates:

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -31,6 +33,7 @@ from pipeline.run.metrics import newest_step
 from pipeline.train import model_card
 from pipeline.train.faults.controller import GroupEvents
 from pipeline.train.faults.policy import FAILURE_FILE, explained, failure_config, ray_train_limits
+from pipeline.train.faults.preemption import has_left
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import start_line
 from pipeline.train.steps import check_steps
@@ -38,6 +41,7 @@ from pipeline.train.tokens import Tokens
 from pipeline.train.worker import train_worker
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+RESIZE_SECONDS = 60.0  # between two looks whether the nodes have room for more workers
 COLLECTIVE_SECONDS = 1800  # a collective's limit: rank 0 may write a large model all that time while others wait
 
 
@@ -126,7 +130,7 @@ def fit(
     Args:
         folder: of the run.
         name: of Ray Train's own folder below `folder/ray`.
-        train: its `workers`, `use_gpu` and `max_failures` hold for the group.
+        train: its `workers`, `min_workers`, `use_gpu` and `max_failures` hold for the group.
         cluster: how long the group waits for nodes and workers.
         cpus: of each worker; by default the cluster is divided evenly.
 
@@ -135,30 +139,33 @@ def fit(
         WorkError: training failed; checkpoints are kept.
     """
     room = training_room()
-    on_gpu = room.check(train.workers, use_gpu=train.use_gpu)
+    on_gpu = room.check(train.fewest_workers, use_gpu=train.use_gpu)
     for job in jobs:
         check_quantization(job.quantization, gpu=on_gpu)
         check_optimizer(job.train["optimizer"], gpu=on_gpu)
         if job.train["torch_compile"] is True and not on_gpu:
             check_compiler("train.torch_compile")
-    machine = cluster_machine(train.workers, gpu=True) if on_gpu else None
+    machine = cluster_machine(train.fewest_workers, gpu=True) if on_gpu else None
     jobs = [fitted(job, machine) for job in jobs]
-    cpus = cpus or room.cpus_per_worker(train.workers, gpu=on_gpu)
+    cpus = cpus or room.cpus_per_worker(min(train.workers, room.workers(gpu=on_gpu)), gpu=on_gpu)
     place = RunFolder(folder)
     failure = place.ray / name / FAILURE_FILE
-    # Ray's own record of checkpoints points at ours, which say themselves what they hold; cut short, it would stop Ray
-    (place.ray / name / SNAPSHOT).unlink(missing_ok=True)
     wait, silent = 60 * cluster.node_wait_minutes, 60 * cluster.silent_minutes
     about = f"train {jobs[0].label}" if len(jobs) == 1 else "training workers"
     events = GroupEvents(
         place.events, about, failure, max_failures=train.max_failures, silent_seconds=silent, wait_seconds=wait
     )
-    trainer = TorchTrainer(
+    scaling: dict[str, Any] = {
+        "num_workers": (train.min_workers, train.workers) if train.min_workers else train.workers,
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+    }
+    trainer = partial(
+        TorchTrainer,
         train_worker,
         train_loop_config={"jobs": [asdict(job) for job in jobs], "failure": str(failure)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.workers,
+            **scaling,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if on_gpu else {}) | ({"train": 1} if room.pool else {}),
         ),
@@ -175,7 +182,14 @@ def fit(
         explained(failure, wait_seconds=wait, kept=place.models),
         ray_train_limits(silent_seconds=silent),
     ):
-        trainer.fit()
+        has_left(failure.parent)  # a note of an earlier command
+        while True:
+            # Ray's own record of checkpoints points at ours, which say themselves what they hold; cut short, or of a
+            # group that left, it would stop Ray
+            (place.ray / name / SNAPSHOT).unlink(missing_ok=True)
+            trainer().fit()
+            if not has_left(failure.parent):
+                return
 
 
 def worker_environment(*, on_gpu: bool) -> dict[str, str]:

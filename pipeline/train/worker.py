@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from otpo.training.step import CoupledLosses, LossFunction, evaluate, optimisati
 from pipeline.events.log import record
 from pipeline.recipe import TrainConfig
 from pipeline.train.faults.policy import writing_failures
+from pipeline.train.faults.preemption import Leaving, Notices, leave
 from pipeline.train.frozen_models import JobFrozenModels
 from pipeline.train.job import TrainJob
 from pipeline.train.job_start import JobStart
@@ -64,11 +65,11 @@ def train_worker(config: dict[str, Any]) -> None:
     failure = Path(config["failure"])
     if failure.exists():  # Ray has started the group again after an error that is not to be retried
         return
-    with writing_failures(failure):
-        _run_jobs(config["jobs"])
+    with writing_failures(failure), suppress(Leaving):
+        _run_jobs(config["jobs"], failure.parent)
 
 
-def _run_jobs(jobs: list[dict[str, Any]]) -> None:
+def _run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
     meshes: dict[str, DeviceMesh] = {}  # each has process groups of its own
     writers: dict[bool, CheckpointWriter] = {}  # and so has one that writes beside training
     for values in jobs:
@@ -80,7 +81,7 @@ def _run_jobs(jobs: list[dict[str, Any]]) -> None:
             background = job.train["async_save"]
             if background not in writers:
                 writers[background] = CheckpointWriter(background=background)
-            _Trainer(job, meshes[sharding], writers[background]).run()
+            _Trainer(job, folder, meshes[sharding], writers[background]).run()
 
 
 def _mesh(job: TrainJob) -> DeviceMesh:
@@ -109,10 +110,11 @@ class _Again:
 
 
 class _Trainer:
-    """One job on this rank."""
+    """One job on this rank. `folder` is the group's, where it leaves a note for the driver."""
 
-    def __init__(self, job: TrainJob, mesh: torch.distributed.DeviceMesh, writer: CheckpointWriter):
-        self.job, self.mesh, self.writer = job, mesh, writer
+    def __init__(self, job: TrainJob, folder: Path, mesh: torch.distributed.DeviceMesh, writer: CheckpointWriter):
+        self.job, self.folder, self.mesh, self.writer = job, folder, mesh, writer
+        self.notices = Notices()
         self.train = TrainConfig(**job.train)
         self.objective = objective_of(
             None if job.method is None else resolve(job.label, job.method),
@@ -240,8 +242,13 @@ class _Trainer:
         )
         if self.validation and train.eval_every and (step % train.eval_every == 0 or step == self.job.total_steps):
             self._evaluate(step, losses)
-        if due and step < self.job.total_steps:
+        leaves = step < self.job.total_steps and self.notices.imminent(seconds)
+        if (due and step < self.job.total_steps) or leaves:
             self.saving.save(step, self.best)
+        if leaves:
+            self.saving.finish()
+            self._tell(f"saved after step {step}, because a node will be taken away")
+            leave(self.folder, step)
         return step
 
     def _batches(self, members: Sequence[Item], times: int = 1) -> Iterator[SequenceBatch]:

@@ -102,8 +102,8 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
         run.notes.extend(padded_batches(model))
     group = run.recipe.train_of("base") if supervised else run.recipe.train
     say_plan(run, labels, model, tokens, group)
-    on_gpu = training_room().check(group.workers, use_gpu=group.use_gpu)
-    with watching(run.folder, run.progress, workers=group.workers, gpu=on_gpu):
+    on_gpu = training_room().check(group.fewest_workers, use_gpu=group.use_gpu)
+    with watching(run.folder, run.progress, workers=group.fewest_workers, gpu=on_gpu):
         fit(
             jobs,
             folder,

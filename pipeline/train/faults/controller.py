@@ -44,6 +44,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         self.causes: list[Cause] = []
         self.silent: dict[int, float] = {}
         self.waiting = False  # for room
+        self.workers = 0  # of the group before
 
     # ---- the worker group ----
 
@@ -54,8 +55,9 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
             rank: f"process {worker.metadata.pid} on {worker.metadata.node_ip}"
             for rank, worker in enumerate(worker_group.get_workers())
         }
-        if self.causes or self.waiting:
-            self._tell(f"{len(self.places)} workers have started again")
+        if self.causes or self.waiting or self.workers not in (0, len(self.places)):
+            self._tell(f"started again with {len(self.places)} worker{'s' if len(self.places) > 1 else ''}")
+        self.workers = len(self.places)
         self.waiting = False
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -80,7 +82,9 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         kind = current_state._state_type.name
         error = getattr(current_state, "training_failed_error", None)
         if kind == "PREEMPTING":
-            self._tell("a node will be taken away; the workers on it are asked to save, and start again elsewhere")
+            self._tell("a node will be taken away; the workers save, and start again where there is room")
+        elif kind == "RESIZING":
+            self._tell("the nodes have room for another number of workers; they start again from the last checkpoint")
         elif kind in ("RESTARTING", "ERRORED") and isinstance(error, ray.train.WorkerGroupError):
             self._failed(cause_of(error.worker_failures, self.places), again=kind == "RESTARTING")
         elif kind == "RESCHEDULING" and not self.waiting:
