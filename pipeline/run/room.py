@@ -34,8 +34,11 @@ def check_room(run: RunContext, *, generates: bool) -> None:
     from pipeline.cluster.connect import connect
     from pipeline.cluster.nodes import check_nodes
     from pipeline.cluster.placement import grows, live_nodes
+    from pipeline.events.log import record
 
-    connect(recipe.cluster.address)
+    if where := connect(recipe.cluster.address):
+        record(run.folder.events, "Ray", where)
+        run.progress("Ray", 0, 0, where)
     generates = generates or (recipe.pairs is not None and not manifest.finished("pairs"))
     for what, sentence in find_room(recipe, live_nodes(), groups, generates=generates, grows=grows()):
         run.progress(what, 0, 0, sentence)

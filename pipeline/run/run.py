@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otpo.errors import UserError
+from pipeline.events.gauges import gauged
 from pipeline.lock.lock import one_writer
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
@@ -129,6 +130,7 @@ def open_context(
             cannot be used.
     """
     check_trackers(recipe.tracking)
+    progress = gauged(progress, recipe.name)
     place = RunFolder(Path(folder).absolute())
     manifest = open_run(recipe, place.path, redo=redo)
     check_judges(recipe, manifest, evaluates=evaluates)

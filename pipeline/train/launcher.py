@@ -24,6 +24,7 @@ from otpo.training.optimizer import check_optimizer
 from otpo.training.schedule import total_steps
 from pipeline.cluster.hardware import cluster_machine
 from pipeline.cluster.placement import training_room
+from pipeline.events.gauges import set_training
 from pipeline.plan.fitted import fitted
 from pipeline.progress import Progress
 from pipeline.recipe import ModelConfig, Recipe, TrainConfig
@@ -236,6 +237,7 @@ def _show_newest(running: list[TrainJob], progress: Progress, checked: set[str])
             continue  # the lines that are there are an earlier attempt's
         newest = newest_step(job.folder.metrics)
         if newest:
+            set_training(job.folder.path.parents[1].name, job.label, newest)
             text = f"loss {newest['loss']:.4f}"
             if "rewards/accuracies" in newest:
                 text += f", reward accuracy {newest['rewards/accuracies']:.2f}"
