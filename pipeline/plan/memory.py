@@ -71,9 +71,10 @@ def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> 
         "optimizer": int(load.state_bytes * trained) // ranks,
         "gathered layers": _gathered(shape, load, ranks),
         "activations": max(0, kept - beyond),
-        "token weights": max(0, weighing - max(0, beyond - kept)),
         "logits": _logits(shape, load, CHUNK_LOGITS[device]),
     }
+    if load.states:
+        parts["token weights"] = max(0, weighing - max(0, beyond - kept))
     if ranks > 1 and load.micro_batches > 1 and device == "cpu":
         # GPUs reduce the gradients of each micro-batch; CPUs those of a step, and keep them unsharded until then
         parts["gradients between micro-batches"] = MASTER * trained
