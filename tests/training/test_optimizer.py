@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.small_lm import small_lm
 from support.steps import go, weights
+from support.training import losses, settings
 from torch.distributed.tensor import DTensor
 
 from otpo.data.collate import collate_pairs
@@ -27,6 +30,10 @@ from otpo.records import TokenPair
 from otpo.training.objectives.pair import preference_losses
 from otpo.training.optimizer import STATE_BYTES, adamw, check_optimizer, set_learning_rate
 from otpo.training.step import optimisation_step
+from pipeline.progress import silent
+from pipeline.recipe import ModelConfig, make_recipe
+from pipeline.train.launcher import fit, make_job
+from pipeline.train.tokens import prepare_tokens
 
 LR = 1e-5
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -286,3 +293,28 @@ def test_blocks_that_would_be_cut_are_told_in_words(tmp_path):
     _group(tmp_path, [[0, 1]], "save")
     found = _group(tmp_path, [[0, 1, 2]], "load")
     assert "cannot be divided over 3 workers" in found["error"] and "that wrote it (2)" in found["error"]
+
+
+@torchao
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_exactly(ray_cluster, tmp_path, tiny_llama):
+    """By two workers of Ray; the checkpoint of step 15 was being written."""
+    labels = {"dpo": {"optimizer": "adamw_8bit", "save_every": 5}, "plain": {"method": "dpo"}}
+    recipe = make_recipe(settings(tmp_path, tiny_llama, methods=labels))
+    data = recipe.data.path
+    pairs = prepare_tokens(recipe, tmp_path, model=str(tiny_llama), source=data, supervised=False)
+    made = {"model": ModelConfig(path=str(tiny_llama)), "tokens": pairs, "caches": tmp_path / "scorers"}
+    jobs = [make_job(recipe, tmp_path, label, **made) for label in labels]
+
+    def train(jobs):
+        fit(jobs, tmp_path, name="m", train=recipe.train, cluster=recipe.cluster, progress=silent, cpus=1)
+
+    train(jobs)
+    whole, again = tmp_path / "models" / "dpo", tmp_path / "models" / "again"
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "model")
+    (again / "checkpoints" / "step-000015" / "complete.json").unlink()
+    train([replace(jobs[0], label="again", out=str(again))])
+    assert losses(again) == losses(whole)
+    apart = [abs(a - b) for a, b in zip(losses(whole), losses(tmp_path / "models" / "plain"), strict=True)]
+    assert 0 < max(apart) < 0.01
