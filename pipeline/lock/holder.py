@@ -68,6 +68,11 @@ class Holder:
         """The claim as JSON."""
         return json.dumps(asdict(self), indent=1)
 
+    @property
+    def described(self) -> str:
+        """Who it is, in words for a person."""
+        return f"`{self.command}` (user {self.user}, host {self.host}, pid {self.pid}, since {self.since})"
+
     def lives(self) -> bool | None:
         """Whether the process lives; None where this process cannot tell, because it is another machine's."""
         if self.machine != machine():

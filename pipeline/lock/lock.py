@@ -180,7 +180,7 @@ def _who(claim: _Claim) -> str:
     holder = claim.holder
     if holder is None:
         return f"the writer behind {claim.path.name}"
-    return f"`{holder.command}` (user {holder.user}, host {holder.host}, pid {holder.pid}, since {holder.since})"
+    return holder.described
 
 
 def _refusal(path: Path, claim: _Claim, otherwise: str) -> str:

@@ -101,11 +101,7 @@ def _await_its_end(remote: Remote, progress: Progress) -> None:
     first = found
     while found is not None:
         holder = found[1]
-        who = (
-            f"`{holder.command}` (user {holder.user}, host {holder.host}, pid {holder.pid}, since {holder.since})"
-            if holder
-            else f"the writer behind {CLAIM}"
-        )
+        who = holder.described if holder else f"the writer behind {CLAIM}"
         lives = holder.lives() if holder else None
         if lives or found != first:
             raise UserError(
