@@ -241,7 +241,7 @@ def formats_table() -> str:
 
 def protocols() -> str:
     """Every way of asking a judge, with its prompt as it is sent."""
-    from eval.judge.protocols import PROTOCOLS
+    from eval.judge.protocols.registry import PROTOCOLS
 
     parts = []
     for protocol in PROTOCOLS.values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eval import layout
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
+from eval.judge.protocols.registry import protocol_label
 from eval.labelled_pairs import LabelledPair, load_pairs
 from eval.stats.agreement import TIE, agreement, longer_is_right, majority
 from eval.stats.position_bias import position_bias
@@ -63,7 +64,7 @@ def judge_agreement(files: Sequence[Path], config: JudgeConfig, out: Path, *, pr
         raise WorkError(f"Not one verdict came back{most_frequent(verdicts)}. The same command asks again.")
     found: Figures = {
         "judge": config.model,
-        "protocol": config.protocol,
+        "protocol": protocol_label(config.protocol),
         "files": [str(file) for file in files],
         **_figures(pairs, verdicts, list(range(len(pairs)))),
     }
@@ -87,7 +88,7 @@ def _figures(pairs: Sequence[LabelledPair], verdicts: pd.DataFrame, members: lis
     own = verdicts[verdicts["index"].isin(set(members))]
     said = dict(zip(zip(own["index"], own["order"], strict=True), own["preference"], strict=True))
     first, second = (
-        [said.get((i, order), math.nan) for i in members]
+        [said.get((i, order), said.get((i, "none"), math.nan)) for i in members]
         for order in ("reference_first", "model_first")  # output_1 first, output_2 first
     )
     bias = position_bias(own)
@@ -110,7 +111,7 @@ def _figures(pairs: Sequence[LabelledPair], verdicts: pd.DataFrame, members: lis
 
 def _write_verdicts(out: Path, pairs: Sequence[LabelledPair], verdicts: pd.DataFrame) -> None:
     """The table of verdicts, with what most people say of the pair (1, 2, 0 for a tie, -1 for no majority)."""
-    from eval.judge.verdicts import write_verdicts
+    from eval.judge.table import write_verdicts
 
     about = [pairs[i] for i in verdicts["index"]]
     labelled = verdicts.assign(

@@ -12,6 +12,7 @@ from eval.judge.config import JudgeConfig
 from eval.outputs.columns import check_used
 from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
+from jobs.batching import estimate, know_the_way, read_batch, tell_used
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged
@@ -34,12 +35,14 @@ def judge_files(
     progress: Progress,
     subset: bool = False,
     template: str = "auto",
+    batch: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """Judge files, then write verdicts.parquet, leaderboard.csv and report.html to `out`.
 
     Args:
         files: of outputs, each a path or NAME=FILE, which makes the file one model of that name.
         template: how a reward model (`config.reward_model`) sees the instructions: auto, chat or literal.
+        batch: files of replies, which then answer in place of the endpoint.
 
     Returns:
         The leaderboard.
@@ -49,14 +52,23 @@ def judge_files(
         WorkError: not one verdict came back.
     """
     task = whole_text(task)
-    outputs, reference_rows = _read_files(files, reference, config, subset, progress)
+    outputs, reference_rows = read_files(files, reference, config, subset, progress)
+    replies = None
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
+    elif batch:
+        know_the_way(config, out, progress, ask=False)
+        replies = read_batch(batch, progress)
     else:
         progress(f"judge {config.model}", 0, 0, str(check(config, out / layout.STORE)))
-    judge = Judge(config, out / layout.STORE, template, progress)
+        if config.price_input or config.price_output:
+            cost = estimate(outputs, reference_rows, config, out, task, subset=subset)
+            progress(f"judge {config.model}", 0, 0, str(cost))
+    judge = Judge(config, out / layout.STORE, template, progress, answer=replies)
     matches = [Match(name, reference.name, rows, reference_rows) for name, rows in outputs.items()]
     verdicts = judge_task(judge, matches, task, subset=subset)
+    if replies is not None:
+        tell_used(replies, progress)
     board = make_board(verdicts, outputs, reference_rows, config)
     write_judged(out, task, verdicts, board, outputs, reference_rows)
     if not verdicts["preference"].notna().any():
@@ -81,10 +93,14 @@ def most_frequent(verdicts: pd.DataFrame) -> str:
     return f" ({int(said.iloc[0])} x {kind}{': ' + detail if detail else ''})"
 
 
-def _read_files(
+def read_files(
     files: Sequence[str], reference: Path, config: JudgeConfig, subset: bool, progress: Progress
 ) -> tuple[dict[str, list[Row]], list[Row]]:
-    """Generator -> its outputs, and the reference's. A file without generators goes by its own name."""
+    """Generator -> its outputs, and the reference's rows. A file without generators goes by its own name.
+
+    Raises:
+        UserError: files that cannot be read, or do not fit together.
+    """
     columns, count = config.columns, config.count_missing
     theirs = read_outputs(reference, columns, reference=True, count_missing=count)
     named = [_named_file(asked) for asked in files]

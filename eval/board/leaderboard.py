@@ -26,6 +26,7 @@ from eval.stats.length_control import (
     why_not_official,
 )
 from eval.stats.position_bias import bias_note, position_bias
+from eval.stats.scores import scores
 from eval.stats.verbosity import verbosity
 from eval.stats.win_rate import by_prompt, win_rates
 from otpo.errors import UserError
@@ -41,6 +42,8 @@ OWN_COLUMNS = (
     *("win_rate_low", "win_rate_high", "n_failed"),
     *MISSING_COLUMNS,
     *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high"),
+    *("score", "score_low", "score_high", "reference_score"),
+    *("style_controlled", "style_controlled_low", "style_controlled_high", "orders"),
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
     *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
     *("first_share", "first_share_low", "first_share_high", "win_rate_shown_first", "win_rate_shown_second"),
@@ -78,8 +81,9 @@ def leaderboard(
         seed: of the bootstrap of the length-adjusted win rate.
 
     Returns:
-        A table with COLUMNS. Rates and shares are percentages. Only one of length_controlled_winrate (AlpacaEval's
-        definition) and length_adjusted_winrate (ours) is filled. `note` says what to know about the row.
+        A table with COLUMNS, and for criteria a column of each. Rates and shares are percentages. Only one of
+        length_controlled_winrate (AlpacaEval's definition) and length_adjusted_winrate (ours) is filled. `note` says
+        what to know about the row.
 
     Raises:
         UserError: unusable calibration files, or verdicts about outputs that `outputs` or `reference` do not have.
@@ -94,7 +98,11 @@ def leaderboard(
             raise UserError(f"verdicts about {name!r}: expected its outputs, found those of {sorted(outputs)}.")
         row = _row(str(name), of_prompts[name], of_model[name], outputs[name], reference, loaded, unofficial, seed)
         rows.append({**row, "judge": judge, "protocol": protocol})
-    board = with_bounds(with_ranks(pd.DataFrame(rows, columns=list(COLUMNS)), standings_of(prompts, names)))
+    scored = scores(verdicts, lambda name: _texts(of_prompts[name], outputs[name], reference, name))
+    for row, found in zip(rows, map(scored.get, names), strict=True):
+        row |= found or {}
+    more = dict.fromkeys(column for row in rows for column in row if column not in COLUMNS)
+    board = with_bounds(with_ranks(pd.DataFrame(rows, columns=[*COLUMNS, *more]), standings_of(prompts, names)))
     return board.sort_values("win_rate", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
@@ -129,6 +137,7 @@ def _row(
             *([r.get(c) for r, known in zip(mine, there, strict=True) if known] for c in ("n_tokens", "truncated")),
         ),
         "flip_rate": _flip_rate(prompts),
+        "orders": _orders(own),
         "read": _read_shares(own),
         "first_share": bias.first_share,
         "first_share_low": bias.low,
@@ -167,6 +176,13 @@ def _row(
     return row
 
 
+def _texts(prompts: pd.DataFrame, outputs: Rows, reference: Rows, name: str) -> dict[int, tuple[str, str]]:
+    """Number of a prompt -> the two outputs that were compared."""
+    sides = (rows_of_prompts(prompts["instruction"], rows, name) for rows in (outputs, reference))
+    pairs = zip(prompts["index"], *sides, strict=True)
+    return {i: (a["output"], b["output"]) for i, a, b in pairs if a["output"] is not None and b["output"] is not None}
+
+
 def _official(
     name: str,
     reference_name: str,
@@ -197,6 +213,14 @@ def _read_shares(verdicts: pd.DataFrame) -> str:
     return ", ".join(f"{read} {100 * share:.0f}%" for read, share in shares.items())
 
 
+def _orders(verdicts: pd.DataFrame) -> str:
+    """Whether prompts were asked in "both" orders, in "one", or outputs "singly"."""
+    orders = set(verdicts["order"].dropna()) if "order" in verdicts else set()
+    if orders <= {"none"}:
+        return "singly" if orders else ""
+    return "both" if (verdicts.groupby("index")["order"].nunique() > 1).any() else "one"
+
+
 def _flip_rate(prompts: pd.DataFrame) -> float | None:
     flips = prompts["flipped"].dropna()
     return float(flips.astype(float).mean() * 100) if len(flips) else None
@@ -209,11 +233,11 @@ def _total(verdicts: pd.DataFrame, column: str) -> float | None:
     return float(values.sum()) if len(values) else None
 
 
-def board_title(task: str, judge: str, protocol: str, reference: str) -> str:
-    """The title of a leaderboard. It is "AlpacaEval 2" only with that benchmark's judge, prompt and reference."""
-    official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol.startswith("alpaca_eval")
+def board_title(task: str, judge: str, protocol: str, reference: str, orders: str = "") -> str:
+    """The title of a leaderboard. "AlpacaEval 2" has that benchmark's judge, prompt, reference and order."""
+    official = judge == OFFICIAL_JUDGE and reference == OFFICIAL_REFERENCE and protocol == "alpaca_eval"
     if official and task.startswith("alpaca_eval"):
-        return "AlpacaEval 2"
+        return "AlpacaEval 2, but in both orders" if orders == "both" else "AlpacaEval 2"
     if protocol == "reward":
         return f"{task}, scored by the reward model {judge} against {reference}"
     return f"{task}, judged by {judge} with the {protocol} prompt against {reference}"
@@ -263,7 +287,9 @@ def _literal(text: Any) -> str:
 
 def read_leaderboard(path: Path) -> pd.DataFrame:
     """Read what `write_leaderboard` wrote. Names stay text; a column that the file lacks is empty."""
-    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "note")}
+    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "note", "orders")}
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
+    earlier = frame["flip_rate"].notna().map({True: "both", False: ""})
+    frame["orders"] = frame["orders"].astype(object).where(frame["orders"].notna(), earlier)
     return frame.assign(**{column: frame[column].astype(object).fillna("") for column in ("note", "read")})

@@ -31,6 +31,8 @@ from eval.board.sentences import (
     explanation,
     front_sentence,
     judge_health,
+    score_columns,
+    scores_note,
     share,
     world_sentence,
 )
@@ -195,7 +197,7 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
     drawn = table[table["win_rate"].notna() & table["avg_length"].notna()]
     return {
         "task": board.task,
-        "title": board_title(board.task, board.judge, board.protocol, board.reference),
+        "title": board_title(board.task, board.judge, board.protocol, board.reference, board.orders),
         "claim": claim(table, pairs),
         "sentences": explanation(table, pairs),
         "rows": rows,
@@ -212,6 +214,8 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
         "verbosity": [column for column in VERBOSITY if (table[column[1]].fillna(0) != 0).any()],
+        "scores": score_columns(table),
+        "scores_note": scores_note(table),
         "pairs": _records(pairs),
         "matrix": matrix(against),
         "reach": _reach(pairs),

@@ -61,13 +61,14 @@ class RunFiles:
 
 @dataclass
 class Board:
-    """What can be compared: the models of all runs that share a task, judge, protocol and reference.
+    """What can be compared: the models of all runs that share a task, judge, protocol, reference and orders.
 
     Attributes:
         task: its name.
         judge: the judge's name.
         protocol: how the judge was asked.
         reference: the reference's name.
+        orders: in which the judge was asked: "one", "both" or "singly"; empty where it is not known.
         table: the rows of the leaderboard, with the column `run`.
         verdicts: with the names of `table` as generators; may be empty.
         outputs: name in `table` -> rows of outputs; may be empty.
@@ -82,6 +83,7 @@ class Board:
     verdicts: pd.DataFrame
     outputs: dict[str, list[dict[str, Any]]]
     reference_rows: list[dict[str, Any]]
+    orders: str = ""
 
 
 def write_outputs(
@@ -208,14 +210,14 @@ def _labels(run: RunFiles) -> list[str]:
 
 
 def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> list[Board]:
-    """The boards of all runs. Those with the same task, judge, protocol and reference are merged."""
+    """The boards of all runs. Those with the same task, judge, protocol, reference and orders are merged."""
     merged: dict[tuple[str, ...], list[tuple[int, pd.DataFrame]]] = {}
     for i, run in enumerate(runs):
         if run.board is not None:
-            for key, table in run.board.groupby(list(CONTEXT_COLUMNS), sort=False, dropna=False):
+            for key, table in run.board.groupby([*CONTEXT_COLUMNS, "orders"], sort=False, dropna=False):
                 merged.setdefault(tuple(str(k) for k in key), []).append((i, table))
     result = []
-    for (task, judge, protocol, reference), parts in merged.items():
+    for (task, judge, protocol, reference, orders), parts in merged.items():
         tables, verdicts = [], []
         outputs: dict[str, list[dict[str, Any]]] = {}
         reference_rows: list[dict[str, Any]] = []
@@ -234,7 +236,7 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
         table = pd.concat(tables, ignore_index=True)
         table = table.sort_values("win_rate", ascending=False, kind="stable", ignore_index=True)
         frame = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame()
-        result.append(Board(task, judge, protocol, reference, table, frame, outputs, reference_rows))
+        result.append(Board(task, judge, protocol, reference, table, frame, outputs, reference_rows, orders))
     return result
 
 

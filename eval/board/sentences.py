@@ -8,15 +8,28 @@ from typing import Any
 import pandas as pd
 
 from eval.board.numbers import count, number, points, relative
+from eval.stats.scores import CRITERION
 
 READ = {
     "logprobs": "from the probabilities of the two letters",
     "text": "from the text",
     "json": "from JSON",
+    "tool": "from the call of a tool",
+    "score": "the difference of a reward model's scores",
     "samples": "the mean of several samples",
     "identical": "identical outputs, a draw without a call",
 }
 FRONT_NAMED = 12
+SCORES = [
+    ("Score", "score", 1),
+    ("Score, low", "score_low", 1),
+    ("Score, high", "score_high", 1),
+    ("Reference's score", "reference_score", 1),
+    ("Style-controlled", "style_controlled", 1),
+    ("Style, low", "style_controlled_low", 1),
+    ("Style, high", "style_controlled_high", 1),
+]
+"""Heading, column and decimals."""
 
 
 def claim(board: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -246,3 +259,23 @@ def runner_up(judged: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any] | Non
                 row |= {"low": None if pd.isna(low) else -low, "high": None if pd.isna(high) else -high}
             return row
     return None
+
+
+def score_columns(table: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """Heading, column and decimals of the scores that a board has."""
+    criteria = [(str(name), str(name), 1) for name in table if str(name).startswith(CRITERION)]
+    return [column for column in (*SCORES, *criteria) if table[column[1]].notna().any()]
+
+
+def scores_note(table: pd.DataFrame) -> str:
+    """What the scores are."""
+    if table["reference_score"].notna().any():
+        return (
+            "Score: the mean of what the judge gave each output, seen alone, with its 95% interval over prompts. A "
+            "model wins a prompt where its output's score is higher than the reference's."
+        )
+    return (
+        "Score: percent of games won, a tie half, where a strong win or loss counts as often as its grade says. "
+        "Style-controlled: the same if the outputs had the reference's length, headers, lists and bold text, by a "
+        "logistic fit to all models of the board. Both with 95% intervals over prompts. Ranks are of the win rate."
+    )

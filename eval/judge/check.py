@@ -8,12 +8,13 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from eval.judge.asking.probe import QUESTION, find_way
-from eval.judge.asking.ways import Way, is_known, messages_of, parameters, recall, remember, way_of
+from eval.judge.asking.ways import Way, first_way, is_known, messages_of, parameters, recall, remember, way_of
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import RETRIED, Endpoint, Failure, advice, open_endpoint
 from eval.judge.event_loop import run_coroutine
-from eval.judge.prompt_templates import render
-from eval.judge.protocols import PROTOCOLS, Protocol, find_protocol
+from eval.judge.protocols.protocol import Protocol
+from eval.judge.protocols.registry import find_protocol
+from eval.judge.protocols.templates import render
 from otpo.errors import UserError
 
 
@@ -31,10 +32,9 @@ def check(config: JudgeConfig, store: str | Path | None = None) -> Way:
         UserError: nothing listens at the address, the key is refused, the model is not served, a setting is refused,
             no verdict can be read, or the protocol is unknown or its prompt template is missing.
     """
-    if config.protocol not in PROTOCOLS:
-        find_protocol(config.protocol, "pair")
-    protocol = PROTOCOLS[config.protocol]
+    protocol = find_protocol(config.protocol)
     render(protocol, "", "", "")  # AlpacaEval's template may be missing
+    first_way(config, protocol)
     if store is not None and not is_known(config, protocol):
         recall(config, protocol, store)
     if is_known(config, protocol):

@@ -8,15 +8,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
+from eval.judge.asking.questions import Question, Verdict, verdict_of
 from eval.judge.asking.ways import Way, keep_ways, messages_of, parameters, way_of
-from eval.judge.budget import Budget
+from eval.judge.budget import Budget, Pace, most_tokens_of, size_of
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import FATAL, RETRIED, Endpoint, Failure, advice, open_endpoint
 from eval.judge.event_loop import run_coroutine
-from eval.judge.prompt_templates import Message
-from eval.judge.protocols import Protocol
 from eval.judge.replies import Reading, UnreadableError, read_reply, read_usage
 from eval.judge.store import Store, StoredReply, request_key
 from otpo.errors import UserError, WorkError
@@ -26,45 +25,8 @@ BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, LONGEST_RETRY_AFTER_SECONDS = 0.25, 30
 Progress = Callable[[int, int, int], None]
 """Called with (done, total, failures)."""
 
-
-@dataclass(frozen=True)
-class Question:
-    """The messages to send, the protocol by which the reply is read, and which of several samples it asks for."""
-
-    messages: list[Message]
-    protocol: Protocol
-    sample: int = 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a question.
-
-    Attributes:
-        key: of the reply in the store; empty if the judge was not asked.
-        value: a preference in [1, 2] or a rating in [1, 10]; NaN exactly if there is an `error`.
-        read: where the verdict was read: "logprobs", "json" or "text".
-        error: the kind of failure (see `endpoint`), or None.
-        detail: the endpoint's own words about the failure, or what the judge said in place of a verdict.
-        raw: the body of the last reply, if any.
-        attempts: calls made for it now; 0 if the reply was in the store.
-        prompt_tokens: of all attempts, failed ones included.
-        completion_tokens: of all attempts, failed ones included.
-        seconds: duration of the call that succeeded.
-        cached: whether the reply was in the store.
-    """
-
-    key: str
-    value: float = math.nan
-    error: str | None = None
-    detail: str | None = None
-    raw: str | None = None
-    attempts: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    cached: bool = False
-    read: str | None = None
+Answer = Callable[[str, dict[str, Any]], "str | Failure"]
+"""Answers without a call: a question's key and the body of its request -> the reply, or why there is none."""
 
 
 class JudgingSession:
@@ -81,7 +43,7 @@ class JudgingSession:
         self._endpoint, self._config, self._store = endpoint, config, store
         self._budget = Budget(config, spent)
         self._stop = asyncio.Event()
-        self._next_start = 0.0
+        self._pace = Pace(config)
         self._failed_in_a_row = 0
         self._answered = False
         self._given_up: Failure | None = None
@@ -103,14 +65,8 @@ class JudgingSession:
             Failure: of a kind in FATAL, or "stopped" if the session was stopped before a call.
         """
         config, attempts, tokens = self._config, 0, [0, 0]
-        way = way_of(config, question.protocol)
-        messages, fields = (
-            messages_of(question.messages, question.protocol, way),
-            parameters(question.protocol, config, way),
-        )
-        body = {"model": config.model, "messages": messages, **fields}
-        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 16 for message in messages)
-        most_tokens = fields.get(way.tokens_field) or question.protocol.max_tokens
+        way, body = way_of(config, question.protocol), request_of(question, config)
+        size, most_tokens = size_of(body), most_tokens_of(body) or question.protocol.max_tokens
 
         def failed(failure: Failure, raw: str | None = None) -> Verdict:
             detail = failure.detail or None
@@ -122,7 +78,8 @@ class JudgingSession:
             reserved = await self._budget.reserve(size, most_tokens)
             if reserved is None:
                 return failed(Failure("budget"))
-            await self._wait_for_turn()
+            booked, seconds = self._pace.book(size, most_tokens)
+            await self._sleep(seconds)
             if self.stopped:
                 await self._budget.settle(reserved, size, (0, 0))
                 raise Failure("stopped")
@@ -142,10 +99,10 @@ class JudgingSession:
                 seconds = time.perf_counter() - started
                 self._store.put(key, str(config.model), StoredReply(raw, tokens[0], tokens[1], seconds))
                 self._failed_in_a_row, self._answered = 0, True
-                spent = (tokens[0], tokens[1], seconds)
-                return Verdict(key, found.value, None, None, raw, attempts, *spent, read=found.read)
+                return verdict_of(key, found, StoredReply(raw, tokens[0], tokens[1], seconds), attempts)
             finally:
                 await self._budget.settle(reserved, size, used)
+                self._pace.settle(booked, used)
             tokens[0] += used[0]
             tokens[1] += used[1]
             if error.kind in FATAL:
@@ -167,7 +124,11 @@ class JudgingSession:
         """Read a verdict. A reply without logprobs is asked for again; only the last attempt may be read as text."""
         allow_text = _allows_text(question, self._config, way)
         if way.read != "logprobs":
-            return read_reply(question.protocol, raw, allow_text)
+            try:
+                return read_reply(question.protocol, raw, allow_text)
+            except UnreadableError as unreadable:  # logprobs were not asked for
+                kind = "unparsable" if unreadable.kind == "no_logprobs" else unreadable.kind
+                raise UnreadableError(kind, unreadable.said) from None
         try:
             found = read_reply(question.protocol, raw, allow_text=False)
         except UnreadableError as unreadable:
@@ -191,14 +152,6 @@ class JudgingSession:
         if self._failed_in_a_row >= max(self._config.concurrency, 8):
             self._given_up = failure
 
-    async def _wait_for_turn(self) -> None:
-        if self._config.max_requests_per_minute is None:
-            return
-        now = time.monotonic()
-        start = max(now, self._next_start)
-        self._next_start = start + 60 / self._config.max_requests_per_minute
-        await self._sleep(start - now)
-
     async def _pause(self, attempts: int, asked: float | None) -> None:
         backoff = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempts - 1)) * random.uniform(0.5, 1.0)
         await self._sleep(backoff if asked is None else asked + random.uniform(0, 0.1) * min(backoff, asked))
@@ -218,6 +171,7 @@ def ask_all(
     store: Store,
     progress: Progress | None = None,
     spent_usd: float = 0.0,
+    answer: Answer | None = None,
 ) -> list[Verdict]:
     """Ask every question whose reply is not in the store yet.
 
@@ -229,6 +183,7 @@ def ask_all(
         store: where replies are kept.
         progress: called after each verdict.
         spent_usd: already spent of `config.budget_usd`.
+        answer: in place of the endpoint, which is then not called.
 
     Returns:
         The verdicts, in the order of the questions.
@@ -256,9 +211,26 @@ def ask_all(
         if stored is not None and (verdict := _from_store(key, stored, question, config)):
             del to_ask[key]
             finished(verdict)
-    if to_ask:
+    if answer is not None:
+        for key, question in to_ask.items():
+            finished(_answered(key, question, config, store, answer))
+    elif to_ask:
         run_coroutine(_ask_new(list(to_ask.items()), config, store, finished, spent_usd))
     return [verdicts[key] for key in keys]
+
+
+def _answered(key: str, question: Question, config: JudgeConfig, store: Store, answer: Answer) -> Verdict:
+    reply = answer(key, request_of(question, config))
+    if isinstance(reply, Failure):
+        return Verdict(key, error=reply.kind, detail=reply.detail or None)
+    stored = StoredReply(reply, *read_usage(reply), 0.0)
+    try:
+        found = read_reply(question.protocol, reply, _allows_text(question, config, way_of(config, question.protocol)))
+    except UnreadableError as unreadable:
+        used = (stored.prompt_tokens, stored.completion_tokens)
+        return Verdict(key, math.nan, unreadable.kind, unreadable.said, reply, 1, *used)
+    store.put(key, str(config.model), stored)
+    return verdict_of(key, found, stored, 1)
 
 
 async def _ask_new(
@@ -300,12 +272,20 @@ async def _ask_new(
             raise UserError(message)
 
 
-def _key(question: Question, config: JudgeConfig) -> str:
+def request_of(question: Question, config: JudgeConfig) -> dict[str, Any]:
+    """The body of the request that asks a question, in the way that the endpoint was found to take."""
     way = way_of(config, question.protocol)
-    fields = parameters(question.protocol, config, way)
+    messages = messages_of(question.messages, question.protocol, way)
+    return {"model": config.model, "messages": messages, **parameters(question.protocol, config, way)}
+
+
+def _key(question: Question, config: JudgeConfig) -> str:
+    body = request_of(question, config)
+    messages = body.pop("messages")
+    model = body.pop("model")
     if question.sample:
-        fields["sample"] = question.sample  # not sent: a reply is another one each time
-    return request_key(str(config.model), messages_of(question.messages, question.protocol, way), fields)
+        body["sample"] = question.sample  # not sent: a reply is another one each time
+    return request_key(str(model), messages, body)
 
 
 def _allows_text(question: Question, config: JudgeConfig, way: Way) -> bool:
@@ -319,13 +299,4 @@ def _from_store(key: str, stored: StoredReply, question: Question, config: Judge
         found = read_reply(question.protocol, stored.response, allow_text)
     except UnreadableError:
         return None
-    return Verdict(
-        key,
-        found.value,
-        raw=stored.response,
-        prompt_tokens=stored.prompt_tokens,
-        completion_tokens=stored.completion_tokens,
-        seconds=stored.seconds,
-        cached=True,
-        read=found.read,
-    )
+    return verdict_of(key, found, stored, 0, cached=True)

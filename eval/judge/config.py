@@ -20,7 +20,9 @@ class JudgeConfig(BaseModel):
     url: str | None = Field(None, description="Base address of an OpenAI-compatible server; it usually ends in /v1.")
     model: str | None = Field(None, description="The judge's model, as its server names it.")
     protocol: str = Field(
-        "preference", description="How the judge is asked: preference, summary, alpaca_eval or rating."
+        "preference",
+        description="How the judge is asked: preference, summary, tldr, alpaca_eval, arena_hard, mt_bench, "
+        "mt_bench_single, rating, or a YAML file of your own.",
     )
     reward_model: str | None = Field(
         None,
@@ -37,9 +39,10 @@ class JudgeConfig(BaseModel):
     timeout: float = Field(120.0, gt=0, description="Seconds that one request may take.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature of the judge.")
     max_tokens: int | None = Field(None, ge=1, description="Most tokens of a reply. Unset: the protocol's own number.")
-    verdict: Literal["auto", "logprobs", "json", "text"] = Field(
+    verdict: Literal["auto", "logprobs", "json", "tool", "text"] = Field(
         "auto",
-        description="Where verdicts are read: logprobs, JSON by a schema, or the text. auto: the first that it gives.",
+        description="Where verdicts are read: logprobs, JSON by a schema, a tool's call, or the text. auto: the first "
+        "that it gives.",
     )
     samples: int = Field(
         1, ge=1, description="Times that each question is asked; the mean counts. Needs a temperature above 0."
@@ -55,6 +58,9 @@ class JudgeConfig(BaseModel):
     price_input: float = Field(0.0, ge=0, description="USD per million prompt tokens.")
     price_output: float = Field(0.0, ge=0, description="USD per million completion tokens.")
     max_requests_per_minute: int | None = Field(None, ge=1, description="Most requests a minute. Unset: no limit.")
+    max_tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens a minute, of prompts and replies together. Unset: no limit."
+    )
     calibration: str | None = Field(
         None, description="Folder with instruction_difficulty.csv and df_gamed*.csv, for length-controlled win rates."
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from eval.judge.client import Progress, Question, ask_all
+from eval.judge.asking.questions import Question
+from eval.judge.client import Progress, ask_all
 from eval.judge.config import JudgeConfig
-from eval.judge.prompt_templates import render
-from eval.judge.protocols import PROTOCOLS
+from eval.judge.protocols.registry import PROTOCOLS
+from eval.judge.protocols.templates import render
 from eval.judge.store import open_store
 from otpo.errors import WorkError
 from otpo.files import Row

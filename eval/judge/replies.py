@@ -1,7 +1,8 @@
 """Reads a verdict from the judge's reply.
 
 A pairwise reply is read as AlpacaEval's weighted annotator reads it: `logprob_parser` with numerator "m" and
-denominator {"m", "M"} (https://github.com/tatsu-lab/alpaca_eval). A rating is the expected value of the number.
+denominator {"m", "M"} (https://github.com/tatsu-lab/alpaca_eval). A rating is the expected value of the number. Grades
+and criteria are read from the text alone (`reading.spoken`).
 
 Logprobs count only where they are those of the answer: the text without its thinking says a verdict, the position is
 the one whose token says it there, and the tokens of a verdict have at least `Protocol.least_mass` at it.
@@ -14,8 +15,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from eval.judge.protocols import FIRST, PROTOCOLS, SECOND, Protocol
+from eval.judge.protocols.protocol import FIRST, SECOND, Protocol
+from eval.judge.protocols.registry import PROTOCOLS
 from eval.judge.reading.logprobs import Position, position_at, positions_of, weights_of
+from eval.judge.reading.spoken import bracketed_rating, read_criteria, score_of, spoken_grade
 from eval.judge.reading.text import letter_of, spoken_verdict, strip_thinking, without_raw_spaces
 
 _NUMBER = re.compile(r"\D{0,20}?(?P<number>10|[1-9])(?:\s*/\s*10)?\D{0,20}", re.DOTALL)
@@ -35,14 +38,23 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Reading:
-    """A verdict, and where it was read: "logprobs", "json" or "text"."""
+    """A verdict.
+
+    Attributes:
+        value: a preference in [1, 2], a rating in [1, 10], or by criteria a score in [0, 100].
+        read: where it was read: "logprobs", "json", "tool" or "text".
+        said: the grade, or what was said of each criterion as JSON; None for other kinds of verdict.
+        weight: how often it counts in the score.
+    """
 
     value: float
     read: str
+    said: str | None = None
+    weight: float = 1.0
 
 
 def read_reply(protocol: Protocol, reply: str, allow_text: bool) -> Reading:
-    """The verdict in a reply: a preference in [1, 2] or a rating in [1, 10], as the protocol says.
+    """The verdict in a reply, as the protocol says.
 
     Args:
         protocol: what the judge was asked for.
@@ -56,14 +68,34 @@ def read_reply(protocol: Protocol, reply: str, allow_text: bool) -> Reading:
         response = json.loads(reply)
     except ValueError:
         raise UnreadableError("malformed") from None
+    if protocol.verdict in ("grades", "criteria"):
+        return _read_said(response, protocol)
     read = read_pair if protocol.verdict == "pair" else read_rating
     try:
         return Reading(read(response, False, protocol), "logprobs")
     except UnreadableError:
         if not allow_text:
             raise
-    value = read(response, True, protocol)
-    return Reading(value, "json" if re.match(r"(?:```(?:json)?\s*)?\{", _text(_choice(response))) else "text")
+    return Reading(read(response, True, protocol), _where(_choice(response)))
+
+
+def _read_said(response: dict[str, Any], protocol: Protocol) -> Reading:
+    choice = _choice(response)
+    text = _text(choice)
+    if protocol.verdict == "grades":
+        if grade := spoken_grade(text, protocol.grades):
+            return Reading(grade.preference, _where(choice), grade.said, grade.weight)
+    elif values := read_criteria(text, protocol.criteria):
+        said = json.dumps(values, ensure_ascii=False)
+        return Reading(score_of(values, protocol.criteria), _where(choice), said)
+    raise _unreadable(choice, text, [])
+
+
+def _where(choice: dict[str, Any]) -> str:
+    """Where a verdict that was not read from logprobs stands."""
+    if _called(choice):
+        return "tool"
+    return "json" if re.match(r"(?:```(?:json)?\s*)?\{", _text(choice)) else "text"
 
 
 def read_usage(reply: str) -> tuple[int, int]:
@@ -133,8 +165,10 @@ def read_rating(response: dict[str, Any], allow_text: bool = False, protocol: Pr
         total = sum(weights.values())
         if total >= protocol.least_mass and _number(position.token) == int(number["number"]):
             return sum(value * weight for value, weight in weights.items()) / total
-    if allow_text and number:
-        return float(number["number"])
+    if allow_text:
+        said = float(number["number"]) if number else bracketed_rating(text)
+        if said is not None:
+            return said
     raise _unreadable(choice, text, positions)
 
 
@@ -151,10 +185,23 @@ def _choice(response: dict[str, Any]) -> dict[str, Any]:
 
 def _content(choice: dict[str, Any]) -> str:
     message = choice.get("message")
+    if called := _called(choice):
+        return called
     content = message.get("content") if isinstance(message, dict) else choice.get("text")
     if isinstance(content, list):  # parts, as of a message to the model
         content = "".join(part["text"] for part in content if isinstance(part, dict) and _is_text(part))
     return content if isinstance(content, str) else ""
+
+
+def _called(choice: dict[str, Any]) -> str | None:
+    """The arguments of the one tool that a reply calls, as JSON; None where it calls none, or several."""
+    message = choice.get("message")
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    if not isinstance(calls, list) or len(calls) != 1 or not isinstance(calls[0], dict):
+        return None
+    function = calls[0].get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return json.dumps(arguments) if isinstance(arguments, dict) else arguments if isinstance(arguments, str) else None
 
 
 def _is_text(part: dict[str, Any]) -> bool:

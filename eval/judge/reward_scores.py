@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from eval.judge.client import Verdict
+from eval.judge.asking.questions import Verdict
 from eval.judge.config import JudgeConfig
-from eval.judge.verdicts import unasked, verdict_row, verdict_table
+from eval.judge.table import unasked, verdict_row, verdict_table
 from eval.outputs.matching import match_outputs
 from otpo.files import Row
 
@@ -35,7 +35,7 @@ def judge_by_scores(
         subset: allow `outputs` to cover only some of the reference's instructions.
 
     Returns:
-        One row a verdict, with the columns of `eval.judge.verdicts.judge`, in the order of the reference.
+        One row a verdict, with the columns of `eval.judge.table`, in the order of the reference.
 
     Raises:
         UserError: instructions that do not match.
@@ -57,7 +57,7 @@ def judge_by_scores(
             ours, theirs = score[pair.instruction, pair.output], score[pair.instruction, pair.reference]
             raw = json.dumps({"score": ours, "reference_score": theirs})
             verdict = Verdict(key="scored", value=1.0 + _sigmoid(ours - theirs), raw=raw, read="score")
-        rows.append(verdict_row(pair, "none", verdict, JudgeConfig(), task, pays=True))
+        rows.append(verdict_row(pair, "none", verdict, JudgeConfig(), task, pays=True, protocol=None))
     return verdict_table(rows)
 
 

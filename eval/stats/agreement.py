@@ -118,13 +118,16 @@ def cohen_kappa(tables: np.ndarray) -> np.ndarray:
         return np.where(chance < 1, (observed - chance) / (1 - chance), np.nan)
 
 
-def grouped_mean(name: str, values: npt.ArrayLike, groups: np.ndarray) -> dict[str, float | None]:
+def grouped_mean(
+    name: str, values: npt.ArrayLike, groups: np.ndarray, weights: npt.ArrayLike | None = None
+) -> dict[str, float | None]:
     """The mean of values and its 95 % interval over groups, which may be of unequal size.
 
     Args:
         name: of the figure in the result.
         values: (n,) within [0, 1].
         groups: (n,) numbers from 0; values of one group are not independent.
+        weights: (n,) how often each value counts; once by default.
 
     Returns:
         NAME, NAME_low and NAME_high; None without values.
@@ -132,18 +135,20 @@ def grouped_mean(name: str, values: npt.ArrayLike, groups: np.ndarray) -> dict[s
     x = np.asarray(values, dtype=float)
     if not len(x):
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    sizes = np.bincount(groups)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
+    sizes = np.bincount(groups, weights=w)
     seen = sizes > 0
-    sums = np.bincount(groups, weights=x)
+    sums = np.bincount(groups, weights=w * x)
     sizes, sums = sizes[seen], sums[seen]
+    mean = float(sums.sum() / sizes.sum())
     # A group moves the mean by its own mean's distance from it, and by its size. Of groups of one size these are the
     # groups' means; of groups of one pair, the values.
-    pulls = x.mean() + (sums - sizes * x.mean()) / sizes.mean()
+    pulls = mean + (sums - sizes * mean) / sizes.mean()
     low, high = mean_intervals(pulls, (min(0.0, pulls.min()), max(1.0, pulls.max())), NEAR)
     return {
-        name: float(x.mean()),
-        f"{name}_low": float(min(max(low[0], 0.0), x.mean())),
-        f"{name}_high": float(max(min(high[0], 1.0), x.mean())),
+        name: mean,
+        f"{name}_low": float(min(max(low[0], 0.0), mean)),
+        f"{name}_high": float(max(min(high[0], 1.0), mean)),
     }
 
 

@@ -51,10 +51,11 @@ def by_prompt(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Turn a table with one row a verdict into one with one row a model and prompt.
 
     The preference for a prompt that was asked in both orders is the mean of the two. It is missing if either order
-    failed: one order alone would bring back the position bias that asking in both removes.
+    failed: one order alone would bring back the position bias that asking in both removes. Where `combine` is "agreed",
+    two orders that do not name the same winner are a draw, as in MT-Bench.
 
     Args:
-        verdicts: columns generator, index, preference; also instruction, instruction_hash, reference_hash, order.
+        verdicts: columns generator, index, preference; also instruction, instruction_hash, reference_hash, combine.
 
     Returns:
         Columns generator, index, preference, flipped (whether the two orders name different winners; None if there is
@@ -69,6 +70,10 @@ def by_prompt(verdicts: pd.DataFrame) -> pd.DataFrame:
     rows = groups[kept].first() if kept else pd.DataFrame(index=groups.size().index)
     failed = groups["failed"].any()
     rows.insert(0, "preference", groups["preference"].mean().where(~failed))
-    flipped = (groups["winner"].nunique() > 1).astype(object)
+    differ = groups["winner"].nunique() > 1
+    if "combine" in verdicts:
+        agreed = verdicts["combine"].eq("agreed").groupby([verdicts[key] for key in keys], sort=True).any()
+        rows["preference"] = rows["preference"].mask(agreed & differ & ~failed, 1.5)
+    flipped = differ.astype(object)
     rows.insert(1, "flipped", flipped.where((groups.size() > 1) & ~failed, None))
     return rows.reset_index()

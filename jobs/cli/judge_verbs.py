@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,11 @@ from jobs.cli.options import (
 )
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
+from otpo.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.judge.config import JudgeConfig
+    from pipeline.progress import Progress
 
 
 def judge(
@@ -62,12 +67,29 @@ def judge(
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
     ] = False,
+    batch_write: Annotated[
+        Path | None,
+        typer.Option("--batch-write", help="write the questions to a batch file in OpenAI's format, and ask nothing"),
+    ] = None,
+    batch_read: Annotated[
+        list[Path] | None,
+        typer.Option("--batch-read", show_default=False, help="take replies from a batch's files, and ask nothing"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say how many calls there would be and their price, and ask nothing")
+    ] = False,
 ) -> None:
     """Verdicts, win rates and lengths of outputs against a reference."""
     from jobs.judging import judge_files
     from pipeline.lock.lock import one_writer
 
-    one_judge("--reward-model", reward_model, judge_url, judge_model)
+    offline = [option for option, given in (
+        ("--batch-write", batch_write), ("--batch-read", batch_read), ("--dry-run", dry_run),
+    ) if given]  # fmt: skip
+    if len(offline) > 1 or (offline and reward_model):
+        raise UserError(f"{' and '.join(offline)}{' and --reward-model' * bool(reward_model)}: keep one.")
+    if not offline:
+        one_judge("--reward-model", reward_model, judge_url, judge_model)
     config = judge_of(
         settings,
         url=judge_url,
@@ -85,6 +107,10 @@ def judge(
         columns=columns_of(column),
         count_missing=count_missing,
     )
+    if batch_write or dry_run:
+        with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
+            _without_calls(outputs, reference, config, out, task, batch_write, subset, bars.show)
+        return
     setting = one_of("--template", template, "auto", "chat", "literal")
     if reward_model:
         from otpo.data.template import of_model
@@ -100,6 +126,7 @@ def judge(
             progress=bars.show,
             subset=subset,
             template=setting,
+            batch=batch_read or (),
         )
     from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder
@@ -108,6 +135,34 @@ def judge(
     for note in terminal_notes(board):
         show(note)
     show(f"Report: {RunFolder(out.absolute()).report}")
+
+
+def _without_calls(
+    files: list[str],
+    reference: Path,
+    config: JudgeConfig,
+    out: Path,
+    task: str,
+    batch: Path | None,
+    subset: bool,
+    progress: Progress,
+) -> None:
+    """Write a batch file, or say what judging would cost."""
+    from jobs.batching import estimate, know_the_way, write_batch
+    from jobs.judging import read_files
+
+    rows, theirs = read_files(files, reference, config, subset, progress)
+    know_the_way(config, out, progress, ask=batch is not None)
+    if batch is None:
+        show(str(estimate(rows, theirs, config, out, task, subset=subset)))
+        return
+    written, cost = write_batch(batch, rows, theirs, config, out, task, subset=subset)
+    if not written.requests:
+        show("Every question has its reply; there is nothing to write.")
+        return
+    show(f"{written.requests:,} requests in {', '.join(map(str, written.files))}")
+    show(str(cost))
+    show("Hand them in; then run the same command with --batch-read and the files that come back.")
 
 
 def agreement(

@@ -32,7 +32,14 @@ JudgeSettings = Annotated[
         help="any key of a recipe's judge section, for example --set judge.temperature=1; may be given several times",
     ),
 ]  # fmt: skip
-Protocol = Annotated[str, typer.Option("--protocol", help="preference, summary, or alpaca_eval (the official prompt)")]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="how the judge is asked: preference, summary, tldr, alpaca_eval (the official prompt), arena_hard,"
+        " mt_bench, mt_bench_single, rating, or a YAML file of your own",
+    ),
+]
 Concurrency = Annotated[int, typer.Option("--concurrency", help="requests at a time")]
 BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")]
 PriceInput = Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")]

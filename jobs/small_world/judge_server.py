@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.judge.prompt_templates import fenced_texts
-from eval.judge.protocols import FIRST, SECOND
+from eval.judge.protocols.protocol import FIRST, SECOND
+from eval.judge.protocols.templates import fenced_texts
 from jobs.small_world import world as small_world
 from jobs.small_world.opinions import Reader, readers
 

@@ -34,6 +34,7 @@ def make_board(
     import pandas as pd
 
     from eval.board.leaderboard import leaderboard
+    from eval.judge.protocols.registry import protocol_label
 
     references = {str(row.get("generator") or "reference") for row in reference}
     opponents = set(outputs) - references
@@ -44,7 +45,7 @@ def make_board(
             outputs,
             outputs[str(opponent)] if opponent else reference,
             judge=config.model or "",
-            protocol=config.protocol,
+            protocol=protocol_label(config.protocol),
             calibration=Path(config.calibration) if config.calibration else None,
             seed=seed,
         )
@@ -69,7 +70,7 @@ def write_judged(
     from eval.board.leaderboard import write_leaderboard
     from eval.board.report import build
     from eval.board.run_files import write_outputs
-    from eval.judge.verdicts import write_verdicts
+    from eval.judge.table import write_verdicts
 
     write_verdicts(verdicts, folder / layout.VERDICTS)
     write_outputs(folder, task, outputs, reference)

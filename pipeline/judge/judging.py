@@ -19,6 +19,8 @@ from pipeline.progress import Progress, silent
 if TYPE_CHECKING:
     import pandas as pd
 
+    from eval.judge.client import Answer
+
 
 @dataclass(frozen=True)
 class Match:
@@ -39,6 +41,7 @@ class Judge:
         store: SQLite file of the endpoint's replies; nothing in it is asked again.
         template: how a reward model sees prompts: "chat", "literal" or "auto".
         spent_usd: what earlier calls have spent of `config.budget_usd`; `judge_task` adds to it.
+        answer: in place of the endpoint, which is then not called (`eval.judge.offline`).
         rewards: the reward model, if that is who judges.
     """
 
@@ -47,6 +50,7 @@ class Judge:
     template: str = "auto"
     progress: Progress = silent
     spent_usd: float = 0.0
+    answer: Answer | None = None
     rewards: RewardJudge | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -62,7 +66,7 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
         subset: the outputs may answer only a part of the reference's instructions.
 
     Returns:
-        Columns as `eval.judge.verdicts.COLUMNS`.
+        Columns as `eval.judge.table.COLUMNS`.
 
     Raises:
         UserError: outputs and reference do not match, or the endpoint refuses the key or the model at the start.
@@ -71,8 +75,8 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
     import pandas as pd
 
     from eval.judge.reward_scores import judge_by_scores
+    from eval.judge.table import ledger
     from eval.judge.verdicts import judge as ask
-    from eval.judge.verdicts import ledger
 
     judge.store.parent.mkdir(parents=True, exist_ok=True)
     frames = []
@@ -89,6 +93,7 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
             _counting(judge.progress, f"judge {match.label} against {match.against}, {task}"),
             subset=subset,
             spent_usd=judge.spent_usd,
+            answer=judge.answer,
         )
         judge.spent_usd += ledger(frame)["spent_usd"]
         frames.append(frame)

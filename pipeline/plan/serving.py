@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.judge.protocols.registry import find_protocol
 from pipeline.plan.machine import Machine
 from pipeline.plan.shape import Shape
 from pipeline.plan.speed import engine_memory, engine_tokens_per_second
@@ -104,4 +105,7 @@ def _calls(recipe: Recipe, prompts: int) -> int:
     trained = len(recipe.labels()) - 1
     against_reference = trained if recipe.judge.reference == "base" else trained + 1
     each_other = math.comb(trained, 2) if recipe.judge.each_other else 0
-    return prompts * (against_reference + each_other) * (2 if recipe.judge.both_orders else 1)
+    protocol = find_protocol(recipe.judge.protocol)
+    if protocol.single:  # each model's outputs once, and the reference's
+        return prompts * (trained + 1 if recipe.judge.reference == "base" else trained + 2)
+    return prompts * (against_reference + each_other) * (2 if recipe.judge.both_orders or protocol.both_orders else 1)

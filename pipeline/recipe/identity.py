@@ -18,6 +18,7 @@ _JUDGE_KEYS = (
     "timeout",
     "budget_usd",
     "max_requests_per_minute",
+    "max_tokens_per_minute",
 )
 EXECUTION_KEYS = (
     "cluster",

@@ -31,7 +31,7 @@ class TrialJudging:
 
     def __call__(self, name: str) -> dict[str, Any]:
         """Outputs and verdicts of a trained trial, written to its folder; gives its row of the board."""
-        from eval.judge.verdicts import write_verdicts
+        from eval.judge.table import write_verdicts
 
         run, task, judge = self.run, self.task, self.judge
         folder = run.folder.sweep.label(name)

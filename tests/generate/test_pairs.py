@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.servers import ScriptedJudge, completion, share
 
 from eval.judge.config import JudgeConfig
-from eval.judge.prompt_templates import fenced_texts
+from eval.judge.protocols.templates import fenced_texts
 from eval.tasks import Prompt, Task
 from otpo.data.formats.columns import preference
 from otpo.errors import UserError, WorkError

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from eval.board.leaderboard import leaderboard, write_leaderboard
 from eval.board.report import build
 from eval.judge.config import JudgeConfig
-from eval.judge.prompt_templates import fenced_texts
+from eval.judge.protocols.templates import fenced_texts
 from eval.labelled_pairs import load_pairs
 from jobs.agreement import judge_agreement
 from jobs.cli import app
@@ -206,7 +206,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_paid(tmp_path):
         for wrong, settings, said in [
             (tmp_path / "none.json", {}, r"none\.json"),
             (ties, {}, "every label is a tie"),
-            (file, {"protocol": "rating"}, r"judge\.protocol: expected one of"),
+            (file, {"protocol": "arena"}, r"judge\.protocol: expected one of"),
         ]:
             with pytest.raises(UserError, match=said):
                 ask(server, wrong, tmp_path / "out", **settings)

@@ -15,7 +15,7 @@ import eval.judge.client
 from eval.judge.asking import ways
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
-from eval.judge.prompt_templates import fenced_texts
+from eval.judge.protocols.templates import fenced_texts
 from eval.judge.ratings import rate
 from eval.judge.verdicts import judge
 from otpo.errors import UserError

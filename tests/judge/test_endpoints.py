@@ -17,7 +17,8 @@ from eval.judge.asking.address import address_of
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import classify_status
-from eval.judge.verdicts import judge, ledger
+from eval.judge.table import ledger
+from eval.judge.verdicts import judge
 from otpo.errors import UserError, WorkError
 
 

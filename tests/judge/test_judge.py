@@ -15,11 +15,12 @@ from support.servers import DROP, Reply, ScriptedJudge, completion, share, verdi
 
 from eval.judge.client import parameters
 from eval.judge.config import JudgeConfig
-from eval.judge.prompt_templates import fenced_texts
-from eval.judge.protocols import PROTOCOLS
+from eval.judge.protocols.registry import PROTOCOLS
+from eval.judge.protocols.templates import fenced_texts
 from eval.judge.ratings import rate
 from eval.judge.store import open_store, request_key
-from eval.judge.verdicts import COLUMNS, judge, ledger, model_first, write_verdicts
+from eval.judge.table import COLUMNS, ledger, write_verdicts
+from eval.judge.verdicts import judge, model_first
 from eval.stats.win_rate import by_prompt
 from otpo.errors import UserError, WorkError
 

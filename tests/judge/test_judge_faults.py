@@ -12,7 +12,7 @@ from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import classify_status, retry_after
 from eval.judge.store import StoredReply, open_store
-from eval.judge.verdicts import ledger
+from eval.judge.table import ledger
 from otpo.errors import UserError, WorkError
 
 MODEL_404 = Reply({"error": {"message": "The model `gpt-x` does not exist", "code": "model_not_found"}}, status=404)

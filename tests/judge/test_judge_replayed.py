@@ -8,7 +8,8 @@ import pytest
 from support.servers import replay, replay_stats
 
 from eval.judge.config import JudgeConfig
-from eval.judge.verdicts import judge, ledger
+from eval.judge.table import ledger
+from eval.judge.verdicts import judge
 from eval.outputs.reading import load_outputs
 from otpo.files import read_rows
 

@@ -17,8 +17,8 @@ import numpy as np
 import openai
 import pytest
 
-from eval.judge.prompt_templates import render
-from eval.judge.protocols import PROTOCOLS
+from eval.judge.protocols.registry import PROTOCOLS
+from eval.judge.protocols.templates import render
 from eval.judge.replies import read_pair, read_rating
 from jobs.small_world import world as small_world
 from jobs.small_world.judge_server import serve

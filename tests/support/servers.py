@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from eval.judge.prompt_templates import fenced_texts
+from eval.judge.protocols.templates import fenced_texts
 
 DROP = object()
 """As a body: close the connection without an answer."""

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.judge.config import JudgeConfig
 from eval.judge.reward_scores import judge_by_scores
-from eval.judge.verdicts import COLUMNS, ledger
+from eval.judge.table import COLUMNS, ledger
 from eval.stats.win_rate import by_prompt
 from eval.tasks import Prompt, Task
 from otpo.errors import UserError

@@ -6,10 +6,10 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from eval.judge.asking.ways import JSON_TOKENS, TEXT_TOKENS, THINKING_TOKENS, Read, Way, first_way
+from eval.judge.asking.ways import LEAST_TOKENS, THINKING_TOKENS, Way, first_way
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import Failure
-from eval.judge.protocols import Protocol
+from eval.judge.protocols.protocol import Protocol, Read
 from eval.judge.replies import UnreadableError, read_reply
 from otpo.errors import UserError
 
@@ -26,15 +26,15 @@ async def find_way(ask: Ask, config: JudgeConfig, protocol: Protocol) -> Way:
     Raises:
         UserError: the endpoint refuses what it is sent, or gives no verdict in any way; with its own words.
     """
-    way = first_way(config)
+    way = first_way(config, protocol)
     tried: list[Way] = []
     while len(tried) < MOST_CALLS:
         tried.append(way)
         reply = await ask(way)
         if reply is None:
-            return first_way(config)
+            return first_way(config, protocol)
         if isinstance(reply, Failure):
-            changed = _adapted(way, reply, config)
+            changed = _adapted(way, reply, config, protocol)
             if changed is None or changed in tried:
                 if _names_a_setting(reply) or changed:
                     raise UserError(
@@ -46,9 +46,9 @@ async def find_way(ask: Ask, config: JudgeConfig, protocol: Protocol) -> Way:
             continue
         try:
             found = read_reply(protocol, reply, allow_text=way.read != "logprobs" or config.allow_text_verdict)
-            if way.read != "json" or found.read == "json" or not _allowed("text", config):
+            if way.read not in ("json", "tool") or found.read == way.read or not _allowed("text", config, protocol):
                 return way
-            way = _with_tokens(replace(way, read="text"), config, TEXT_TOKENS)  # the schema was ignored
+            way = _reading("text", way, config)  # the schema was ignored
         except UnreadableError as unreadable:
             if unreadable.kind == "refused":
                 return way
@@ -56,30 +56,41 @@ async def find_way(ask: Ask, config: JudgeConfig, protocol: Protocol) -> Way:
             if further is None or further in tried:
                 raise UserError(_no_verdict(config, way, unreadable)) from None
             way = further
-    return first_way(config)
+    return first_way(config, protocol)
 
 
 def _further(way: Way, unreadable: UnreadableError, reply: str, config: JudgeConfig, protocol: Protocol) -> Way | None:
     """The next way after a reply without a verdict."""
+    cut_off, following = unreadable.kind == "cut_off", _after(way.read, config, protocol)
     if way.read == "logprobs":
-        if unreadable.kind == "cut_off" and way.max_tokens is None:
+        if cut_off and way.max_tokens is None:
             return _with_tokens(way, config, THINKING_TOKENS)
-        if not _allowed("json", config):
+        if following is None:
             return None
         try:  # a judge without logprobs that says its verdict and nothing else needs no more than that
             read_reply(protocol, reply, allow_text=True)
             return replace(way, read="text")
         except UnreadableError:
-            return _with_tokens(replace(way, read="json"), config, max(way.max_tokens or 0, JSON_TOKENS))
-    if way.read == "json" and unreadable.kind != "cut_off" and _allowed("text", config):
-        return _with_tokens(replace(way, read="text"), config, max(way.max_tokens or 0, TEXT_TOKENS))
+            return _reading(following, way, config)
+    if way.read != "text" and not cut_off and following:
+        return _reading(following, way, config)
     if (way.max_tokens or 0) < THINKING_TOKENS:
         return _with_tokens(way, config, THINKING_TOKENS)
-    return _with_tokens(replace(way, read="text"), config, THINKING_TOKENS) if way.read == "json" else None
+    return _reading(following, way, config) if following else None
 
 
-def _allowed(read: Read, config: JudgeConfig) -> bool:
-    return config.verdict in ("auto", read)
+def _allowed(read: Read, config: JudgeConfig, protocol: Protocol) -> bool:
+    return config.verdict in ("auto", read) and read in protocol.reads
+
+
+def _after(read: Read, config: JudgeConfig, protocol: Protocol) -> Read | None:
+    """Where else verdicts could be read, after this."""
+    later = protocol.reads[protocol.reads.index(read) + 1 :]
+    return next((each for each in later if _allowed(each, config, protocol)), None)
+
+
+def _reading(read: Read, way: Way, config: JudgeConfig) -> Way:
+    return _with_tokens(replace(way, read=read), config, max(way.max_tokens or 0, LEAST_TOKENS[read]))
 
 
 def _with_tokens(way: Way, config: JudgeConfig, tokens: int) -> Way:
@@ -87,15 +98,15 @@ def _with_tokens(way: Way, config: JudgeConfig, tokens: int) -> Way:
 
 
 def _names_a_setting(failure: Failure) -> bool:
-    names = r"logprobs|max_(?:completion_|output_)?tokens|temperature|response_format|\bsystem\b|\bstream"
+    names = r"logprobs|max_(?:completion_|output_)?tokens|temperature|response_format|\bsystem\b|\bstream|\btool"
     return failure.kind == "bad_request" and bool(re.search(names, failure.detail, re.IGNORECASE))
 
 
-def _adapted(way: Way, failure: Failure, config: JudgeConfig) -> Way | None:
+def _adapted(way: Way, failure: Failure, config: JudgeConfig, protocol: Protocol) -> Way | None:
     """The way without what the endpoint refuses; None where it does not say, or it is something else."""
     if failure.kind != "bad_request":
         return None
-    said = failure.detail.lower()
+    said, following = failure.detail.lower(), _after(way.read, config, protocol)
     numbers = [int(number) for number in re.findall(r"(?<![\w.])\d{1,6}(?![\w.]*\w)", said.removeprefix("http 400"))]
     if "max_completion_tokens" in said and way.tokens_field == "max_tokens":
         return replace(way, tokens_field="max_completion_tokens")
@@ -110,9 +121,10 @@ def _adapted(way: Way, failure: Failure, config: JudgeConfig) -> Way | None:
         fewer = [n for n in numbers if 2 <= n < (way.top_logprobs or 99)]
         if "top_logprobs" in said and fewer and way.top_logprobs is None:
             return replace(way, top_logprobs=max(fewer))
-        return _with_tokens(replace(way, read="json"), config, JSON_TOKENS) if _allowed("json", config) else None
-    if re.search(r"response_format|json.?schema|structured|guided", said) and way.read == "json":
-        return _with_tokens(replace(way, read="text"), config, TEXT_TOKENS) if _allowed("text", config) else None
+        return _reading(following, way, config) if following else None
+    refused = {"json": r"response_format|json.?schema|structured|guided", "tool": r"\btools?\b|tool_choice|function"}
+    if way.read in refused and re.search(refused[way.read], said):
+        return _reading(following, way, config) if following else None
     if "system" in said and way.system:
         return replace(way, system=False)
     return replace(way, stream=True) if "stream" in said and not way.stream else None
@@ -123,7 +135,7 @@ def _no_verdict(config: JudgeConfig, way: Way, unreadable: UnreadableError) -> s
     todo = {
         "cut_off": "Its thinking did not end within the limit: raise judge.max_tokens, or turn thinking off by "
         "judge.extra_body.",
-        "no_logprobs": "It gives no logprobs: set judge.verdict to auto, json or text.",
+        "no_logprobs": "It gives no logprobs: set judge.verdict to auto, json, tool or text.",
     }.get(unreadable.kind, "Use another judge, or another protocol.")
     return (
         f"The judge {config.model} at {config.url} answers, but gives no verdict ({unreadable.kind}; {way}): to a "

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.judge.asking.forms import fields_of, sentence_of
 from eval.judge.config import JudgeConfig
-from eval.judge.protocols import FIRST, SECOND, Protocol
+from eval.judge.protocols.protocol import Protocol, Read
 from eval.judge.store import Store, open_store
+from otpo.errors import UserError
 
-Read = Literal["logprobs", "json", "text"]
 # Tokens of a reply that may hold a sentence, an explanation, or thinking first.
 JSON_TOKENS, TEXT_TOKENS, THINKING_TOKENS = 256, 2048, 16_384
+LEAST_TOKENS: dict[Read, int] = {"logprobs": 1, "json": JSON_TOKENS, "tool": JSON_TOKENS, "text": TEXT_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Way:
     """How a judge is asked, and where its verdict is read.
 
     Attributes:
-        read: from the logprobs of the answer, from JSON that fits a schema, or from the text by a strict grammar.
+        read: from the logprobs of the answer, from JSON that fits a schema, from the call of a tool with such JSON, or
+            from the text by a strict grammar.
         max_tokens: of a reply; None is the protocol's own number.
         tokens_field: what the endpoint calls that limit.
         temperature: whether a temperature may be sent.
@@ -49,24 +52,22 @@ class Way:
             "" if self.system else "no system message",
             "streamed" if self.stream else "",
         ]
-        where = {"logprobs": "logprobs", "json": "JSON by a schema", "text": "the text"}[self.read]
+        where = {
+            "logprobs": "logprobs", "json": "JSON by a schema", "tool": "the call of a tool", "text": "the text",
+        }[self.read]  # fmt: skip
         return ", ".join([f"verdicts from {where}", *(each for each in odd if each)])
 
 
 def parameters(protocol: Protocol, config: JudgeConfig, way: Way | None = None) -> dict[str, Any]:
     """The request's fields other than model and messages. They are part of a stored reply's key."""
-    way = way or first_way(config)
+    way = way or first_way(config, protocol)
     fields: dict[str, Any] = {
         way.tokens_field: config.max_tokens or way.max_tokens or protocol.max_tokens,
         "temperature": config.temperature if way.temperature else None,
     }
     if way.read == "logprobs":
         fields |= {"logprobs": True, "top_logprobs": way.top_logprobs or protocol.top_logprobs}
-    if way.read == "json":
-        fields["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "verdict", "strict": True, "schema": _schema(protocol)},
-        }
+    fields |= fields_of(protocol, way.read)
     if way.stream:
         fields["stream"] = True
     return {name: value for name, value in (fields | config.extra_body).items() if value is not None}
@@ -74,7 +75,10 @@ def parameters(protocol: Protocol, config: JudgeConfig, way: Way | None = None) 
 
 def messages_of(messages: list[dict[str, str]], protocol: Protocol, way: Way) -> list[dict[str, str]]:
     """The messages as an endpoint takes them, with a last sentence about the form of the reply where it is another."""
-    last = {"role": messages[-1]["role"], "content": messages[-1]["content"] + _form(protocol, way)}
+    last = {
+        "role": messages[-1]["role"],
+        "content": messages[-1]["content"] + sentence_of(protocol, way.read, long=bool(way.max_tokens)),
+    }
     asked = [*messages[:-1], last]
     if way.system or asked[0]["role"] != "system":
         return asked
@@ -82,38 +86,35 @@ def messages_of(messages: list[dict[str, str]], protocol: Protocol, way: Way) ->
     return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
-def _schema(protocol: Protocol) -> dict[str, Any]:
-    verdict: dict[str, Any] = {"type": "string", "enum": [FIRST, SECOND]}
-    name, value = ("verdict", verdict) if protocol.verdict == "pair" else ("rating", {"type": "integer"})
-    return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
-
-
-def _form(protocol: Protocol, way: Way) -> str:
-    pair = protocol.verdict == "pair"
-    if way.read == "json":
-        forms = f'{{"verdict": "{FIRST}"}} or {{"verdict": "{SECOND}"}}' if pair else '{"rating": a whole number}'
-        return f"\n\nReply in JSON: {forms}."
-    if way.read == "text" and way.max_tokens and pair:
-        return f'\n\nIf you say more than that, end with a line "Verdict: {FIRST}" or "Verdict: {SECOND}".'
-    return ""
-
-
 # ---- what is known of an endpoint ----
 
 _known: dict[str, Way] = {}
 
 
-def first_way(config: JudgeConfig) -> Way:
-    """The way that is tried first: logprobs, unless the settings name another."""
-    if config.verdict == "json":
-        return Way("json", max_tokens=JSON_TOKENS)
-    return Way("text", max_tokens=TEXT_TOKENS) if config.verdict == "text" else Way()
+def first_way(config: JudgeConfig, protocol: Protocol) -> Way:
+    """The way that is tried first: the protocol's own first one, unless the settings name another.
+
+    Raises:
+        UserError: the protocol's verdicts cannot be read where the settings say.
+    """
+    if config.verdict == "auto":
+        read = protocol.reads[0]
+        return Way(read, max_tokens=None if read in ("logprobs", "text") else max(protocol.max_tokens, JSON_TOKENS))
+    if config.verdict not in protocol.reads:
+        raise UserError(
+            f"judge.verdict: verdicts of the protocol {protocol.name} are read from {', '.join(protocol.reads)} (or "
+            f"auto, the first that the judge gives); found {config.verdict}."
+        )
+    if config.verdict == "logprobs":
+        return Way()
+    return Way(config.verdict, max_tokens=max(protocol.max_tokens, LEAST_TOKENS[config.verdict]))
 
 
 def endpoint_key(config: JudgeConfig, protocol: Protocol) -> str:
     """What a way was found for: address, model, kind of verdict, and the settings that the endpoint may refuse."""
     settings = config.model_dump(include={"url", "model", "verdict", "temperature", "max_tokens", "extra_body"})
-    return json.dumps([settings, protocol.verdict], sort_keys=True)
+    short = protocol.verdict in ("pair", "rating") and protocol.max_tokens < 10
+    return json.dumps([settings, protocol.verdict if short else protocol.label], sort_keys=True)
 
 
 def remember(config: JudgeConfig, protocol: Protocol, way: Way) -> None:
@@ -123,7 +124,7 @@ def remember(config: JudgeConfig, protocol: Protocol, way: Way) -> None:
 
 def way_of(config: JudgeConfig, protocol: Protocol) -> Way:
     """The way that was found for the endpoint, or the first one."""
-    return _known.get(endpoint_key(config, protocol)) or first_way(config)
+    return _known.get(endpoint_key(config, protocol)) or first_way(config, protocol)
 
 
 def is_known(config: JudgeConfig, protocol: Protocol) -> bool:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from eval.judge.protocols import FIRST, SECOND
+from eval.judge.protocols.protocol import FIRST, SECOND
 
 _TAG = r"(?:think|thinking|reasoning|thought|analysis)"
 _THINKING = re.compile(rf"<({_TAG})>.*?</\1>", re.DOTALL | re.IGNORECASE)

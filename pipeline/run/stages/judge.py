@@ -46,16 +46,19 @@ def judge(run: RunContext) -> None:
 
 def judging_inputs(run: RunContext, task: Task) -> dict[str, Any]:
     """What a task's verdicts depend on beside the outputs that are judged."""
+    from eval.judge.protocols.registry import protocol_label
+
     config = judge_config(run.recipe, task)
+    protocol = {"protocol": protocol_label(config.protocol)}
     return {
-        "judge": identity(run.recipe)["judge"] | {"protocol": config.protocol} | reward_model_inputs(run, config),
+        "judge": identity(run.recipe)["judge"] | protocol | reward_model_inputs(run, config),
         "reference": reference_inputs(run, task),
     }
 
 
 def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float) -> float:
     """Judge one task; gives what this call of the run has spent by then."""
-    from eval.judge.verdicts import ledger, write_verdicts
+    from eval.judge.table import ledger, write_verdicts
 
     stage, out = f"judge/{task.name}", run.folder.verdicts(task.name)
     run.manifest.begin(stage, inputs, [out])

@@ -1,7 +1,7 @@
 """The judge's prompt: fills a prompt template with an instruction and one or two outputs.
 
-The templates are the files of `prompts/`, written in ChatML. AlpacaEval 2's own template is read from the installed
-`alpaca_eval` package.
+The templates are the files of `eval/judge/prompts`, written in ChatML. AlpacaEval 2's own is read from the installed
+`alpaca_eval` package, a user's from their file; one without ChatML is a single message of the user.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import re
 from functools import cache
 from pathlib import Path
 
-from eval.judge.protocols import Protocol
+from eval.judge.protocols.protocol import Protocol
 from otpo.errors import UserError
 
+PROMPTS = Path(__file__).parents[1] / "prompts"
 OFFICIAL_FILE = "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 OFFICIAL_SHA256 = "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62"
 
-_PLACEHOLDER = re.compile(r"\{(instruction|output_1|output_2|fence)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|output_1|output_2|criteria|fence)\}")
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+CHATML = re.compile(r"<\|im_(?:start|end)\|>")
 _FENCED = re.compile(r"^(`{3,})\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
 
 Message = dict[str, str]
@@ -44,9 +46,10 @@ def render(protocol: Protocol, instruction: str, first: str, second: str = "") -
     """
     run = max((len(run) for text in (instruction, first, second) for run in re.findall("`+", text)), default=0)
     values = {"instruction": instruction, "output_1": first, "output_2": second, "fence": "`" * max(3, run + 1)}
+    values["criteria"] = "\n".join(f"- {each.name} ({each.scale}): {each.asks}" for each in protocol.criteria)
     return [
         {"role": role, "content": _PLACEHOLDER.sub(lambda match: values[match[1]], content)}
-        for role, content in _template(protocol.template)
+        for role, content in _template(protocol.template, protocol.text)
     ]
 
 
@@ -55,11 +58,18 @@ def fenced_texts(content: str) -> list[str]:
     return [match[2] for match in _FENCED.finditer(content)]
 
 
+def placeholders_of(text: str) -> set[str]:
+    """The placeholders that a template has."""
+    return {match[1] for match in _PLACEHOLDER.finditer(text)}
+
+
 @cache
-def _template(file: str | None) -> tuple[tuple[str, str], ...]:
+def _template(file: str | None, text: str | None = None) -> tuple[tuple[str, str], ...]:
     """(role, content with placeholders) of each message of a template."""
-    text = _official_text() if file is None else (Path(__file__).parent / "prompts" / file).read_text("utf-8")
-    return tuple((role, content.strip()) for role, content in _TURN.findall(text))
+    if text is None:
+        text = _official_text() if file is None else (PROMPTS / file).read_text("utf-8")
+    turns = _TURN.findall(text)
+    return tuple((role, content.strip()) for role, content in turns or [("user", text)])
 
 
 def _official_text() -> str:

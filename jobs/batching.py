@@ -1,0 +1,108 @@
+"""`otpo judge --batch-write`, `--batch-read` and `--dry-run`: judging in files, and its price, without calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval import layout
+from eval.judge.asking.ways import is_known, recall
+from eval.judge.check import check
+from eval.judge.client import Answer
+from eval.judge.config import JudgeConfig
+from eval.judge.endpoint import Failure
+from eval.judge.offline.batch_files import BatchReplies, BatchWriter
+from eval.judge.offline.estimate import Estimate
+from eval.judge.protocols.registry import find_protocol
+from otpo.errors import UserError
+from otpo.files import Row
+from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.progress import Progress, silent
+
+
+def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: bool) -> None:
+    """Find out how the judge is asked: by a question where there is an address, else as it was found earlier.
+
+    Raises:
+        UserError: a model is not named, or the endpoint cannot be asked.
+    """
+    if not config.model:
+        raise UserError("A batch is for one model: give --judge-model.")
+    protocol = find_protocol(config.protocol)
+    store = out / layout.STORE
+    if config.url and ask:
+        progress(f"judge {config.model}", 0, 0, str(check(config, store)))
+    elif not is_known(config, protocol):
+        recall(config, protocol, store)
+
+
+def ask_instead(
+    answer: Answer,
+    outputs: Mapping[str, list[Row]],
+    reference: list[Row],
+    config: JudgeConfig,
+    out: Path,
+    task: str,
+    *,
+    subset: bool,
+) -> None:
+    """Hand every question that has no stored reply to `answer`. No board is made."""
+    judge = Judge(config, out / layout.STORE, progress=silent, answer=answer)
+    judge_task(judge, [Match(name, "", rows, reference) for name, rows in outputs.items()], task, subset=subset)
+
+
+def estimate(
+    outputs: Mapping[str, list[Row]], reference: list[Row], config: JudgeConfig, out: Path, task: str, *, subset: bool
+) -> Estimate:
+    """What the questions that have no stored reply would cost."""
+    found = Estimate(config)
+    ask_instead(found, outputs, reference, config, out, task, subset=subset)
+    return found
+
+
+def write_batch(
+    path: Path,
+    outputs: Mapping[str, list[Row]],
+    reference: list[Row],
+    config: JudgeConfig,
+    out: Path,
+    task: str,
+    *,
+    subset: bool,
+) -> tuple[BatchWriter, Estimate]:
+    """Write the questions that have no stored reply to a batch file; gives what was written, and what it may cost."""
+    counted = Estimate(config)
+    with BatchWriter(path) as writer:
+
+        def write(key: str, body: dict) -> Failure:
+            counted(key, body)
+            return writer(key, body)
+
+        ask_instead(write, outputs, reference, config, out, task, subset=subset)
+    return writer, counted
+
+
+def read_batch(files: Sequence[Path], progress: Progress) -> BatchReplies:
+    """The replies in the files of a batch, counted on the terminal."""
+    replies = BatchReplies(files)
+    counts = replies.counts
+    said = f"{counts['lines']:,} lines: {counts['replies']:,} replies, {counts['failed']:,} errors"
+    broken = f", {counts['broken']:,} that are no line of a batch" if counts["broken"] else ""
+    progress("batch", 0, 0, said + broken)
+    return replies
+
+
+def tell_used(replies: BatchReplies, progress: Progress) -> None:
+    """Say which questions the batch answered, and which it did not."""
+    counts, parts = replies.counts, [f"{replies.counts['used']:,} replies used"]
+    if counts["missing"]:
+        parts.append(
+            f"{counts['missing']:,} questions are in no line of it: --batch-write writes them again, and the command "
+            "without a batch asks them"
+        )
+    if replies.unknown:
+        parts.append(
+            f"{replies.unknown:,} replies are to no question that was open: known before, or of other outputs, "
+            "protocol, settings or judge"
+        )
+    progress("batch", 0, 0, "; ".join(parts))
