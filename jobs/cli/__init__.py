@@ -25,6 +25,7 @@ from jobs.cli.terminal import stderr
 from jobs.cli.weights_verb import weights
 from jobs.machine_faults import outside_fault
 from otpo.errors import UserError, WorkError
+from pipeline.cluster.native_words import part_stderr
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +60,7 @@ for verb in VERBS:
 
 def main() -> None:
     """Entry point: errors meant for people are printed as they are, without a traceback."""
+    part_stderr()
     try:
         app()
     except UserError as error:

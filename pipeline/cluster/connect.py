@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import ray
+from ray._private import worker
 
 from otpo.errors import UserError, WorkError
 from pipeline.cluster.address import LOCAL, check_answers, find_address
+from pipeline.cluster.native_words import native_words_to, terminal
+from pipeline.cluster.sudden_end import speak_for
+
+HEAD_ENVIRONMENT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+HEAD_SECONDS = 60  # Ray's own value
+LOCAL_HEAD_SECONDS = 20  # a head on this machine is not started again by anybody
+
+
+def head_seconds() -> int:
+    """How long Ray waits for a head that does not answer before it ends this process; in the environment as
+    `HEAD_ENVIRONMENT`, which Ray's native code reads.
+    """
+    text = os.environ.get(HEAD_ENVIRONMENT, "")
+    return int(text) if text.isdecimal() else HEAD_SECONDS
+
 
 
 def connect(given: str | None = None) -> str | None:
@@ -31,6 +48,8 @@ def connect(given: str | None = None) -> str | None:
         return None
     address = find_address(given)
     check_answers(address)
+    if address.value == LOCAL:
+        os.environ.setdefault(HEAD_ENVIRONMENT, str(LOCAL_HEAD_SECONDS))
     # worker output goes to Ray's own log files; what matters comes back as metrics and errors
     try:
         joined: Any = ray.init(address=address.value, log_to_driver=False, logging_level=logging.ERROR)
@@ -46,9 +65,13 @@ def connect(given: str | None = None) -> str | None:
         ) from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    worker._worker_logs_enabled = False  # Ray has no setting for it: else a dying raylet's log comes to the terminal
     found = joined.address_info
+    logs = f"{found['session_dir']}/logs"
+    speak_for(os.getpid(), logs, terminal())
+    native_words_to(f"{logs}/otpo-{os.getpid()}.err")
     dashboard = f"its dashboard is at http://{found['webui_url']}, " if found.get("webui_url") else ""
-    return f"{dashboard}its logs on this node are in {found['session_dir']}/logs"
+    return f"{dashboard}its logs on this node are in {logs}"
 
 
 def _words(error: Exception) -> str:

@@ -133,6 +133,7 @@ def test_one_worker_then_two_then_one_train_what_one_does(tmp_path, tiny_llama):
         for name in ("one", "elastic")
     )
     assert [line["step"] for line in elastic] == [line["step"] for line in one] == list(range(1, 241))
-    for key in ("loss", "grad_norm", "rewards/margins"):
-        assert [e[key] for e in elastic] == pytest.approx([o[key] for o in one], rel=1e-5, abs=1e-5)
+    # gradients that have almost vanished keep fewer digits of a sum in another order than losses do
+    for key, tolerance in (("loss", 1e-5), ("rewards/margins", 1e-5), ("grad_norm", 1e-4)):
+        assert [e[key] for e in elastic] == pytest.approx([o[key] for o in one], rel=tolerance, abs=tolerance)
     assert elastic[-1]["loss"] < 0.1

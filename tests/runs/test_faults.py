@@ -54,6 +54,37 @@ def test_a_killed_driver(tmp_path, tiny_llama, undisturbed):
     same_run(driver.label, undisturbed)
 
 
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_part_of_ray_dies_on_this_machine(tmp_path, tiny_llama, undisturbed, part):
+    """Ray's native code ends the command without a word of Python's. It is told all the same, and Ray's dump is not."""
+    folder = workers_recipe(tmp_path, tiny_llama)
+    with driving(folder) as driver:
+        driver.wait_for(lambda: driver.steps() >= 7)
+        next(process for process in driver.look() if process.name() == part).kill()
+        assert driver.wait(60) == 1
+        assert not driver.left_behind(AGENTS_GONE_SECONDS)
+        said = driver.log.read_text()
+    assert said.count("failed: Ray has ended this command: ") == 1 and "the same command goes on" in said, said
+    assert "state-dump" not in said and "core_worker.cc" not in said, said
+    with driving(folder) as driver:
+        assert driver.wait() == 0, driver.log.read_text()
+        assert "failed" not in driver.log.read_text().replace(said, "")
+    same_run(driver.label, undisturbed)
+
+
+def test_a_head_that_does_not_answer_for_a_while(tmp_path, tiny_llama, undisturbed):
+    """It is told with the time until which it is waited for, and when it answers again; training goes on meanwhile."""
+    with driving(workers_recipe(tmp_path, tiny_llama)) as driver:
+        driver.wait_for(lambda: driver.steps() >= 3)
+        head = next(process for process in driver.look() if process.name() == "gcs_server")
+        head.suspend()
+        driver.wait_for(lambda: "the head has not answered for 10 s; it is waited for until" in driver.log.read_text())
+        head.resume()
+        assert driver.wait() == 0, driver.log.read_text()
+        assert "the head answers again" in driver.log.read_text()
+    same_run(driver.label, undisturbed)
+
+
 def test_ctrl_c(tmp_path, tiny_llama, undisturbed):
     """It ends within seconds, says that nothing is lost, and leaves nothing running."""
     folder = workers_recipe(tmp_path, tiny_llama)
