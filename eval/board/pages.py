@@ -54,7 +54,16 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "signed": signed}
     environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
-    script = (TEMPLATES / "table.js").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
-    environment.globals |= {"table_script": script, "table_script_hash": base64.b64encode(digest).decode()}
+    environment.globals |= {"script": _script, "script_hash": _script_hash}
     return environment
+
+
+@cache
+def _script(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@cache
+def _script_hash(name: str) -> str:
+    """As the page's policy names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(_script(name).encode()).digest()).decode()

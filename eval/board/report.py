@@ -17,7 +17,6 @@ import pandas as pd
 from eval import layout
 from eval.board.curves import training_curves
 from eval.board.effective_tokens import run_sentence
-from eval.board.examples import Example, examples, failures, sample
 from eval.board.figures import MANY_LABELS, Style, pareto_front, styles, win_rate_against_length
 from eval.board.leaderboard import board_title, write_leaderboard
 from eval.board.numbers import count
@@ -37,11 +36,13 @@ from eval.board.sentences import (
     world_sentence,
 )
 from eval.board.standings import RANK_COLUMNS, Standings, groups_sentences, matrix, standings, with_bounds, with_ranks
+from eval.board.verdicts.examples import examples, failures, sample
+from eval.board.verdicts.model_pages import write_model_pages
+from eval.board.verdicts.prompt_pages import write_prompt_pages
 from eval.board.weights_page import pair_views
 
 EXAMPLES_SHOWN = 30
-PROMPTS_A_PAGE = 100
-OUTPUTS_SHOWN, OUTPUTS_A_PAGE = 1_000, 4_000  # where models are many, fewer prompts are shown
+OUTPUTS_SHOWN = 1_000  # where models are many, fewer prompts are shown
 WEIGHTS_SHOWN = 5
 # Heading, column and decimals. A column without any number other than 0 is left out.
 VERBOSITY = [
@@ -192,7 +193,8 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
     all_examples = examples(board)
     models = max(1, len(table))
     shown = sample(all_examples, min(EXAMPLES_SHOWN, max(2, OUTPUTS_SHOWN // models)))
-    pages = _verdict_pages(all_examples, board, looks, out, slug) if len(all_examples) > len(shown) else []
+    pages, place = write_prompt_pages(all_examples, shown, board, looks, out, slug)
+    own_pages = write_model_pages(all_examples, place, rows, board, out, slug)
     failed = failures(board)
     drawn = table[table["win_rate"].notna() & table["avg_length"].notna()]
     return {
@@ -201,6 +203,8 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "claim": claim(table, pairs),
         "sentences": explanation(table, pairs),
         "rows": rows,
+        "slug": slug,
+        "own_pages": own_pages,
         "numbered": len(rows) > MANY_LABELS,
         "level_name": "Length-controlled" if official else "Length-adjusted",
         "level_note": _level_note(official),
@@ -272,21 +276,6 @@ def _level_note(official: bool) -> str:
         "Length-adjusted: the win rate that a logistic fit to this board's verdicts predicts for outputs as long as "
         "the reference's. It is not AlpacaEval's length-controlled win rate; do not compare it with published ones."
     )
-
-
-def _verdict_pages(
-    items: Sequence[Example], board: Board, looks: Mapping[str, Style], out: Path, slug: str
-) -> list[str]:
-    size = min(PROMPTS_A_PAGE, max(5, OUTPUTS_A_PAGE // max(1, len(board.table))))
-    parts = [items[i : i + size] for i in range(0, len(items), size)]
-    pages = [f"verdicts-{slug}-{n}.html" for n in range(1, len(parts) + 1)]
-    for n, part in enumerate(parts, 1):
-        title = f"Verdicts on {board.task}" + (f", page {n} of {len(parts)}" if len(parts) > 1 else "")
-        page = render(
-            "verdicts.html.j2", title=title, items=part, total=len(items), pages=pages, current=n, looks=looks
-        )
-        write_page(out / pages[n - 1], page)
-    return pages
 
 
 def _slug(task: str, i: int, found: Sequence[Board]) -> str:

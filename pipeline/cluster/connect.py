@@ -27,7 +27,6 @@ def head_seconds() -> int:
     return int(text) if text.isdecimal() else HEAD_SECONDS
 
 
-
 def connect(given: str | None = None) -> str | None:
     """Join the cluster at an address, else start one on this machine that ends with this process.
 

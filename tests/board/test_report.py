@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from support.html_page import assert_sound
 
 from eval.board import report
-from eval.board.examples import examples
 from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, pareto_front, win_rate_against_length
 from eval.board.leaderboard import leaderboard, write_leaderboard
 from eval.board.run_files import Board, read_run, write_outputs
 from eval.board.sentences import claim, explanation
 from eval.board.standings import RANK_COLUMNS, pairs_of_models
+from eval.board.verdicts.examples import examples
 from eval.board.weights_page import DARKEST
 from otpo.errors import UserError
 
@@ -114,7 +114,7 @@ def test_full_page_holds_every_part_and_nothing_hostile(tmp_path):
     for name in ("otpo", "dpo", "base"):
         assert name in words
     sources = [path.read_text() for path in run.glob("*.html")]
-    assert all(source.count("<script") <= 1 for source in sources)  # ours, of the hash in the page's policy
+    assert all(source.count("<script") <= 2 for source in sources)  # ours, of the hashes in the page's policy
     assert not any("alert" in source[: source.index("<title")] or "<img" in source for source in sources)
     assert not any("<script>alert" in source for source in sources)
     assert "alert('x')" in words  # the failed verdict's type: shown, not run
@@ -286,6 +286,49 @@ def test_every_prompt_stands_on_exactly_one_page(tmp_path):
     assert all(text.count(f"Question {i} of facts?</div>") == 1 for i in range(230))
 
 
+def test_a_models_page_has_its_verdicts_and_where_they_stand(tmp_path):
+    run = make_run(tmp_path / "run", {"otpo": 0.55, "a/b": 0.4}, n=230)
+    page = assert_sound(report.build([run], run))
+    links = {attrs["href"] for attrs in page.all("a") if "model_pages" in (attrs.get("href") or "")}
+    assert links == {f"model_pages/facts/{path.name}" for path in (run / "model_pages" / "facts").iterdir()}
+    assert len(links) == 2
+    own = assert_sound(run / "model_pages" / "facts" / "otpo.html")
+    frame = read_run(run).verdicts["facts"]
+    frame = frame[frame["generator"] == "otpo"]
+    kinds = [set(attrs["data-kinds"].split(",")) for attrs in own.all("tr") if "data-kinds" in attrs]
+    assert ["won" in kind for kind in kinds] == (frame["preference"] > 1.5).tolist()
+    assert ["lost" in kind for kind in kinds] == (frame["preference"] < 1.5).tolist()
+    # its outputs are "otpo i. ", as long as the reference's "base i. "
+    assert not any({"longer and won", "shorter and lost"} & kind for kind in kinds)
+    won = sum(frame["preference"] > 1.5)
+    assert f"of 230 prompts {won} won, {230 - won} lost, 0 tied" in own.words()
+    places = [attrs["href"] for attrs in own.all("a") if ".html#" in (attrs.get("href") or "")]
+    assert len(set(places)) == 230 and places[120] == "../../verdicts-facts-2.html#facts-121"
+    text = (run / "verdicts-facts-2.html").read_text()
+    assert "Question 120 of facts?" in text[text.index('id="facts-121"') : text.index('id="facts-122"')]
+
+
+def test_orders_that_disagree_long_wins_and_the_judges_words_can_be_found(tmp_path):
+    run = make_run(tmp_path / "run", {"otpo": 0.8}, n=12)
+    path = run / "judge" / "facts" / "verdicts.parquet"
+    frame = pd.read_parquet(path).assign(raw="m")
+    frame.loc[2, "raw"] = "The first is <b>wrong</b>, so M."
+    swapped = frame.assign(order="model_first")
+    swapped.loc[3, "preference"] = 1.0
+    pd.concat([frame, swapped], ignore_index=True).to_parquet(path)
+    outputs = run / "models" / "otpo" / "facts" / "model_outputs.json"
+    rows = json.loads(outputs.read_text())
+    rows[5]["output"] += " and longer than any of the reference's outputs can be, which is a reason to look at it"
+    outputs.write_text(json.dumps(rows))
+    report.build([run], run)
+    own = assert_sound(run / "model_pages" / "facts" / "otpo.html")
+    kinds = [attrs["data-kinds"].split(",") for attrs in own.all("tr") if "data-kinds" in attrs]
+    assert [i for i, kind in enumerate(kinds) if "orders disagree" in kind] == [3]
+    assert [i for i, kind in enumerate(kinds) if "longer and won" in kind] == [5]
+    assert own.words().count("The first is <b>wrong</b>, so M.") == 2 and " m " not in own.words()
+    assert (run / "report.html").read_text().count("The first is &lt;b&gt;wrong&lt;/b&gt;, so M.") == 2
+
+
 def test_examples_pair_outputs_with_their_own_prompt(tmp_path):
     run = read_run(make_run(tmp_path / "run", {"otpo": 0.8, "dpo": 0.2}, n=12))
     outputs = {name: list(reversed(rows)) for name, rows in run.outputs["facts"].items()}
@@ -301,7 +344,7 @@ def test_hostile_names_are_text_in_every_table_and_attribute(tmp_path):
     names = {HOSTILE: 0.8, '" onmouseover="alert(2)': 0.6, "a|b\n`c`": 0.4}
     run = make_run(tmp_path / "run", names, hostile=True)
     page = assert_sound(report.build([run], run))
-    assert not page.all("img") and len(page.all("script")) == 1
+    assert not page.all("img") and len(page.all("script")) == 2
     titles = {attrs.get("title") for attrs in page.all("abbr")}
     assert titles == set(names)
     assert {attrs["data-sort"] for attrs in page.all("th") if "data-sort" in attrs} == set(names)

@@ -10,9 +10,9 @@ from support.servers import Reply, ScriptedJudge, completion
 from test_judge import ask, outputs
 
 import eval.judge.client
-from eval.board.examples import failures
 from eval.board.leaderboard import leaderboard
 from eval.board.run_files import Board
+from eval.board.verdicts.examples import failures
 from eval.judge.asking.address import address_of
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlparse
@@ -60,13 +61,15 @@ def assert_sound(path: Path) -> Page:
             link = attrs.get(name) or ""
             assert not urlparse(link).netloc and urlparse(link).scheme in ("", "data"), (tag, link)
             if link and not link.startswith(("#", "data:")):
-                assert (path.parent / link).is_file(), link
+                target, _, anchor = link.partition("#")
+                assert (path.parent / target).is_file(), link
+                assert not anchor or f'id="{anchor}"' in _text_of((path.parent / target).resolve()), link
     styles = " ".join(
         re.findall(r"<style.*?</style>", source, flags=re.S) + [a.get("style") or "" for _, a in page.tags]
     )
     assert "@import" not in styles
     assert all(target.startswith(("#", "data:")) for target in re.findall(r"url\(['\"]?(.*?)['\"]?\)", styles))
-    own_ids = [a["id"] for tag, a in page.tags if "id" in a and tag in ("h2", "h3", "main", "section")]
+    own_ids = [a["id"] for tag, a in page.tags if "id" in a and tag in ("h2", "h3", "main", "section", "div")]
     assert len(own_ids) == len(set(own_ids))
     anchors = {a["href"][1:] for a in page.all("a") if (a.get("href") or "").startswith("#")}
     assert anchors <= set(own_ids)
@@ -77,15 +80,20 @@ def assert_sound(path: Path) -> Page:
     return page
 
 
+@cache
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def assert_policy(page: Page, source: str) -> None:
-    """The policy forbids the network and every script but the one of its hash, which is the page's only one."""
+    """The policy forbids the network and every script but those of its hashes, which are the page's only ones."""
     metas = page.all("meta")
     (policy,) = (meta["content"] for meta in metas if meta.get("http-equiv") == "Content-Security-Policy")
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, flags=re.S)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in scripts]
-    assert len(scripts) == len(page.all("script")) <= 1 and not any(attributes for attributes, _ in scripts)
+    assert len(scripts) == len(page.all("script")) <= 2 and not any(attributes for attributes, _ in scripts)
     expected = {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:"}
     if hashes:
-        expected["script-src"] = f"'sha256-{hashes[0]}'"
+        expected["script-src"] = " ".join(f"'sha256-{digest}'" for digest in hashes)
     assert rules == expected

@@ -27,24 +27,34 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...[...rows].sort((a, b) => compare(value(a, column), value(b, column), sign)));
     });
   });
-  if (rows.length > 8) {
+  if (rows.length <= 8) continue;
+  const bar = document.createElement("p");
+  const field = document.createElement("input");
+  const found = document.createElement("span");
+  const kind = document.createElement("select");
+  const labelled = (text, input) => {
     const label = document.createElement("label");
-    const field = document.createElement("input");
-    const found = document.createElement("span");
-    label.className = "search";
-    label.textContent = "Find a model ";
-    field.type = "search";
-    found.setAttribute("role", "status");
-    label.append(field, " ", found);
-    table.closest(".scroll").before(label);
-    field.addEventListener("input", () => {
-      const wanted = field.value.trim().toLowerCase();
-      let shown = 0;
-      for (const row of rows) {
-        row.hidden = !row.querySelector("th").textContent.toLowerCase().includes(wanted);
-        shown += row.hidden ? 0 : 1;
-      }
-      found.textContent = wanted ? `${shown} of ${rows.length}` : "";
-    });
-  }
+    label.append(text, " ", input);
+    return label;
+  };
+  bar.className = "search";
+  field.type = "search";
+  found.setAttribute("role", "status");
+  for (const name of ["all", ...(table.dataset.kinds || "").split(",")]) if (name) kind.add(new Option(name));
+  bar.append(labelled(table.dataset.search || "Find a model", field), " ");
+  if (kind.length > 1) bar.append(labelled("Show", kind), " ");
+  bar.append(found);
+  table.closest(".scroll").before(bar);
+  const choose = () => {
+    const wanted = field.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of rows) {
+      const named = row.querySelector("th").textContent.toLowerCase().includes(wanted);
+      row.hidden = !named || !(kind.selectedIndex < 1 || (row.dataset.kinds || "").split(",").includes(kind.value));
+      shown += row.hidden ? 0 : 1;
+    }
+    found.textContent = shown < rows.length ? `${shown} of ${rows.length}` : "";
+  };
+  field.addEventListener("input", choose);
+  kind.addEventListener("change", choose);
 }

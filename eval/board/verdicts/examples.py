@@ -14,6 +14,7 @@ from eval.outputs.matching import by_occurrence, occurrences
 from eval.stats.win_rate import by_prompt
 
 WORDS_SHOWN = 5
+LETTERS = 3  # a reply that is no longer is a verdict alone
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,18 @@ class ShownOutput:
         text: the output; None if it is not in the run's folder.
         chance: probability in [0, 1] that it beats the reference's output; None if there is no verdict.
         outcome: "wins", "loses", "ties" or "no verdict".
+        flipped: whether the two orders disagree; None where one was asked.
         detail: whether the two orders agree, or why there is no verdict; may be empty.
+        said: the judge's words, where they are more than the name of an output; may be empty.
     """
 
     name: str
     text: str | None
     chance: float | None
     outcome: str
+    flipped: bool | None
     detail: str
+    said: str
 
     @property
     def length(self) -> int:
@@ -61,6 +66,7 @@ def examples(board: Board) -> list[Example]:
         failed = board.verdicts[board.verdicts["error"].notna()]
         for name, index, error in zip(failed["generator"], failed["index"], failed["error"], strict=True):
             errors.setdefault((name, index), []).append(str(error))
+    said = _said(board.verdicts)
     prompts = by_prompt(board.verdicts)
     judged = occurrences(zip(prompts["generator"], prompts["instruction"], strict=True))
     prompts["occurrence"] = [n for _, n in judged]
@@ -69,7 +75,8 @@ def examples(board: Board) -> list[Example]:
     for row in prompts.sort_values("index", kind="stable").to_dict("records"):
         key, name = (row["instruction"], row["occurrence"]), row["generator"]
         text = _text(rows_of.get(name, {}).get(key))
-        found.setdefault(key, []).append(_shown(row, text, errors.get((name, row["index"]), [])))
+        words = "\n\n".join(said.get((name, row["index"]), []))
+        found.setdefault(key, []).append(_shown(row, text, errors.get((name, row["index"]), []), words))
     return [
         Example(
             number,
@@ -81,13 +88,24 @@ def examples(board: Board) -> list[Example]:
     ]
 
 
-def _shown(row: Mapping[Any, Any], text: str | None, errors: list[str]) -> ShownOutput:
+def _said(verdicts: pd.DataFrame) -> dict[tuple[str, int], list[str]]:
+    """(model, number of the prompt) -> what the judge wrote, an entry an order; names of outputs are left out."""
+    found: dict[tuple[str, int], list[str]] = {}
+    if "raw" in verdicts:
+        long = verdicts[verdicts["raw"].fillna("").astype(str).str.len() > LETTERS]
+        for name, index, raw in zip(long["generator"], long["index"], long["raw"], strict=True):
+            found.setdefault((name, index), []).append(str(raw))
+    return found
+
+
+def _shown(row: Mapping[Any, Any], text: str | None, errors: list[str], said: str) -> ShownOutput:
     name, preference, flipped = row["generator"], row["preference"], row["flipped"]
     if pd.isna(preference):
-        return ShownOutput(name, text, None, "no verdict", ", ".join(sorted(set(errors))) or "cause not recorded")
+        cause = ", ".join(sorted(set(errors))) or "cause not recorded"
+        return ShownOutput(name, text, None, "no verdict", None, cause, said)
     outcome = "ties" if preference == 1.5 else "wins" if preference > 1.5 else "loses"
     detail = "" if flipped is None else "the two orders disagree" if flipped else "the two orders agree"
-    return ShownOutput(name, text, preference - 1, outcome, detail)
+    return ShownOutput(name, text, preference - 1, outcome, flipped, detail, said)
 
 
 def _text(row: Mapping[str, Any] | None) -> str | None:
