@@ -18,12 +18,11 @@ def part_stderr() -> None:
     Nothing where `sys.stderr` is somebody else's already, as in a notebook or under pytest.
     """
     global _terminal
-    if sys.stderr is not sys.__stderr__ or _terminal is not None:
+    old = sys.stderr
+    if old is not sys.__stderr__ or old is None:
         return
-    old, _terminal = sys.stderr, os.dup(2)
-    sys.stderr = sys.__stderr__ = open(
-        _terminal, "w", encoding=old.encoding, errors=old.errors, buffering=1, closefd=False
-    )
+    _terminal = os.dup(2)
+    sys.stderr = open(_terminal, "w", encoding=old.encoding, errors=old.errors, buffering=1, closefd=False)
 
 
 def terminal() -> int | None:
