@@ -7,7 +7,8 @@
     <folder>/judge/<task>/verdicts.parquet  reference.json
 
 `otpo judge --out` and `otpo sweep` write the same files into a folder of their own, with the verdicts of all tasks at
-its top. `otpo agreement --out` writes agreement.json and agreement.parquet, into a board's folder too.
+its top. `otpo agreement --out` writes agreement.json and agreement.parquet, into a board's folder too. A panel of
+judges leaves panel.json and panel/<judge>.parquet beside its verdicts, `otpo rejudge` migration.json.
 `pipeline.run.folder` adds what the other stages write.
 
 Models and tasks may have any name; `folder_name` makes it one part of a path.
@@ -32,6 +33,9 @@ REPORT = "report.html"
 STORE = "store.sqlite"
 AGREEMENT = "agreement.json"
 AGREEMENT_VERDICTS = "agreement.parquet"
+PANEL = "panel"
+PANEL_FIGURES = "panel.json"
+MIGRATION = "migration.json"
 
 MODELS = "models"
 JUDGE = "judge"

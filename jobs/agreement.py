@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import layout
-from eval.judge.check import check
+from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import protocol_label
 from eval.labelled_pairs import LabelledPair, load_pairs
 from eval.stats.agreement import TIE, agreement, longer_is_right, majority
@@ -51,7 +52,8 @@ def judge_agreement(files: Sequence[Path], config: JudgeConfig, out: Path, *, pr
         raise UserError(
             f"{', '.join(map(str, files))}: every label is a tie, so there is nothing to ask a judge about."
         )
-    progress(f"judge {config.model}", 0, 0, str(check(config, out / layout.STORE)))
+    for model, way in check_each(config, out / layout.STORE):
+        progress(f"judge {model}", 0, 0, str(way))
     outputs, reference = (
         [{"instruction": pairs[i].instruction, "output": getattr(pairs[i], name), "generator": name} for i in asked]
         for name in (SECOND, FIRST)
@@ -63,7 +65,7 @@ def judge_agreement(files: Sequence[Path], config: JudgeConfig, out: Path, *, pr
     if not verdicts["preference"].notna().any():
         raise WorkError(f"Not one verdict came back{most_frequent(verdicts)}. The same command asks again.")
     found: Figures = {
-        "judge": config.model,
+        "judge": judge_label(config),
         "protocol": protocol_label(config.protocol),
         "files": [str(file) for file in files],
         **_figures(pairs, verdicts, list(range(len(pairs)))),

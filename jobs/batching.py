@@ -28,6 +28,8 @@ def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: boo
     """
     if not config.model:
         raise UserError("A batch is for one model: give --judge-model.")
+    if config.panel:
+        raise UserError("A batch is for one model: leave judge.panel out, and write one for each judge.")
     protocol = find_protocol(config.protocol)
     store = out / layout.STORE
     if config.url and ask:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval import layout
-from eval.judge.check import check
+from eval.board.sentences import panel_sentences
+from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
 from eval.outputs.columns import check_used
 from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
@@ -15,7 +16,7 @@ from eval.outputs.reading import OutputFile, read_outputs, whole_text
 from jobs.batching import estimate, know_the_way, read_batch, tell_used
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
-from pipeline.judge.board import make_board, write_judged
+from pipeline.judge.board import make_board, write_judged, write_panel
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.judge.reward_model import check_reward_model
 from pipeline.progress import Progress
@@ -60,7 +61,8 @@ def judge_files(
         know_the_way(config, out, progress, ask=False)
         replies = read_batch(batch, progress)
     else:
-        progress(f"judge {config.model}", 0, 0, str(check(config, out / layout.STORE)))
+        for model, way in check_each(config, out / layout.STORE):
+            progress(f"judge {model}", 0, 0, str(way))
         if config.price_input or config.price_output:
             cost = estimate(outputs, reference_rows, config, out, task, subset=subset)
             progress(f"judge {config.model}", 0, 0, str(cost))
@@ -71,6 +73,9 @@ def judge_files(
         tell_used(replies, progress)
     board = make_board(verdicts, outputs, reference_rows, config)
     write_judged(out, task, verdicts, board, outputs, reference_rows)
+    if config.panel:
+        for sentence in panel_sentences(write_panel(out, judge, verdicts)):
+            progress("panel", 0, 0, sentence)
     if not verdicts["preference"].notna().any():
         raise WorkError(
             f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "

@@ -227,9 +227,9 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
             if (frame := run.verdicts.get(task)) is not None:
                 frame = frame[frame["generator"].isin(rename) & (frame["reference"] == reference)]
                 verdicts.append(frame.assign(generator=frame["generator"].map(rename)))
-            own = _of_task(run.outputs, task) or {}
+            own = of_task(run.outputs, task) or {}
             outputs |= {rename[k]: rows for k, rows in own.items() if k in rename}
-            found = _of_task(run.references, task) or []
+            found = of_task(run.references, task) or []
             if reference in own and (not found or found[0].get("generator") != reference):
                 found = own[reference]  # models judged against each other
             reference_rows = reference_rows or found
@@ -240,7 +240,7 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
     return result
 
 
-def _of_task(found: Mapping[str, T], task: str) -> T | None:
+def of_task(found: Mapping[str, T], task: str) -> T | None:
     """What the folder of a task holds; folders of earlier versions have other names."""
     names = [layout.folder_name(task), *layout.earlier_names(task)]
     return next((found[name] for name in names if name in found), None)

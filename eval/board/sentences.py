@@ -279,3 +279,21 @@ def scores_note(table: pd.DataFrame) -> str:
         "Style-controlled: the same if the outputs had the reference's length, headers, lists and bold text, by a "
         "logistic fit to all models of the board. Both with 95% intervals over prompts. Ranks are of the win rate."
     )
+
+
+def panel_sentences(figures: Mapping[str, Any]) -> list[str]:
+    """How far the judges of a panel agree, a sentence each."""
+    told = [(f"{row['judge']} and the panel", row) for row in figures["judges"]]
+    told += [(f"{row['judge']} and {row['other']}", row) for row in figures["pairs"]]
+    return [f"{who} name the same winner on {share(row, 'agreement')} of {row['n']:,} prompts" for who, row in told]
+
+
+def migration_sentences(figures: Mapping[str, Any]) -> list[str]:
+    """What another judge changes on a board."""
+    old, new = figures["old_judge"], figures["new_judge"]
+    told = [f"{new} and {old} name the same winner on {share(figures, 'agreement')} of {figures['n']:,} prompts."]
+    if figures["old_protocol"] != figures["new_protocol"]:
+        told.append(f"They were asked by different protocols: {figures['new_protocol']} and {figures['old_protocol']}.")
+    moved = f"{figures['moved']:,} of {count(len(figures['models']), 'model')} change rank"
+    tau = figures["kendall_tau"]
+    return [*told, moved + ("." if tau is None else f"; Kendall's tau of the two orders is {number(tau, 2)}.")]

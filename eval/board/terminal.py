@@ -82,3 +82,22 @@ def _adjusted(row: dict[Any, Any]) -> str:
     if pd.isna(row["length_adjusted_low"]):
         return estimate
     return f"{estimate} ({number(row['length_adjusted_low'])} to {number(row['length_adjusted_high'])})"
+
+
+def migration_table(figures: Mapping[str, Any]) -> Table:
+    """The models of a board before two judges, as a table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{figures['old_judge']}, then {figures['new_judge']}", title_justify="left")
+    table.add_column("model")
+    for heading in ("rank", "win rate, old", "win rate, new", "difference", "95% interval", "same winner", "prompts"):
+        table.add_column(heading, justify="right")
+    for row in figures["models"]:
+        same = None if row["agreement"] is None else 100 * row["agreement"]
+        table.add_row(
+            escape(row["name"]), f"{row['old_rank']} to {row['new_rank']}",
+            *(number(row[key]) for key in ("old_win_rate", "new_win_rate", "difference")),
+            f"{number(row['low'])} to {number(row['high'])}", f"{number(same)}%", f"{row['n']:,}",
+        )  # fmt: skip
+    return table

@@ -12,6 +12,7 @@ from eval.judge.asking.ways import Way, first_way, is_known, messages_of, parame
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import RETRIED, Endpoint, Failure, advice, open_endpoint
 from eval.judge.event_loop import run_coroutine
+from eval.judge.panels.members import members_of
 from eval.judge.protocols.protocol import Protocol
 from eval.judge.protocols.registry import find_protocol
 from eval.judge.protocols.templates import render
@@ -42,6 +43,11 @@ def check(config: JudgeConfig, store: str | Path | None = None) -> Way:
     way = run_coroutine(_check(config, protocol))
     remember(config, protocol, way)
     return way
+
+
+def check_each(config: JudgeConfig, store: str | Path | None = None) -> list[tuple[str, Way]]:
+    """`check` of a judge, or of every judge of a panel: its model, and how it is asked."""
+    return [(str(member.model), check(member, store)) for member in members_of(config)]
 
 
 async def _check(config: JudgeConfig, protocol: Protocol) -> Way:

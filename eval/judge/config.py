@@ -8,6 +8,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class PanelMember(BaseModel):
+    """A further judge of a panel. What is not given is as the first judge has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="The judge's model, as its server names it.")
+    url: str | None = Field(None, description="Base address of its server.")
+    api_key_env: str | None = Field(None, description="Environment variable that holds its key.")
+    verdict: Literal["auto", "logprobs", "json", "tool", "text"] | None = Field(
+        None, description="Where its verdicts are read."
+    )
+    temperature: float | None = Field(None, ge=0, description="Its sampling temperature.")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of its replies.")
+    extra_body: dict[str, Any] | None = Field(None, description="Further fields of each request to it.")
+    price_input: float | None = Field(None, ge=0, description="USD per million prompt tokens.")
+    price_output: float | None = Field(None, ge=0, description="USD per million completion tokens.")
+
+
 class JudgeConfig(BaseModel):
     """An OpenAI-compatible chat-completions endpoint and how it is asked; or a reward model, whose scores are compared.
 
@@ -64,6 +82,12 @@ class JudgeConfig(BaseModel):
     calibration: str | None = Field(
         None, description="Folder with instruction_difficulty.csv and df_gamed*.csv, for length-controlled win rates."
     )
+    panel: tuple[PanelMember, ...] = Field(
+        (), description="Further judges, each asked every question: {model, url, ...}. Their verdicts count together."
+    )
+    panel_vote: Literal["mean", "majority"] = Field(
+        "mean", description="How a panel's verdict is made: the mean, or the winner that most judges name."
+    )
     reference: str | None = Field(
         None, description="What outputs are compared with: a model_outputs.json, or a model of the run such as base."
     )
@@ -86,4 +110,13 @@ class JudgeConfig(BaseModel):
         name = path.parent.name if path.name == "model" and path.parent.name else path.name
         if value.get("url"):
             raise ValueError("reward_model stands in place of a judge's url: keep one, and set the other to null")
+        if value.get("panel"):
+            raise ValueError("panel: a reward model judges alone; leave one of the two out")
         return {**value, "model": value.get("model") or name, "protocol": "reward"}
+
+    @model_validator(mode="after")
+    def _each_judge_once(self) -> JudgeConfig:
+        names = [self.model, *(member.model for member in self.panel)]
+        if len(set(names)) < len(names):
+            raise ValueError("panel: expected judges of different models, found one twice")
+        return self

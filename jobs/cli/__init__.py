@@ -16,7 +16,7 @@ from jobs.cli.data_verbs import data, fresh
 from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
 from jobs.cli.jobs_verb import jobs
-from jobs.cli.judge_verbs import agreement, judge, report
+from jobs.cli.judge_verbs import agreement, judge, rejudge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.options import in_flags
 from jobs.cli.push_verb import push
@@ -47,6 +47,7 @@ VERBS = (
     generate,
     judge,
     agreement,
+    rejudge,
     report,
     weights,
     push,

@@ -208,6 +208,52 @@ def agreement(
     show(f"Figures: {(out / layout.AGREEMENT).absolute()}")
 
 
+def rejudge(
+    board: Annotated[Path, typer.Argument(help="folder of `otpo judge` or of a run, with its outputs")],
+    judge_url: JudgeUrl,
+    judge_model: JudgeModel,
+    out: Out,
+    task: Annotated[str | None, typer.Option("--task", help="which task, where the board has several")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="how the judge is asked; by default as the old one was")
+    ] = None,
+    concurrency: Concurrency = 32,
+    budget_usd: BudgetUsd = None,
+    price_input: PriceInput = 0.0,
+    price_output: PriceOutput = 0.0,
+    max_requests_per_minute: RequestsPerMinute = None,
+    max_retries: MaxRetries = 10,
+    settings: JudgeSettings = None,
+) -> None:
+    """The outputs of a board before another judge: its own board, and what that changes."""
+    from jobs.rejudging import rejudge as judge_again
+    from pipeline.lock.lock import one_writer
+
+    config = judge_of(
+        settings,
+        url=judge_url,
+        model=judge_model,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        price_input=price_input,
+        price_output=price_output,
+        max_requests_per_minute=max_requests_per_minute,
+        max_retries=max_retries,
+    )
+    with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
+        found = judge_again(board, config, out, task=task, protocol=protocol, progress=bars.show)
+    from eval import layout
+    from eval.board.sentences import migration_sentences
+    from eval.board.terminal import migration_table
+    from pipeline.run.folder import RunFolder
+
+    console.print(migration_table(found))
+    for sentence in migration_sentences(found):
+        show(sentence)
+    show(f"Report: {RunFolder(out.absolute()).report}")
+    show(f"Figures: {(out / layout.MIGRATION).absolute()}")
+
+
 def report(
     folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of `otpo judge`")], out: Out
 ) -> None:

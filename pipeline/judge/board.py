@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval import layout
 from eval.judge.config import JudgeConfig
-from otpo.files import Row
+from otpo.files import Row, write_json
+from pipeline.judge.judging import Judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,7 @@ def make_board(
     import pandas as pd
 
     from eval.board.leaderboard import leaderboard
+    from eval.judge.panels.members import judge_label
     from eval.judge.protocols.registry import protocol_label
 
     references = {str(row.get("generator") or "reference") for row in reference}
@@ -44,7 +46,7 @@ def make_board(
             frame,
             outputs,
             outputs[str(opponent)] if opponent else reference,
-            judge=config.model or "",
+            judge=judge_label(config),
             protocol=protocol_label(config.protocol),
             calibration=Path(config.calibration) if config.calibration else None,
             seed=seed,
@@ -76,3 +78,27 @@ def write_judged(
     write_outputs(folder, task, outputs, reference)
     write_leaderboard(board, folder / layout.LEADERBOARD)
     build([folder], folder)
+
+
+def write_panel(folder: Path, judge: Judge, verdicts: pd.DataFrame) -> dict[str, Any]:
+    """Write what each judge of a panel said, and how far they agree, beside the panel's own verdicts.
+
+    Args:
+        folder: where panel.json and, in panel/, a table of verdicts for each judge go.
+        judge: the panel, after it has judged.
+        verdicts: the panel's.
+
+    Returns:
+        What panel.json holds (`eval.stats.judges.panel_agreement`).
+    """
+    import pandas as pd
+
+    from eval.judge.table import write_verdicts
+    from eval.stats.judges import panel_agreement
+
+    members = {name: pd.concat(frames, ignore_index=True) for name, frames in judge.members.items()}
+    for name, own in members.items():
+        write_verdicts(own, folder / layout.PANEL / f"{layout.folder_name(name)}.parquet")
+    found = panel_agreement(members, verdicts)
+    write_json(folder / layout.PANEL_FIGURES, found)
+    return found

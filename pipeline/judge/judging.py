@@ -43,6 +43,7 @@ class Judge:
         spent_usd: what earlier calls have spent of `config.budget_usd`; `judge_task` adds to it.
         answer: in place of the endpoint, which is then not called (`eval.judge.offline`).
         rewards: the reward model, if that is who judges.
+        members: judge of the panel -> its verdicts on each match so far.
     """
 
     config: JudgeConfig
@@ -52,6 +53,7 @@ class Judge:
     spent_usd: float = 0.0
     answer: Answer | None = None
     rewards: RewardJudge | None = field(init=False, default=None)
+    members: dict[str, list[pd.DataFrame]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.config.reward_model is not None:
@@ -74,6 +76,8 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
     """
     import pandas as pd
 
+    from eval.judge.panels.combine import combined
+    from eval.judge.panels.members import members_of
     from eval.judge.reward_scores import judge_by_scores
     from eval.judge.table import ledger
     from eval.judge.verdicts import judge as ask
@@ -84,19 +88,24 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
         if judge.rewards is not None:
             frames.append(judge_by_scores(match.outputs, match.reference, judge.rewards, task, subset=subset))
             continue
-        frame = ask(
-            match.outputs,
-            match.reference,
-            judge.config,
-            judge.store,
-            task,
-            _counting(judge.progress, f"judge {match.label} against {match.against}, {task}"),
-            subset=subset,
-            spent_usd=judge.spent_usd,
-            answer=judge.answer,
-        )
-        judge.spent_usd += ledger(frame)["spent_usd"]
-        frames.append(frame)
+        said: dict[str, pd.DataFrame] = {}
+        for member in members_of(judge.config):
+            who = f"judge {match.label} against {match.against}, {task}"
+            said[str(member.model)] = ask(
+                match.outputs,
+                match.reference,
+                member,
+                judge.store,
+                task,
+                _counting(judge.progress, f"{who}, {member.model}" if judge.config.panel else who),
+                subset=subset,
+                spent_usd=judge.spent_usd,
+                answer=judge.answer,
+            )
+            judge.spent_usd += ledger(said[str(member.model)])["spent_usd"]
+        for name, frame in said.items():
+            judge.members.setdefault(name, []).append(frame)
+        frames.append(combined(said, judge.config.panel_vote) if judge.config.panel else frame)
     return pd.concat(frames, ignore_index=True)
 
 

@@ -29,7 +29,14 @@ EXECUTION_KEYS = (
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )
 # Keys that finished runs did not have: with these values they change nothing.
-LATER_KEYS_OF_JUDGES = {"verdict": "auto", "samples": 1, "columns": {}, "count_missing": False}
+LATER_KEYS_OF_JUDGES = {
+    "verdict": "auto",
+    "samples": 1,
+    "columns": {},
+    "count_missing": False,
+    "panel": [],
+    "panel_vote": "mean",
+}
 LATER_KEYS_OF_TRAINING = {"optimizer": "adamw"}
 EXECUTION_KEYS_OF_TRAINING = (
     "workers", "min_workers", "use_gpu", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing",

@@ -275,7 +275,8 @@ def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
     if config.reward_model:
         return check_reward_model(f"{key}.reward_model", run.sources.resolve(config.reward_model))
     if config.url and not config.url.startswith(WORLD_PREFIX):
-        from eval.judge.check import check
+        from eval.judge.check import check_each
 
         asked = config if key == "judge" else config.model_copy(update={"protocol": "rating"})
-        run.progress(f"{key} {config.model}", 0, 0, str(check(asked, run.folder.judge_store)))
+        for model, way in check_each(asked, run.folder.judge_store):
+            run.progress(f"{key} {model}", 0, 0, str(way))

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from otpo.files import Row, write_atomically
+from pipeline.judge.board import write_panel
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
@@ -78,6 +79,8 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
         if asked.rewards is not None:
             asked.rewards.unload()
         write_verdicts(verdicts, out)
+        if config.panel:
+            write_panel(out.parent, asked, verdicts)
         write_atomically(run.folder.reference(task.name), json.dumps(reference, ensure_ascii=False, indent=1))
         figures |= ledger(verdicts)
     if figures["failed"]:

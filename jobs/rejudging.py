@@ -1,0 +1,105 @@
+"""`otpo rejudge`: the outputs of a board before another judge, and what that changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import layout
+from eval.board.run_files import RunFiles, of_task, read_run
+from eval.judge.check import check_each
+from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import judge_label
+from eval.judge.protocols.registry import PROTOCOLS, protocol_label
+from eval.stats.judges import migration
+from otpo.errors import UserError, WorkError
+from otpo.files import write_json
+from pipeline.judge.board import make_board, write_judged, write_panel
+from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def rejudge(
+    folder: Path, config: JudgeConfig, out: Path, *, task: str | None, protocol: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Judge what a board holds with another judge; write its board, and migration.json, to `out`.
+
+    Args:
+        folder: of `otpo judge` or of a run.
+        config: the new judge. It is asked in as many orders as the old one was, and by the same protocol.
+        out: another folder.
+        task: which of the board's tasks, where it has several.
+        protocol: in place of the old judge's.
+        progress: told what happens.
+
+    Returns:
+        What migration.json holds: `eval.stats.judges.migration`, with task, old_judge, new_judge, old_protocol and
+        new_protocol.
+
+    Raises:
+        UserError: a folder without verdicts or outputs, or a judge that cannot be asked; nothing was asked.
+        WorkError: not one verdict came back.
+    """
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out} is the board that is judged again: name another folder with --out.")
+    run = read_run(folder)
+    name = _task_of(run, task, folder)
+    outputs, reference = of_task(run.outputs, name) or {}, of_task(run.references, name) or []
+    against = str(reference[0].get("generator") or "reference") if reference else ""
+    old = run.verdicts[name]
+    old = old[(old["reference"] == against) & old["generator"].isin(outputs)]
+    if old.empty:
+        raise UserError(
+            f"{folder}: expected outputs of the models and of the reference ({layout.OUTPUTS}), found none."
+        )
+    judge, by = _judge_of(run, name, against)
+    both = bool(old.duplicated(["generator", "index"]).any())
+    config = config.model_copy(update={"protocol": protocol or _same(by, folder), "both_orders": both})
+    for model, way in check_each(config, out / layout.STORE):
+        progress(f"judge {model}", 0, 0, str(way))
+    asked = Judge(config, out / layout.STORE, progress=progress)
+    labels = list(dict.fromkeys(old["generator"]))
+    rows = {label: outputs[label] for label in labels}
+    new = judge_task(asked, [Match(label, against, own, reference) for label, own in rows.items()], name, subset=True)
+    if not new["preference"].notna().any():
+        raise WorkError("Not one verdict came back. The same command asks again.")
+    write_judged(out, name, new, make_board(new, rows, reference, config), rows, reference)
+    if config.panel:
+        write_panel(out, asked, new)
+    found = {
+        "task": name, "old_judge": judge, "new_judge": judge_label(config),
+        "old_protocol": by, "new_protocol": protocol_label(config.protocol), **migration(old, new),
+    }  # fmt: skip
+    write_json(out / layout.MIGRATION, found)
+    return found
+
+
+def _task_of(run: RunFiles, task: str | None, folder: Path) -> str:
+    known = list(run.verdicts)
+    if not known:
+        raise UserError(f"{folder}: expected a board with its verdicts ({layout.VERDICTS}), found none.")
+    if task is None and len(known) > 1:
+        raise UserError(f"{folder} has the tasks {', '.join(known)}: say which one with --task.")
+    if task is not None and task not in known:
+        raise UserError(f"--task {task}: {folder} has {', '.join(known)}.")
+    return task or known[0]
+
+
+def _judge_of(run: RunFiles, task: str, reference: str) -> tuple[str, str]:
+    """Who judged a board, and by which protocol."""
+    board: pd.DataFrame | None = run.board
+    rows = board[(board["task"] == task) & (board["reference"] == reference)] if board is not None else None
+    if rows is None or rows.empty:
+        return "an unknown judge", ""
+    return str(rows["judge"].iloc[0]), str(rows["protocol"].iloc[0])
+
+
+def _same(protocol: str, folder: Path) -> str:
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"{folder} was judged by the protocol '{protocol}': say how to ask the new judge with --protocol."
+        )
+    return protocol
