@@ -10,6 +10,7 @@ from eval import layout
 from eval.board.sentences import panel_sentences
 from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
+from eval.judge.table import several_models
 from eval.outputs.columns import check_used
 from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
@@ -81,6 +82,8 @@ def judge_files(
             f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
             "same command asks again."
         )
+    if not config.panel and (changed := several_models(verdicts)):
+        progress(f"judge {config.model}", 0, 0, changed)
     missing = verdicts[verdicts["preference"].isna()]
     if len(missing):
         counted = f"{len(missing)} of {len(verdicts)} verdicts failed{most_frequent(missing)}"

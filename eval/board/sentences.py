@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from eval.board.numbers import count, number, points, relative
+from eval.judge.table import several_models
 from eval.stats.scores import CRITERION
 
 READ = {
@@ -133,6 +134,8 @@ def judge_health(board: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
             causes = ", ".join(f"{kind} {times:,}" for kind, times in kinds.astype(str).value_counts().items())
             share = number(100 * len(missing) / len(verdicts))
             sentences.append(f"{asked} asked for; {len(missing):,} failed ({share}%){': ' if causes else ''}{causes}.")
+    if changed := several_models(verdicts):
+        sentences.append(changed)
     known = board[board["first_share"].notna()]
     if not known.empty:
         biased = int(((known["first_share_low"] > 50) | (known["first_share_high"] < 50)).sum())

@@ -8,8 +8,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from eval.judge.asking.identity import Identities
 from eval.judge.asking.questions import Question, Verdict, verdict_of
 from eval.judge.asking.ways import Way, keep_ways, messages_of, parameters, way_of
 from eval.judge.budget import Budget, Pace, most_tokens_of, size_of
@@ -192,15 +194,19 @@ def ask_all(
         UserError: wrong settings, or a key or model refused before anything was stored.
         WorkError: a key or model refused later on. The replies so far are in the store.
     """
-    keys = [_key(question, config) for question in questions]
+    judge = store.judge_name(str(config.model))
+    keys = [_key(question, config, judge) for question in questions]
     keep_ways(config, {question.protocol for question in questions}, store)
     times_asked, to_ask = Counter(keys), dict(zip(keys, questions, strict=True))
     verdicts: dict[str, Verdict] = {}
+    identities = Identities(str(config.model), store)
     done = failures = 0
 
     def finished(verdict: Verdict) -> None:
         nonlocal done, failures
         verdicts[verdict.key] = verdict
+        if verdict.raw and not (verdict.cached or verdict.error):
+            identities.see(verdict.key, verdict.raw)
         done += times_asked[verdict.key]
         failures += times_asked[verdict.key] if verdict.error else 0
         if progress:
@@ -216,7 +222,14 @@ def ask_all(
             finished(_answered(key, question, config, store, answer))
     elif to_ask:
         run_coroutine(_ask_new(list(to_ask.items()), config, store, finished, spent_usd))
-    return [verdicts[key] for key in keys]
+    renamed: dict[str, str] = {}
+
+    def new_key(key: str) -> str:
+        renamed[key] = _key(to_ask[key], config, store.judge_name(str(config.model)))
+        return renamed[key]
+
+    identities.settle(new_key)
+    return [replace(verdicts[key], key=renamed.get(key, key)) for key in keys]
 
 
 def _answered(key: str, question: Question, config: JudgeConfig, store: Store, answer: Answer) -> Verdict:
@@ -276,16 +289,17 @@ def request_of(question: Question, config: JudgeConfig) -> dict[str, Any]:
     """The body of the request that asks a question, in the way that the endpoint was found to take."""
     way = way_of(config, question.protocol)
     messages = messages_of(question.messages, question.protocol, way)
-    return {"model": config.model, "messages": messages, **parameters(question.protocol, config, way)}
+    return {"model": config.model, "messages": messages, **parameters(question.protocol, config, way, question.sample)}
 
 
-def _key(question: Question, config: JudgeConfig) -> str:
+def _key(question: Question, config: JudgeConfig, judge: str) -> str:
+    """The key of a reply in the store: of everything that decides it."""
     body = request_of(question, config)
     messages = body.pop("messages")
-    model = body.pop("model")
+    del body["model"]
     if question.sample:
         body["sample"] = question.sample  # not sent: a reply is another one each time
-    return request_key(str(model), messages, body)
+    return request_key(judge, messages, body)
 
 
 def _allows_text(question: Question, config: JudgeConfig, way: Way) -> bool:

@@ -65,6 +65,12 @@ class JudgeConfig(BaseModel):
     samples: int = Field(
         1, ge=1, description="Times that each question is asked; the mean counts. Needs a temperature above 0."
     )
+    sampling_seed: int | None = Field(
+        None, description="Seed sent with each request, plus the number of the sample. Unset: none is sent."
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        None, description="How long a reasoning judge may think. Unset: its own default."
+    )
     allow_text_verdict: bool = Field(
         False, description="Reads the verdict from the reply's text where the server gives no logprobs."
     )

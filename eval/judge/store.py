@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS responses (
 )
 """
 _WAYS = "CREATE TABLE IF NOT EXISTS ways (key TEXT PRIMARY KEY, way TEXT NOT NULL)"
+_IDENTITIES = "CREATE TABLE IF NOT EXISTS identities (name TEXT PRIMARY KEY, first TEXT NOT NULL, now TEXT NOT NULL)"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,25 @@ class Store:
         """Keep how an endpoint can be asked."""
         self._connection.execute("INSERT OR REPLACE INTO ways VALUES (?, ?)", (key, way))
 
+    def judge_name(self, model: str) -> str:
+        """The judge in a reply's key: the model's name, with what it answers as where that has changed."""
+        found = self.identity(model)
+        return model if found is None or found[0] == found[1] else f"{model} = {found[1]}"
+
+    def identity(self, model: str) -> tuple[str, str] | None:
+        """What the endpoint called a model when it first answered here, and what it calls it now; None before that."""
+        row = self._connection.execute("SELECT first, now FROM identities WHERE name = ?", (model,)).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def put_identity(self, model: str, now: str) -> None:
+        """Keep what an endpoint calls a model."""
+        first, _ = self.identity(model) or (now, now)
+        self._connection.execute("INSERT OR REPLACE INTO identities VALUES (?, ?, ?)", (model, first, now))
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a reply another key."""
+        self._connection.execute("UPDATE OR REPLACE responses SET key = ? WHERE key = ?", (new, old))
+
     def __len__(self) -> int:
         return self._connection.execute("SELECT count(*) FROM responses").fetchone()[0]
 
@@ -102,6 +122,7 @@ def open_store(path: str | Path) -> Iterator[Store]:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_SCHEMA)
         connection.execute(_WAYS)
+        connection.execute(_IDENTITIES)
         connection.execute("SELECT response, prompt_tokens, completion_tokens, seconds FROM responses LIMIT 0")
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{path}: expected a file for the judge's replies (SQLite), but {error}..") from error

@@ -24,12 +24,13 @@ COLUMNS = {
     "read": "str", "protocol": "str", "combine": "str", "said": "str", "weight": "float64", "score": "float64",
     "reference_score": "float64", "raw": "str", "error": "str", "detail": "str", "attempts": "int64",
     "prompt_tokens": "int64", "completion_tokens": "int64", "price_usd": "float64", "seconds": "float64",
-    "cached": "bool", "key": "str",
+    "cached": "bool", "key": "str", "judge_model": "str",
 }  # fmt: skip
 """The columns of the table of verdicts and their types.
 
 `key` finds the reply in the store. `combine` is "agreed" where both orders must name the same winner, else "mean".
 `said` is a grade, or what was said of each criterion; `score` and `reference_score` are of outputs seen one at a time.
+`judge_model` is what the endpoint calls the model that answered.
 """
 
 
@@ -108,6 +109,7 @@ def verdict_row(
         "seconds": verdict.seconds,
         "cached": verdict.cached,
         "key": verdict.key,
+        "judge_model": verdict.model,
     }
 
 
@@ -137,6 +139,17 @@ def ledger(frame: pd.DataFrame) -> dict[str, Any]:
         "spent_usd": float(frame.loc[~cached, "price_usd"].sum()),
         "cached_usd": float(frame.loc[cached, "price_usd"].sum()),
     }
+
+
+def several_models(frame: pd.DataFrame) -> str:
+    """That a judge's verdicts come from several models, and how many from each; empty where they do not."""
+    if "judge_model" not in frame or frame["judge_model"].nunique() < 2:
+        return ""
+    counted = ", ".join(f"{name} ({count:,})" for name, count in frame["judge_model"].value_counts().items())
+    return (
+        f"The judge's name answers as several models: {counted}. If it has changed for good, the same command asks the "
+        "model that answers now about what the other one judged."
+    )
 
 
 def write_verdicts(frame: pd.DataFrame, path: str | Path) -> Path:

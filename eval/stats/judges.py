@@ -72,10 +72,10 @@ def migration(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, Any]:
         new: the new judge's.
 
     Returns:
-        The figures of `judges_agreement`; models, a list in the order of the new win rate of {name, n, old_win_rate,
+        The figures of `judges_agreement`; models, in the order of the new win rate, a list of {name, n, old_win_rate,
         new_win_rate (percent, of the prompts that have a verdict of both), difference (points) with its 95 % interval
-        low and high, paired by prompt, old_rank, new_rank, agreement, kappa}; and kendall_tau, spearman (of the models' win
-        rates; None below three models) and moved (models whose rank differs).
+        low and high (paired by prompt), old_rank, new_rank, agreement, kappa}; kendall_tau and spearman of the models'
+        win rates (None below three models); and moved (models whose rank differs).
     """
     chance = pd.concat(
         [by_prompt(side).set_index(["generator", "index"])["preference"] - 1 for side in (old, new)],

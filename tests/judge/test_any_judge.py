@@ -50,6 +50,7 @@ class Judge:
     least_tokens: int = 1
     legacy: bool = False
     follows_form: bool = False
+    calls_tools: bool = False
     prefers: Callable[[str, str, str], float] = lambda _, first, second: share(first) / (share(first) + share(second))
 
     def __call__(self, call):
@@ -82,6 +83,10 @@ class Judge:
             content = "<think>m or"
         message = {"role": "assistant", "content": content, "reasoning_content": "m it is? M?" if self.thinks else None}
         choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop", "logprobs": None}
+        if body.get("tools") and self.calls_tools and not cut:
+            arguments = json.dumps({"verdict": letter})
+            function = {"name": body["tool_choice"]["function"]["name"], "arguments": arguments}
+            message |= {"content": None, "tool_calls": [{"index": 0, "type": "function", "function": function}]}
         if self.logprobs and body.get("logprobs") and not schema and not cut:
             choice["logprobs"] = self.positions(p, content)
         usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
@@ -145,6 +150,14 @@ RIGHT = {
     "logprobs left out, a full stop": (Judge(logprobs=False, text="{}."), "text"),
     "a reasoning model": (Judge(REASONS, thinks=100), "json"),
     "a reasoning model that thinks for long": (Judge(REASONS, thinks=5000), "json"),
+    "tools, no schema": (Judge({**NO_LOGPROBS, **NO_SCHEMA}, text="I like {}.", calls_tools=True), "tool"),
+    "a reasoning model with tools": (Judge({**REASONS, **NO_SCHEMA}, thinks=100, calls_tools=True), "tool"),
+    "tools, streams only": (
+        Judge({**NO_LOGPROBS, **NO_SCHEMA}, text="I like {}.", calls_tools=True, stream_only=True), "tool",
+    ),
+    "tools refused": (
+        Judge({**NO_LOGPROBS, **NO_SCHEMA, "tools": "tool_choice is not supported"}, text="Verdict: {}"), "text",
+    ),
     "a sentence": (Judge(text="The better answer is {}.", logprobs=False), "json"),
     "a sentence, no schema": (Judge(NO_SCHEMA, text="The better answer is {}.", logprobs=False), "text"),
     "bold, no logprobs": (Judge(text="**{}**", logprobs=False, refuses=NO_SCHEMA), "text"),
@@ -208,6 +221,20 @@ def test_every_judge_gives_the_right_verdicts(tmp_path, name):
         _, again, repeated = compare(server, tmp_path)  # as another process: what was found is in the store
         assert again == asked + 8 == len(server.calls) and repeated["cached"].all()
         assert repeated["preference"].tolist() == frame["preference"].tolist()
+
+
+def test_a_seed_and_an_effort_are_sent_where_the_judge_takes_them(tmp_path):
+    settings = {"sampling_seed": 7, "reasoning_effort": "low", "samples": 2, "temperature": 1.0}
+    with ScriptedJudge(Judge()) as server:
+        compare(server, tmp_path, n=3, **settings)
+        bodies = [call.body for call in server.calls[1:]]
+    assert sorted(body["seed"] for body in bodies) == [7, 7, 7, 8, 8, 8]
+    assert {body["reasoning_effort"] for body in bodies} == {"low"}
+    refuses = {"seed": "seed is not supported", "reasoning_effort": "Unrecognized request argument: reasoning_effort"}
+    with ScriptedJudge(Judge(refuses)) as server:
+        way, asked, frame = compare(server, tmp_path / "2", **settings)
+        assert (way.seed, way.reasoning, asked) == (False, False, 3) and frame["error"].isna().all()
+        assert not {"seed", "reasoning_effort"} & server.calls[-1].body.keys()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
-from support.servers import Reply, ScriptedJudge, completion, share
+from support.servers import Reply, ScriptedJudge, completion, share, verdict
 
 from eval.judge.config import JudgeConfig
 from eval.judge.panels.members import judge_label, members_of
 from eval.judge.protocols.templates import fenced_texts
+from eval.judge.table import several_models
+from eval.judge.verdicts import judge
 from eval.stats.judges import judges_agreement, migration
 from pipeline.judge.judging import Judge, Match, judge_task
 
@@ -47,23 +49,23 @@ def panel(server, tmp_path, names=("a", "b", "c"), n=30, **settings):
     config = JudgeConfig(
         url=server.url, model=first, panel=[{"model": name} for name in others], price_input=1.0, **settings
     )
-    judge = Judge(config, tmp_path / "store.sqlite")
-    return judge, judge_task(judge, [Match("model", "reference", rows(n, "model"), rows(n, "reference"))], "task")
+    asked = Judge(config, tmp_path / "store.sqlite")
+    return asked, judge_task(asked, [Match("model", "reference", rows(n, "model"), rows(n, "reference"))], "task")
 
 
 def test_the_mean_of_a_panel_is_the_mean_of_its_judges(tmp_path):
     with ScriptedJudge(opinionated) as server:
-        judge, frame = panel(server, tmp_path)
+        asked, frame = panel(server, tmp_path)
         assert len(server.calls) == 90
         calls = {name: sum(call.body["model"] == name for call in server.calls) for name in "abc"}
     assert calls == {"a": 30, "b": 30, "c": 30}
     expected = [1 + np.mean([prefers(name, i) for name in "abc"]) for i in range(30)]
     assert frame["preference"].tolist() == pytest.approx(expected)
     assert set(frame["read"]) == {"panel"} and frame["attempts"].sum() == 90
-    assert frame["price_usd"].sum() == pytest.approx(90 * 100 / 1e6) == judge.spent_usd
+    assert frame["price_usd"].sum() == pytest.approx(90 * 100 / 1e6) == asked.spent_usd
     said = json.loads(frame["raw"][7])
     assert said == pytest.approx({name: 1 + prefers(name, 7) for name in "abc"})
-    assert judge_label(judge.config) == "mean of a, b and c"
+    assert judge_label(asked.config) == "mean of a, b and c"
 
 
 def test_the_majority_of_a_panel_is_what_most_judges_name(tmp_path):
@@ -163,3 +165,50 @@ def test_a_board_is_judged_again_by_another_judge(tmp_path):
         assert rates[name] == pytest.approx(100 * np.mean([prefers("b", i, name) for i in range(20)]))
     assert pd.read_csv(tmp_path / "new" / "leaderboard.csv")["judge"].tolist() == ["b", "b"]
     assert same.returncode == 2 and "another folder" in same.stderr
+
+
+# ---- a name that answers as another model ----
+
+
+def named(model):
+    def script(call):
+        return {**verdict(call.body), "model": model}
+
+    return script
+
+
+def asked_of(script, tmp_path, n):
+    with ScriptedJudge(script) as server:
+        config = JudgeConfig(url=server.url, model="gpt", concurrency=2)
+        frame = judge(rows(n, "model"), rows(n, "reference"), config, tmp_path / "s.sqlite", "t")
+        return frame, len(server.calls)
+
+
+def test_a_name_that_stands_for_another_model_now_asks_that_one_everything(tmp_path):
+    first, calls = asked_of(named("gpt-2024"), tmp_path, 10)
+    assert calls == 10 and set(first["judge_model"]) == {"gpt-2024"} and several_models(first) == ""
+    mixed, calls = asked_of(named("gpt-2025"), tmp_path, 15)
+    assert calls == 5 and mixed["judge_model"].value_counts().to_dict() == {"gpt-2024": 10, "gpt-2025": 5}
+    assert "gpt-2024 (10), gpt-2025 (5)" in several_models(mixed)
+    whole, calls = asked_of(named("gpt-2025"), tmp_path, 15)
+    assert calls == 10 and set(whole["judge_model"]) == {"gpt-2025"} and whole["cached"].sum() == 5
+    _, calls = asked_of(named("gpt-2025"), tmp_path, 15)
+    assert calls == 0
+
+
+def test_an_endpoint_with_several_names_at_once_is_one_judge(tmp_path):
+    def either(call):
+        return named("a" if call.number % 2 else "b")(call)
+
+    asked_of(named("a"), tmp_path, 4)
+    frame, calls = asked_of(either, tmp_path, 12)
+    assert calls == 8 and set(frame["judge_model"]) == {"a", "b"}
+    _, calls = asked_of(either, tmp_path, 12)
+    assert calls == 0  # nothing is paid for twice
+
+
+def test_a_reply_that_names_no_model_is_of_the_same_judge(tmp_path):
+    asked_of(named("a"), tmp_path, 4)
+    _, calls = asked_of(lambda call: {**verdict(call.body), "model": None}, tmp_path, 8)
+    assert calls == 4
+    assert asked_of(named("a"), tmp_path, 8)[1] == 0

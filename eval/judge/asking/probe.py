@@ -98,7 +98,8 @@ def _with_tokens(way: Way, config: JudgeConfig, tokens: int) -> Way:
 
 
 def _names_a_setting(failure: Failure) -> bool:
-    names = r"logprobs|max_(?:completion_|output_)?tokens|temperature|response_format|\bsystem\b|\bstream|\btool"
+    names = r"logprobs|max_(?:completion_|output_)?tokens|temperature|response_format|\b(?:system\b|stream|tool|seed)"
+    names += "|reasoning"
     return failure.kind == "bad_request" and bool(re.search(names, failure.detail, re.IGNORECASE))
 
 
@@ -115,6 +116,10 @@ def _adapted(way: Way, failure: Failure, config: JudgeConfig, protocol: Protocol
             return replace(way, max_tokens=max(*numbers, 16) if len(numbers) > 1 else max(numbers[0], 16))
         if re.search(r"at most|maximum|less|smaller|exceed|too large|<=", said) and way.max_tokens:
             return replace(way, max_tokens=min([n for n in numbers if n < way.max_tokens], default=way.max_tokens // 2))
+    if config.reasoning_effort and "reasoning" in said and way.reasoning:
+        return replace(way, reasoning=False)
+    if config.sampling_seed is not None and re.search(r"\bseed\b", said) and way.seed:
+        return replace(way, seed=False)
     if "temperature" in said and way.temperature:
         return replace(way, temperature=False)
     if "logprobs" in said and way.read == "logprobs":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from eval.judge.asking.identity import answers_as
 from eval.judge.protocols.protocol import Protocol
 from eval.judge.protocols.templates import Message
 from eval.judge.replies import Reading
@@ -30,6 +31,7 @@ class Verdict:
         read: where the verdict was read: "logprobs", "json", "tool" or "text".
         said: the grade, or what was said of each criterion.
         weight: how often it counts in the score.
+        model: what the endpoint calls the model that answered.
         error: the kind of failure (see `endpoint`), or None.
         detail: the endpoint's own words about the failure, or what the judge said in place of a verdict.
         raw: the body of the last reply, if any.
@@ -53,6 +55,7 @@ class Verdict:
     read: str | None = None
     said: str | None = None
     weight: float = 1.0
+    model: str | None = None
 
 
 def verdict_of(key: str, found: Reading, reply: StoredReply, attempts: int, *, cached: bool = False) -> Verdict:
@@ -69,4 +72,5 @@ def verdict_of(key: str, found: Reading, reply: StoredReply, attempts: int, *, c
         read=found.read,
         said=found.said,
         weight=found.weight,
+        model=answers_as(reply.response),
     )

@@ -32,6 +32,8 @@ class Way:
         top_logprobs: alternatives at each position; None is the protocol's own number.
         system: whether a system message may be sent; otherwise its text begins the user's.
         stream: whether the endpoint answers in pieces only.
+        seed: whether a seed may be sent.
+        reasoning: whether an effort of reasoning may be sent.
     """
 
     read: Read = "logprobs"
@@ -41,6 +43,8 @@ class Way:
     top_logprobs: int | None = None
     system: bool = True
     stream: bool = False
+    seed: bool = True
+    reasoning: bool = True
 
     def __str__(self) -> str:
         """In one line, what is out of the ordinary last."""
@@ -51,6 +55,8 @@ class Way:
             f"{self.top_logprobs} logprobs" if self.top_logprobs and self.read == "logprobs" else "",
             "" if self.system else "no system message",
             "streamed" if self.stream else "",
+            "" if self.seed else "no seed",
+            "" if self.reasoning else "no reasoning effort",
         ]
         where = {
             "logprobs": "logprobs", "json": "JSON by a schema", "tool": "the call of a tool", "text": "the text",
@@ -58,13 +64,16 @@ class Way:
         return ", ".join([f"verdicts from {where}", *(each for each in odd if each)])
 
 
-def parameters(protocol: Protocol, config: JudgeConfig, way: Way | None = None) -> dict[str, Any]:
+def parameters(protocol: Protocol, config: JudgeConfig, way: Way | None = None, sample: int = 0) -> dict[str, Any]:
     """The request's fields other than model and messages. They are part of a stored reply's key."""
     way = way or first_way(config, protocol)
     fields: dict[str, Any] = {
         way.tokens_field: config.max_tokens or way.max_tokens or protocol.max_tokens,
         "temperature": config.temperature if way.temperature else None,
+        "reasoning_effort": config.reasoning_effort if way.reasoning else None,
     }
+    if config.sampling_seed is not None and way.seed:
+        fields["seed"] = config.sampling_seed + sample
     if way.read == "logprobs":
         fields |= {"logprobs": True, "top_logprobs": way.top_logprobs or protocol.top_logprobs}
     fields |= fields_of(protocol, way.read)
@@ -113,6 +122,9 @@ def first_way(config: JudgeConfig, protocol: Protocol) -> Way:
 def endpoint_key(config: JudgeConfig, protocol: Protocol) -> str:
     """What a way was found for: address, model, kind of verdict, and the settings that the endpoint may refuse."""
     settings = config.model_dump(include={"url", "model", "verdict", "temperature", "max_tokens", "extra_body"})
+    for later in ("sampling_seed", "reasoning_effort"):
+        if (value := getattr(config, later)) is not None:
+            settings[later] = value
     short = protocol.verdict in ("pair", "rating") and protocol.max_tokens < 10
     return json.dumps([settings, protocol.verdict if short else protocol.label], sort_keys=True)
 

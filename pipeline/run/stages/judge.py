@@ -59,7 +59,7 @@ def judging_inputs(run: RunContext, task: Task) -> dict[str, Any]:
 
 def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float) -> float:
     """Judge one task; gives what this call of the run has spent by then."""
-    from eval.judge.table import ledger, write_verdicts
+    from eval.judge.table import ledger, several_models, write_verdicts
 
     stage, out = f"judge/{task.name}", run.folder.verdicts(task.name)
     run.manifest.begin(stage, inputs, [out])
@@ -83,6 +83,8 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
             write_panel(out.parent, asked, verdicts)
         write_atomically(run.folder.reference(task.name), json.dumps(reference, ensure_ascii=False, indent=1))
         figures |= ledger(verdicts)
+    if not config.panel and (changed := several_models(verdicts)):
+        run.notes.append(f"{task.name}: {changed}")
     if figures["failed"]:
         run.manifest.reopen(stage)
         counts = ", ".join(f"{count} {kind}" for kind, count in figures["errors"].items())
