@@ -100,6 +100,7 @@ def shared_hyperparameters() -> str:
 
 def recipe_reference() -> str:
     """Every key of a recipe, section by section."""
+    from eval.judge.config import PanelMember
     from pipeline.recipe.data import DatasetConfig
     from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.sections import LoraConfig, SweepRange
@@ -109,6 +110,7 @@ def recipe_reference() -> str:
         parts += [f"## {name}", _first_line(section), _keys(section, f"{name}.")]
     parts += ["## A data set of a mix", _first_line(DatasetConfig), _keys(DatasetConfig, "data.datasets.NAME.")]
     parts += ["## model.lora", _first_line(LoraConfig), _keys(LoraConfig, "model.lora.")]
+    parts += ["## A further judge of a panel", _first_line(PanelMember), _keys(PanelMember, "judge.panel.")]
     parts += ["## A range of a sweep", _first_line(SweepRange), _keys(SweepRange, "")]
     return "\n\n".join(parts)
 

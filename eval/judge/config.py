@@ -39,8 +39,7 @@ class JudgeConfig(BaseModel):
     model: str | None = Field(None, description="The judge's model, as its server names it.")
     protocol: str = Field(
         "preference",
-        description="How the judge is asked: preference, summary, tldr, alpaca_eval, arena_hard, mt_bench, "
-        "mt_bench_single, rating, or a YAML file of your own.",
+        description="How the judge is asked: the name of a protocol such as alpaca_eval, or a YAML file of your own.",
     )
     reward_model: str | None = Field(
         None,
@@ -59,8 +58,7 @@ class JudgeConfig(BaseModel):
     max_tokens: int | None = Field(None, ge=1, description="Most tokens of a reply. Unset: the protocol's own number.")
     verdict: Literal["auto", "logprobs", "json", "tool", "text"] = Field(
         "auto",
-        description="Where verdicts are read: logprobs, JSON by a schema, a tool's call, or the text. auto: the first "
-        "that it gives.",
+        description="Where verdicts are read: logprobs, json, tool (its call), text. auto: the first that it gives.",
     )
     samples: int = Field(
         1, ge=1, description="Times that each question is asked; the mean counts. Needs a temperature above 0."
@@ -88,8 +86,9 @@ class JudgeConfig(BaseModel):
     calibration: str | None = Field(
         None, description="Folder with instruction_difficulty.csv and df_gamed*.csv, for length-controlled win rates."
     )
-    panel: tuple[PanelMember, ...] = Field(
-        (), description="Further judges, each asked every question: {model, url, ...}. Their verdicts count together."
+    panel: list[PanelMember] = Field(
+        default_factory=list,
+        description="Further judges, each asked every question: {model, url, ...}. Their verdicts count together.",
     )
     panel_vote: Literal["mean", "majority"] = Field(
         "mean", description="How a panel's verdict is made: the mean, or the winner that most judges name."

@@ -105,7 +105,8 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
             judge.spent_usd += ledger(said[str(member.model)])["spent_usd"]
         for name, frame in said.items():
             judge.members.setdefault(name, []).append(frame)
-        frames.append(combined(said, judge.config.panel_vote) if judge.config.panel else frame)
+        alone = next(iter(said.values()))
+        frames.append(combined(said, judge.config.panel_vote) if judge.config.panel else alone)
     return pd.concat(frames, ignore_index=True)
 
 

@@ -91,7 +91,7 @@ def test_members_have_the_first_judges_settings_but_their_own():
     config = JudgeConfig(url="http://a/v1", model="a", temperature=0.5, price_input=1,
                          panel=[{"model": "b", "url": "http://b/v1", "price_input": 3}])  # fmt: skip
     first, second = members_of(config)
-    assert first.panel == second.panel == ()
+    assert first.panel == second.panel == []
     assert (second.model, second.url, second.temperature, second.price_input) == ("b", "http://b/v1", 0.5, 3)
     for wrong, message in (
         ({"model": "a", "panel": [{"model": "a"}]}, "one twice"),

@@ -7,7 +7,7 @@ from eval.judge.config import JudgeConfig
 
 def members_of(config: JudgeConfig) -> list[JudgeConfig]:
     """The settings of each judge: the one that `judge.model` names first, then those of `judge.panel`."""
-    alone = config.model_copy(update={"panel": ()})
+    alone = config.model_copy(update={"panel": []})
     return [alone, *(alone.model_copy(update=member.model_dump(exclude_none=True)) for member in config.panel)]
 
 
