@@ -56,6 +56,8 @@ def judge_files(
     task = whole_text(task)
     outputs, reference_rows = read_files(files, reference, config, subset, progress)
     replies = None
+    if config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in reference_rows):
+        progress(config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
     elif batch:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.outputs.columns import Columns, OutputColumns, find_columns, listed, way
+from eval.outputs.turns import turns_of
 from eval.tasks import content_of, transcript
 from otpo.data.formats.cells import conversation_of, is_null, text_of
 from otpo.data.formats.prompts import with_input
@@ -53,6 +54,8 @@ class OutputFile:
         if self.unread:
             count = f"{self.unread.total()} of {len(self.rows)} rows have no output ({_counted(self.unread)})"
             remarks.append(f"{count}: counted as prompts without a verdict")
+        if several := sum(row.get("turn", 0) > 1 for row in self.rows):
+            remarks.append(f"{several} rows follow an earlier turn: each turn is judged with those before it")
         if empty := sum(row["output"] == "" for row in self.rows):
             remarks.append(f"{empty} of {len(self.rows)} outputs are empty texts, and are judged as they are")
         if self.several:
@@ -88,8 +91,8 @@ def read_outputs(
     rows: list[Row] = []
     no_instruction: list[tuple[int, str]] = []
     no_output: list[tuple[int, str]] = []
-    for number, each in enumerate(raw):
-        row = found.renamed(each)
+    numbered = [(number, turn) for number, each in enumerate(raw) for turn in turns_of(found.renamed(each))]
+    for number, row in numbered:
         try:
             instruction = _instruction(row, found)
         except BadRow as reason:

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from support.servers import replay, replay_stats
 
+from eval.board.leaderboard import board_title, leaderboard
 from eval.judge.config import JudgeConfig
 from eval.judge.table import ledger
 from eval.judge.verdicts import judge
 from eval.outputs.reading import load_outputs
+from eval.stats.win_rate import by_prompt
 from otpo.files import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
@@ -32,6 +34,24 @@ def test_every_recorded_preference_comes_out_over_http(shared_data, tmp_path, pr
     assert np.abs(frame["preference"] - recorded["preference"]).max() < 1e-9
     assert stats["order_as_recorded"] == stats["answered"] == stats["calls"] == 802
     assert ledger(frame)["identical"] == 3
+
+
+def test_both_orders_of_the_official_prompt_give_the_recorded_preference(shared_data, tmp_path):
+    pytest.importorskip("alpaca_eval")
+    folder = shared_data / "alpaca_eval" / "claude-2.1"
+    recorded = pd.DataFrame(read_rows(folder / "annotations.json.gz"))[:200]
+    model = load_outputs(folder / "model_outputs.json.gz")[:200]
+    reference = load_outputs(folder.parent / "reference_gpt4_1106_preview.json.gz")[:200]
+    with replay(TOOL, folder / "annotations.json.gz") as url:  # the recording's own order, and its mirror image
+        config = JudgeConfig(url=url, model="gpt-4-1106-preview", protocol="alpaca_eval", both_orders=True)
+        frame = judge(model, reference, config, tmp_path / "s.sqlite", "alpaca_eval")
+    prompts = by_prompt(frame)
+    assert np.abs(prompts["preference"] - recorded["preference"]).max() < 1e-9 and not prompts["flipped"].any()
+    outputs = {str(model[0]["generator"]): model}
+    board = leaderboard(frame, outputs, reference, judge=str(config.model), protocol=config.protocol)
+    assert board["orders"].tolist() == ["both"]
+    names = ("alpaca_eval", "gpt-4-1106-preview", "alpaca_eval", "gpt4_1106_preview")
+    assert (board_title(*names), board_title(*names, "both")) == ("AlpacaEval 2", "AlpacaEval 2, but in both orders")
 
 
 def test_faults_do_not_change_a_single_verdict(shared_data, tmp_path):

@@ -22,6 +22,8 @@ from eval.judge.protocols.registry import PROTOCOLS, find_protocol
 from eval.judge.protocols.templates import fenced_texts, render
 from eval.judge.reading.spoken import read_criteria, score_of, spoken_grade
 from eval.judge.verdicts import judge
+from eval.outputs.reading import read_outputs
+from eval.stats.win_rate import by_prompt
 from otpo.errors import UserError
 
 ARENA, MT_BENCH = PROTOCOLS["arena_hard"].grades, PROTOCOLS["mt_bench"].grades
@@ -106,6 +108,48 @@ def test_mt_bench_takes_a_winner_only_where_both_orders_agree(tmp_path):
     [row] = board_of(frame, 10).to_dict("records")
     assert (row["n_draws"], row["n_wins"], row["n_wins_base"]) == (5, 0, 5)  # "model" is shorter than "reference"
     assert row["flip_rate"] == 50
+
+
+def test_each_turn_is_judged_with_the_turns_before_it(tmp_path):
+    for name in ("model", "reference"):
+        turns = [{"instruction": [f"Q{i}", "And why?"], "output": [f"{name} {i}", f"{name} because {i}"],
+                  "generator": name, "n_tokens": 9} for i in range(3)]  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(turns))
+    model, reference = (read_outputs(tmp_path / f"{name}.json") for name in ("model", "reference"))
+    assert [row["turn"] for row in model.rows] == [1, 2] * 3 and "3 rows follow an earlier turn" in model.said[0]
+    assert [row.get("n_tokens") for row in model.rows] == [None, 9] * 3
+    with ScriptedJudge(lambda call: completion("Fine.\n[[A]]", None)) as server:
+        config = JudgeConfig(url=server.url, model="test", protocol="mt_bench")
+        frame = judge(model.rows, reference.rows, config, tmp_path / "s.sqlite", "task")
+        texts = [shown(call) for call in server.calls]
+    assert len(texts) == 12 and ["Q1", "reference 1", "model 1"] in texts
+    request = "[Request 1]\nQ1\n\n[Request 2]\nAnd why?"
+    ours, theirs = (f"[Answer 1]\n{who} 1\n\n[Answer 2]\n{who} because 1" for who in ("model", "reference"))
+    assert [request, ours, theirs] in texts and [request, theirs, ours] in texts
+    assert by_prompt(frame)["preference"].tolist() == [1.5] * 6  # whoever stands first wins: no agreement
+
+
+def test_recorded_verdicts_of_llmbar_flip_as_published(shared_data, tmp_path):
+    rows_ = json.loads((shared_data / "llmbar" / "Natural" / "gpt4_vanilla_result.json").read_text())
+    first_wins = {}
+    for row in rows_:
+        for swapped in (False, True):
+            pair = (row["output_2"], row["output_1"]) if swapped else (row["output_1"], row["output_2"])
+            first_wins[row["input"], *pair] = (row["results"][0][f"swap = {swapped}"]["winner"] == "1") != swapped
+
+    def recorded(call):
+        return completion(f"As recorded: [[{'A' if first_wins[tuple(shown(call))] else 'B'}]]", None)
+
+    sides = [[{"instruction": row["input"], "output": row[side], "generator": side} for row in rows_]
+             for side in ("output_2", "output_1")]  # fmt: skip
+    with ScriptedJudge(recorded) as server:
+        config = JudgeConfig(url=server.url, model="gpt-4", protocol="mt_bench")
+        frame = judge(*sides, config, tmp_path / "s.sqlite", "llmbar")
+    prompts = by_prompt(frame)
+    assert len(prompts) == 100 and prompts["flipped"].sum() == 5  # LLMBar: consistent on 95 %
+    assert (prompts["preference"] == 1.5).sum() == 5
+    right = [(row["label"] == 2) == (p == 2) and p != 1.5 for row, p in zip(rows_, prompts["preference"], strict=True)]
+    assert np.mean(right) == 0.93  # right in both orders
 
 
 def test_a_single_score_compares_the_scores_and_asks_each_output_once(tmp_path):
