@@ -29,6 +29,7 @@ from eval.stats.position_bias import bias_note, position_bias
 from eval.stats.scores import scores
 from eval.stats.verbosity import verbosity
 from eval.stats.win_rate import by_prompt, win_rates
+from eval.stats.wording import BUCKETS, win_rates_by_length, wording
 from otpo.errors import UserError
 from otpo.files import replacing, write_atomically
 
@@ -46,11 +47,14 @@ OWN_COLUMNS = (
     *("style_controlled", "style_controlled_low", "style_controlled_high", "orders"),
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
     *("win_rate_when_longer", "win_rate_when_shorter", "truncation_rate", "flip_rate"),
+    *("avg_sentences", "avg_list_items", "compression_ratio", "copy_rate"),
+    *(f"{figure}_ratio_{name}" for *_, name in BUCKETS for figure in ("win_rate", "n")),
     *("first_share", "first_share_low", "first_share_high", "win_rate_shown_first", "win_rate_shown_second"),
     "read",
     *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "note"),
 )
 COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
+SUMMARIES = ("summary", "tldr")
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
 # Percent of outputs shorter (or longer) than the reference's below which "equal length" is an extrapolation.
 EXTRAPOLATION_SHARE = 10.0
@@ -96,7 +100,8 @@ def leaderboard(
     for name in names:
         if name not in outputs:
             raise UserError(f"verdicts about {name!r}: expected its outputs, found those of {sorted(outputs)}.")
-        row = _row(str(name), of_prompts[name], of_model[name], outputs[name], reference, loaded, unofficial, seed)
+        about = (of_prompts[name], of_model[name], outputs[name], reference)
+        row = _row(str(name), *about, loaded, unofficial, seed, summaries=protocol in SUMMARIES)
         rows.append({**row, "judge": judge, "protocol": protocol})
     scored = scores(verdicts, lambda name: _texts(of_prompts[name], outputs[name], reference, name))
     for row, found in zip(rows, map(scored.get, names), strict=True):
@@ -115,6 +120,8 @@ def _row(
     calibration: Calibration | None,
     unofficial: str,
     seed: int,
+    *,
+    summaries: bool,
 ) -> dict[str, Any]:
     reference_name = str(own["reference"].iloc[0])
     mine = rows_of_prompts(prompts["instruction"], outputs, name)
@@ -136,6 +143,11 @@ def _row(
             *(values[there] for values in (preference, lengths, reference_lengths)),
             *([r.get(c) for r, known in zip(mine, there, strict=True) if known] for c in ("n_tokens", "truncated")),
         ),
+        **wording(
+            [row["output"] for row, known in zip(mine, there, strict=True) if known],
+            prompts["instruction"][there].tolist() if summaries else None,
+        ),
+        **win_rates_by_length(*(values[there] for values in (preference, lengths, reference_lengths))),
         "flip_rate": _flip_rate(prompts),
         "orders": _orders(own),
         "read": _read_shares(own),

@@ -40,11 +40,14 @@ from eval.board.verdicts.examples import examples, failures, sample
 from eval.board.verdicts.model_pages import write_model_pages
 from eval.board.verdicts.prompt_pages import write_prompt_pages
 from eval.board.weights_page import pair_views
+from eval.stats.wording import BUCKETS
 
 EXAMPLES_SHOWN = 30
 OUTPUTS_SHOWN = 1_000  # where models are many, fewer prompts are shown
 WEIGHTS_SHOWN = 5
 # Heading, column and decimals. A column without any number other than 0 is left out.
+NAMES = [name for *_, name in BUCKETS]
+RATIOS = [name.replace("_", " ") for name in NAMES]
 VERBOSITY = [
     ("Longer than reference", "longer_share", 1),
     ("Of its wins, longer", "wins_when_longer", 1),
@@ -52,6 +55,11 @@ VERBOSITY = [
     ("Win rate when shorter", "win_rate_when_shorter", 1),
     ("Tokens an output", "avg_tokens", 1),
     ("Cut at the limit", "truncation_rate", 1),
+    ("Sentences", "avg_sentences", 1),
+    ("List items", "avg_list_items", 1),
+    ("Compression", "compression_ratio", 1),
+    ("Copied", "copy_rate", 1),
+    *((f"Win rate at {said} x length", f"win_rate_ratio_{name}", 1) for said, name in zip(RATIOS, NAMES, strict=True)),
     ("Verdicts that flip", "flip_rate", 1),
     ("Judge prefers the first", "first_share", 1),
     ("Win rate shown first", "win_rate_shown_first", 1),

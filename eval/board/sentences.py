@@ -18,6 +18,7 @@ READ = {
     "tool": "from the call of a tool",
     "score": "the difference of a reward model's scores",
     "samples": "the mean of several samples",
+    "panel": "what several judges say together",
     "identical": "identical outputs, a draw without a call",
 }
 FRONT_NAMED = 12
