@@ -9,13 +9,17 @@ from pathlib import Path
 
 from jobs.worlds import world_of
 from otpo.errors import UserError
-from pipeline.plan import GPUS, Lengths, Machine, Plan, assumed, gpu_machine, measured, plan, shape_of
+from otpo.models.adapters import check_quantization
+from otpo.models.disk.present import missing, not_of_the_hub
+from pipeline.cluster.placement import TrainingRoom
+from pipeline.plan import GPUS, Lengths, Machine, Plan, assumed, gpu_machine, known_gpu, measured, plan, shape_of
 from pipeline.plan.machine import UTILISATION
 from pipeline.plan.serving import Serving, serving
 from pipeline.progress import silent
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run.folder import RunFolder
 from pipeline.run.sources import Sources
+from pipeline.train.models import model_limits
 
 SAMPLE = 2000  # rows whose lengths are measured
 
@@ -46,12 +50,17 @@ def plan_recipe(
     """
     recipe = load_recipe(source, overrides)
     machine = _machine(recipe, gpu, nodes, gpus_per_node, utilisation, price)
+    if machine.gpu is None:
+        check_quantization(recipe.model.quantization, gpu=False)
     lora = recipe.model.lora.model_dump() if recipe.model.lora else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary))
         if (world := world_of(recipe)) is not None and recipe.world is not None:
             world.prepare(folder.world, recipe.world)
         path = Sources(recipe, folder, silent).resolve(recipe.model.path)
+        if not Path(path).exists() and (reason := not_of_the_hub(path)):
+            raise UserError(f"model.path: {missing(path, reason)}")
+        model_limits(path, recipe, list(recipe.methods) or ["base"])
         shape = replace(shape_of(path, lora, recipe.model.attn_implementation), name=recipe.model.path)
         lengths = _lengths(recipe, folder, rows)
     return plan(recipe, shape, machine, lengths), serving(recipe, shape, machine)
@@ -64,18 +73,29 @@ def _machine(
         utilisation = UTILISATION
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is a share of the GPU's peak, above 0 and at most 1; found {utilisation:g}")
-    workers = recipe.train.workers
-    if gpu is None:
-        import torch
+    train = recipe.train
+    workers = train.fewest_workers
+    if gpu is not None:
+        if train.use_gpu is False:
+            raise UserError(f"--gpu {gpu}: the recipe trains on CPUs (train.use_gpu is false). Leave one of them out.")
+        return gpu_machine(gpu, nodes=nodes, per_node=per_node or workers, utilisation=utilisation, usd=price)
+    import torch
 
-        if not torch.cuda.is_available():
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            return Machine(None, workers, workers, memory)
-        name = torch.cuda.get_device_name()
-        gpu = next((known for known in GPUS if known in name), None)
-        if gpu is None:
-            raise UserError(f"This machine's GPU is a {name}: name one like it with --gpu, of {', '.join(GPUS)}.")
-    return gpu_machine(gpu, nodes=nodes, per_node=per_node or workers, utilisation=utilisation, usd=price)
+    gpus = torch.cuda.device_count()
+    if train.use_gpu is True and not gpus:
+        raise UserError(
+            "The recipe trains on GPUs (train.use_gpu), and this machine has none: name the kind that it will run on"
+            f" with --gpu, of {', '.join(GPUS)}."
+        )
+    room = TrainingRoom.of([{"CPU": max(workers, os.cpu_count() or 1), "GPU": gpus}])
+    if not room.check(workers, use_gpu=train.use_gpu):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Machine(None, workers, workers, memory)
+    found = torch.cuda.get_device_properties(0)
+    kind = known_gpu(found.name, found.total_memory)
+    if kind is None:
+        raise UserError(f"This machine's GPU is a {found.name}: name one like it with --gpu, of {', '.join(GPUS)}.")
+    return Machine(kind, workers, workers, kind.memory, utilisation=utilisation, usd_per_gpu_hour=price)
 
 
 def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None) -> Lengths:

@@ -45,12 +45,15 @@ def plan(
     gpus_per_node: Annotated[
         int | None, typer.Option("--gpus-per-node", help="GPUs of each; unset: train.workers", show_default=False)
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", help="USD of a GPU for an hour", show_default=False)] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="USD of a GPU for an hour", show_default=False)
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option("--utilisation", help="share of the GPU's peak that a step reaches; assumed: 0.4")
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", help="rows of the data, where they are not at hand", show_default=False)
+        int | None,
+        typer.Option("--rows", min=1, help="rows of the data, where they are not at hand", show_default=False),
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="print one row of a Markdown table")] = False,
 ) -> None:

@@ -80,6 +80,11 @@ class Case:
         return self.machine.memory is None or estimate.total * workers <= self.machine.memory
 
     @property
+    def dtype_bytes(self) -> int:
+        """Of a number in the precision of the computation."""
+        return {"fp32": 4, "bf16": 2}[self.train.dtype]
+
+    @property
     def rows(self) -> int:
         """Rows of a worker in a step."""
         return math.ceil(self.train.global_batch_size / self.machine.ranks)
@@ -134,7 +139,9 @@ class Case:
             step_seconds=seconds,
             computing=computing / seconds,
             tokens_per_second=rate * self.lengths.counted,
-            mfu=rate * model_flops(self.shape, self.lengths, adapters=load.adapters) / machine.gpu.flops,
+            mfu=rate
+            * model_flops(self.shape, self.lengths, adapters=load.adapters)
+            / machine.gpu.peak(load.dtype_bytes),
         )
 
     def load(self, settings: Settings) -> Load:
@@ -146,7 +153,7 @@ class Case:
         scores = self.spec is not None and self.spec.method.objective == "reward"
         completions = self.lengths.completion * self.lengths.completions / self.row_tokens
         return Load(
-            dtype_bytes={"fp32": 4, "bf16": 2}[self.train.dtype],
+            dtype_bytes=self.dtype_bytes,
             adapters=self.model.lora is not None,
             four_bit=self.model.quantization == "4bit",
             live_reference="reference_kl" in needs,

@@ -43,7 +43,7 @@ def lines(made: Plan, served: Serving | None) -> list[str]:
         f" {made.export_bytes / 1e9:,.1f} GB"
     )
     if served is not None:
-        said += _serving(served)
+        said += _serving(served, made.machine.per_node)
     said.append("assumed:")
     said += [f"  {each}" for each in (*made.assumptions, *(served.assumptions if served else ()))]
     return said
@@ -84,18 +84,25 @@ def _settings(estimate: Estimate) -> str:
     )
 
 
-def _serving(served: Serving) -> list[str]:
-    room = f"which do not fit: set generate.tensor_parallel_size={served.fitting}"
-    if served.cache > 0:
-        room = f"{served.cache / GIB:,.1f} GiB for the cache"
-    engines = f"{served.engines} engine{'s' * (served.engines > 1)} of {served.gpus} GPU{'s' * (served.gpus > 1)}"
-    said = [f"generation: {engines}, {served.weights / GIB:,.1f} GiB of weights on each GPU, {room}"]
-    if served.cache > 0:
-        said[0] += f"; {served.outputs:,} outputs in {duration(served.hours)}"
+def _serving(served: Serving, per_node: int) -> list[str]:
+    said = [f"generation: {_engines(served, per_node)}"]
     if served.calls:
         price = f"{served.usd:,.0f} USD" if served.usd else "no price in the recipe"
         said.append(f"judge: {served.calls:,} calls, {price}")
     return said
+
+
+def _engines(served: Serving, per_node: int) -> str:
+    """What engines hold and take, or why there are none."""
+    gpus = f"{served.gpus} GPU{'s' * (served.gpus > 1)}"
+    if not served.engines:
+        return f"no node has room for an engine of {gpus} (generate.tensor_parallel_size): each has {per_node}"
+    said = f"{served.engines} engine{'s' * (served.engines > 1)} of {gpus}, {served.weights / GIB:,.1f} GiB of weights"
+    if served.cache > 0:
+        took = f"{served.outputs:,} outputs in {duration(served.hours)}"
+        return f"{said} on each GPU, {served.cache / GIB:,.1f} GiB for the cache; {took}"
+    change = f"set generate.tensor_parallel_size={served.fitting}" if served.fitting else "it takes larger nodes"
+    return f"{said} on each GPU, which do not fit: {change}"
 
 
 def _adapters(made: Plan) -> bool:

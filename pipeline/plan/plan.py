@@ -8,6 +8,7 @@ Everything here is arithmetic on a recipe, a model's config.json and data sheets
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,13 +131,15 @@ def plan(
         checkpoint_seconds=seconds,
         export_bytes=shape.saved_bytes * shape.parameters,
         advice=() if fits else tuple(case.advice(chosen)),
-        assumptions=_assumptions(machine, lengths),
+        assumptions=_assumptions(case, base=recipe.base is not None and "base" not in labels),
     )
 
 
 def duration(hours: float) -> str:
-    """Hours, or minutes where they are few."""
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.0f} min"
+    """Hours; minutes, or seconds, where they are few."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:,.0f} min" if hours >= 1 / 60 else f"{math.ceil(3600 * hours):,} s"
 
 
 def _hours(cases: dict[str, Case], step: float | None, checkpoint: float) -> float | None:
@@ -148,7 +151,7 @@ def _hours(cases: dict[str, Case], step: float | None, checkpoint: float) -> flo
         seconds += case.steps() * step + _checkpoints(case, step, checkpoint) * checkpoint
     first = next(iter(cases.values()))
     if any(case.spec and "reference" in case.spec.method.needs for case in cases.values()):
-        seconds += reference_seconds(first.shape, first.lengths, first.machine)
+        seconds += reference_seconds(first.shape, first.lengths, first.machine, first.dtype_bytes)
     return seconds / 3600
 
 
@@ -161,12 +164,15 @@ def _checkpoints(case: Case, step: float, checkpoint: float) -> int:
     return int(case.steps() * step / max(60 * case.train.save_minutes, SAVING_SHARE * checkpoint))
 
 
-def _assumptions(machine: Machine, lengths: Lengths) -> tuple[str, ...]:
-    said = [f"rows: {lengths.source}"]
+def _assumptions(case: Case, *, base: bool) -> tuple[str, ...]:
+    """`base`: whether a base is trained before that the plan leaves out."""
+    machine, said = case.machine, [f"rows: {case.lengths.source}"]
+    said += ["base: its training is not counted"] if base else []
     if (gpu := machine.gpu) is not None:
         between = f" and {machine.network / 1e9:,.0f} GB/s a GPU between nodes" if machine.nodes > 1 else ""
         said += [
-            f"speed: {machine.utilisation:.0%} of the {gpu.flops / 1e12:,.0f} TFLOP/s of {gpu.name}'s data sheet while"
+            f"speed: {machine.utilisation:.0%} of the {gpu.peak(case.dtype_bytes) / 1e12:,.0f} TFLOP/s of"
+            f" {gpu.name}'s data sheet in {case.train.dtype} while"
             " a step computes, repeated operations included; one H100 reached 41 % with a 1B model, and torchtitan"
             " reports an MFU of 33 to 39 % for pre-training an 8B model on several",
             f"links: half of {gpu.links / 1e9:,.0f} GB/s a GPU within a node{between}, while the step computes",

@@ -23,9 +23,10 @@ class Serving:
     """What follows training.
 
     Attributes:
-        engines: how many; each has `gpus`.
+        engines: how many; each has `gpus`, all of one node. 0 where no node has as many.
         weights, cache: bytes on each GPU of an engine; the cache is below 0 where the weights alone do not fit.
-        fitting: fewest GPUs of an engine, a power of two, that hold the weights and a cache as large.
+        fitting: fewest GPUs of an engine, a power of two and of one node, that hold the weights and a cache as large;
+            None where a node has too few.
         outputs: of all models for all tasks, and of sampled pairs.
         hours: of generation.
         calls: of the judge, and of the scorer of sampled pairs, at an address; a reward model's are not counted.
@@ -37,7 +38,7 @@ class Serving:
     gpus: int
     weights: int
     cache: int
-    fitting: int
+    fitting: int | None
     outputs: int
     hours: float
     calls: int
@@ -57,7 +58,7 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
     sampled = _prompts(recipe.pairs.prompts, recipe.pairs.limit) * recipe.pairs.n if recipe.pairs else 0
     length = min(MEAN_OUTPUT, generate.max_tokens)
     tokens = evaluated * length + sampled * min(MEAN_OUTPUT, recipe.pairs.max_tokens if recipe.pairs else 0)
-    engines = max(1, min(generate.workers, machine.ranks // size))
+    engines = min(generate.workers, machine.nodes * (machine.per_node // size))
     rate = engine_tokens_per_second(shape, gpu, size=size, utilization=share, context=MEAN_PROMPT + length / 2)
     judged = _calls(recipe, sum(counts))
     asked = MEAN_PROMPT + 2 * length + JUDGE_PROMPT
@@ -74,11 +75,15 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
         weights=weights,
         cache=cache,
         fitting=next(
-            (2**k for k in range(8) if 4 * shape.parameters / 2**k < share * gpu.memory and shape.heads % 2**k == 0),
-            size,
+            (
+                2**k
+                for k in range(machine.per_node.bit_length())
+                if 4 * shape.parameters / 2**k < share * gpu.memory and shape.heads % 2**k == 0
+            ),
+            None,
         ),
         outputs=evaluated + sampled,
-        hours=tokens / (rate * engines) / 3600,
+        hours=tokens / (rate * engines) / 3600 if engines else 0.0,
         calls=judged + scored,
         usd=usd,
         assumptions=(

@@ -91,6 +91,8 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
             f"Expected a model's config.json at '{path}', found none that can be read: {str(error).splitlines()[0]}"
         ) from error
     text = config.get_text_config()
+    if not getattr(text, "num_attention_heads", None):
+        raise UserError(f"Plans are made of models with attention in each layer, and '{config.model_type}' has none.")
     names = set(lm._no_split_modules or ())
     layers = [module for module in lm.modules() if type(module).__name__ in names]
     decoder = _count(layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pipeline.plan.lengths import Lengths
 from pipeline.plan.machine import Gpu, Machine
 from pipeline.plan.memory import Load
@@ -35,9 +37,9 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Seconds of an optimizer step on GPUs: while it computes, and while it moves weights and gradients.
 
-    Both happen at the same time, so a step takes the longer of the two. Each micro-batch gathers the weights for the
-    forward and for the backward pass, and reduces gradients in float32. Between nodes, NCCL's rings use the adapters of
-    all GPUs of a node side by side.
+    Both happen at the same time, so a step takes the longer of the two. It computes until the GPU with most rows is
+    done. Each micro-batch gathers the weights for the forward and for the backward pass, and reduces gradients in
+    float32. Between nodes, NCCL's rings use the adapters of all GPUs of a node side by side.
 
     Args:
         rows: of the global batch.
@@ -48,7 +50,7 @@ def step_seconds(
     flops += forward_flops(shape, lengths)[0] if load.checkpointing else 0
     if load.live_reference:
         flops += sum(forward_flops(shape, lengths))
-    computing = rows * flops / (machine.ranks * gpu.flops * machine.utilisation)
+    computing = math.ceil(rows / machine.ranks) * flops / (gpu.peak(load.dtype_bytes) * machine.utilisation)
     if machine.ranks == 1:
         return computing, 0.0
     gradients = 4 * (shape.adapters if load.adapters else shape.parameters)
@@ -60,10 +62,10 @@ def step_seconds(
     return computing, moved / (REACHED * link)
 
 
-def reference_seconds(shape: Shape, lengths: Lengths, machine: Machine) -> float:
+def reference_seconds(shape: Shape, lengths: Lengths, machine: Machine, dtype_bytes: int) -> float:
     """Seconds in which GPUs compute the frozen reference's log-probabilities of all rows, once."""
     flops = lengths.rows * sum(forward_flops(shape, lengths))
-    return flops / (machine.ranks * _gpu(machine).flops * machine.utilisation)
+    return flops / (machine.ranks * _gpu(machine).peak(dtype_bytes) * machine.utilisation)
 
 
 def engine_memory(shape: Shape, gpu: Gpu, *, size: int, utilization: float) -> tuple[int, int]:

@@ -62,6 +62,8 @@ def not_of_the_hub(name: str) -> str | None:
 
     The hub is asked once, without retries.
     """
+    if "://" in name:
+        return "models are read from folders or the hub, not from an address: mount the storage, or copy the model here"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return "that is no name of the hub"
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache

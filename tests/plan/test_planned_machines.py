@@ -1,0 +1,116 @@
+"""Plans of machines as people have them: kinds of GPUs by what a driver says, odd counts, engines that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from otpo.errors import UserError
+from pipeline.plan import Plan, gpu_machine, known_gpu, plan, shape_of
+from pipeline.plan.machine import GIB
+from pipeline.plan.plan import duration
+from pipeline.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but the config of Llama 3 8B."""
+    folder = tmp_path_factory.mktemp("8b")
+    AutoConfig.for_model(
+        "llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False, dtype="bfloat16",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def planned(model: Path, nodes: int, per_node: int, *overrides: str) -> Plan:
+    recipe = load_recipe("llama3_8b_otpo", [f"model.path={model}", *overrides])
+    return plan(recipe, shape_of(model), gpu_machine("H100", nodes=nodes, per_node=per_node))
+
+
+def otpo(model: Path, *words: str):
+    return CliRunner().invoke(app, ["plan", "llama3_8b_otpo", f"model.path={model}", *words])
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "kind", "memory"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.2, "H100", 79),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.5, "H100", 9.5),
+        ("NVIDIA A100-SXM4-40GB", 39.5, "A100-40G", 39),
+        ("NVIDIA A100-SXM4-80GB", 79.3, "A100", 79),
+        ("NVIDIA L40S", 44.4, "L40S", 44),
+        ("NVIDIA L40", 44.4, None, None),  # no L4
+        ("NVIDIA GH200 480GB", 95.0, None, None),  # no H200
+        ("NVIDIA GeForce RTX 4090", 23.5, None, None),
+    ],
+)
+def test_a_gpu_is_known_by_its_name_and_memory(name: str, gib: float, kind: str | None, memory: float | None) -> None:
+    found = known_gpu(name, int(gib * GIB))
+    assert (found and found.name) == kind
+    assert found is None or found.memory == int((memory or 0) * GIB)
+
+
+def test_float32_is_planned_at_its_own_speed(model: Path) -> None:
+    """It is computed in full: 67 TFLOP/s of an H100 where bfloat16 has 989."""
+    half, full = (planned(model, 1, 8, f"train.dtype={dtype}", "train.save_every=null") for dtype in ("bf16", "fp32"))
+    assert full.asked.step_seconds == pytest.approx(half.asked.step_seconds * 989 / 67)
+    assert full.asked.mfu == pytest.approx(half.asked.mfu)
+    assert full.hours > 10 * half.hours
+    assert any("67 TFLOP/s of H100's data sheet in fp32" in line for line in full.assumptions)
+
+
+def test_a_step_takes_as_long_as_the_gpu_with_most_rows(model: Path) -> None:
+    few = [planned(model, 1, 8, f"train.global_batch_size={rows}") for rows in (8, 4, 12, 16)]
+    seconds = [made.asked.step_seconds * made.asked.computing for made in few]
+    assert seconds == pytest.approx([seconds[0], seconds[0], 2 * seconds[0], 2 * seconds[0]])
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 4), (2, 4)])
+def test_an_engine_larger_than_a_node_is_told(model: Path, nodes: int, per_node: int) -> None:
+    words = ("--gpu", "H100", "--nodes", str(nodes), "--gpus-per-node", str(per_node))
+    shown = otpo(model, "generate.tensor_parallel_size=8", *words).output
+    assert "no node has room for an engine of 8 GPUs (generate.tensor_parallel_size): each has 4" in shown
+    assert "outputs in" not in shown
+    assert "4 engines of 2 GPUs" in otpo(model, "generate.tensor_parallel_size=2", *words, "--nodes", "2").output
+    small = otpo(model, "--gpu", "L4", "--gpus-per-node", "1", "model.lora={}", "generate.gpu_memory_utilization=0.5")
+    assert "which do not fit: it takes larger nodes" in small.output
+
+
+def test_a_model_that_training_refuses_is_refused(model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = otpo(tmp_path, "--gpu", "H100")
+    assert isinstance(shown.exception, UserError) and "found one quantised by gptq" in str(shown.exception)
+    AutoConfig.for_model("mamba", num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'mamba' has none"):
+        shape_of(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_recipe_for_gpus_asks_for_their_kind_where_there_are_none(model: Path) -> None:
+    shown = otpo(model)
+    assert isinstance(shown.exception, UserError) and "name the kind that it will run on with --gpu" in str(
+        shown.exception
+    )
+
+
+def test_an_elastic_group_is_planned_with_its_fewest_workers(model: Path) -> None:
+    assert "otpo on 2 H100s" in otpo(model, "train.workers=[2,16]", "--gpu", "H100").output
+
+
+def test_numbers_that_mean_nothing_are_refused(model: Path) -> None:
+    for words in (("--rows", "0"), ("--rows", "-5"), ("--price", "-1")):
+        assert otpo(model, "--gpu", "H100", *words).exit_code == 2
+
+
+def test_short_times_are_seconds() -> None:
+    found = [duration(hours) for hours in (2.04, 0.5, 1 / 60, 0.004, 0.0001)]
+    assert found == ["2.0 h", "30 min", "1 min", "15 s", "1 s"]
