@@ -11,6 +11,7 @@ from typing import Any
 import jobs
 from eval import layout
 from otpo.errors import UserError
+from otpo.files import NOT_READ, is_address
 from otpo.identity import source_identity
 from pipeline.recipe import WORLD_PREFIX, Recipe, digest, dump_yaml, make_recipe
 
@@ -118,6 +119,10 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         source = (section or {}).get(keys[-1])
         if not source or source.startswith(WORLD_PREFIX) or source in {"base", *recipe.methods}:
             continue
+        if is_address(source):
+            raise UserError(
+                f"{'.'.join(keys)}: expected a path or a hub name, found the address '{source}': {NOT_READ}."
+            )
         path = Path(source).expanduser().absolute()
         if not path.exists():
             if Path(source).suffix in DATA_SUFFIXES and not Path(source).is_absolute():

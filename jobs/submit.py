@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 from jobs.command_submission import prepare_command
 from jobs.submission import Job, prepare, size, stage
 from otpo.errors import UserError, WorkError
+from otpo.files import is_address
 from pipeline.recipe import load_recipe
 from pipeline.run.folder import RunFolder
-from pipeline.storage.remote import is_address
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import zlib
@@ -26,6 +27,14 @@ BLOCK = 2**20  # characters of a JSON file that are read at a time
 PARQUET_ROWS = 256  # rows of a parquet file that are read at a time
 GZIP, KINDS = b"\x1f\x8b", {b"PAR1": "a parquet file: name it .parquet", b"PK": "a zip archive: unpack it"}
 """First bytes of a gzipped file, and of files that are not what their name says."""
+
+_ADDRESS = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:[/\\]|(?:s3|gs)(?:://?|:|//))")
+NOT_READ = "files and models are read from folders, or from the hub: mount the storage, or copy it here"
+
+
+def is_address(place: str | Path) -> bool:
+    """Whether a place is an address such as `s3://bucket/folder`, well spelled or not, and no path."""
+    return _ADDRESS.match(str(place)) is not None
 
 
 # ---- writing ----
@@ -94,7 +103,8 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"expected a data file at {path}, found nothing there (looked in {Path.cwd()})")
+        why = f": that is an address, and {NOT_READ}" if is_address(path) else f" (looked in {Path.cwd()})"
+        raise UserError(f"expected a data file at {path}, found nothing there{why}")
     suffix = (Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
     if suffix not in ROW_SUFFIXES:
         raise UserError(

@@ -46,6 +46,7 @@ def run_recipe(
 
     Args:
         recipe: of `load_recipe` or `make_recipe`. The run's folder is `runs/<name of the recipe>`.
+        runs: a folder, or an address on object storage such as `s3://bucket/runs`.
         until: the last stage: "train" or "report".
         redo: accept a changed recipe under an old name; what it changes is done again.
         progress: called with (what, done, total, remark); by default lines are printed to stderr.
@@ -58,9 +59,11 @@ def run_recipe(
     if until not in ("train", "report"):
         raise UserError(f"run_recipe: expected until='train' or 'report', found {until!r}.")
     from pipeline.run.run import run
+    from pipeline.storage.stored import run_folder
 
-    folder = Path(runs) / recipe.name
-    done = run(recipe, folder, world=world, progress=progress or Lines(), until=until, redo=redo)
+    progress = progress or Lines()
+    with run_folder(runs, recipe.name, progress=progress) as folder:
+        done = run(recipe, folder, world=world, progress=progress, until=until, redo=redo)
     return Results(folder, list(done.notes))
 
 

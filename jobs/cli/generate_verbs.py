@@ -22,6 +22,7 @@ from jobs.cli.options import (
     Workers,
     judge_of,
     kwargs_of,
+    local,
 )
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
@@ -30,7 +31,7 @@ from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 def generate(
     model: Annotated[str, typer.Argument(help="model folder or hub name")],
     task: Annotated[str, typer.Option("--task", help="alpaca_eval, tldr, or a prompts file")],
-    out: Annotated[Path, typer.Option("--out", help="model_outputs.json, or a folder for it")],
+    out: Annotated[Path, typer.Option("--out", help="model_outputs.json, or a folder for it", callback=local)],
     name: Annotated[
         str | None,
         typer.Option("--name", help="the outputs' generator; by default the label of a run's model, else its name"),

@@ -14,11 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from otpo.errors import UserError, WorkError
+from otpo.files import is_address
 
 if TYPE_CHECKING:
     from eval.judge.config import JudgeConfig
 
-Out = Annotated[Path, typer.Option("--out", help="where to write")]
+
+def local(out: Path) -> Path:
+    """A place of a file system.
+
+    Raises:
+        UserError: an address, which would become a folder of that name here.
+    """
+    if is_address(out):
+        raise UserError(
+            f"--out {out}: expected a path. Runs alone are kept at an address (--runs): write to a folder, and copy it."
+        )
+    return out
+
+
+Out = Annotated[Path, typer.Option("--out", help="where to write", callback=local)]
 ANOTHER_OUT = "choose another place with --out"
 JudgeUrl = Annotated[
     str | None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +11,8 @@ import typer
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, show, stderr
 from otpo.errors import UserError
-from pipeline.progress import Progress
-from pipeline.storage.remote import check_address, is_address
+from otpo.files import is_address
+from pipeline.storage.remote import check_address
 
 Recipe = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe such as small_world")]
 Overrides = Annotated[
@@ -27,6 +25,14 @@ def _known(runs: str | None) -> str | None:
     if runs is not None and is_address(runs):
         check_address(runs)
     return runs
+
+
+def _seen(shared: list[Path] | None) -> list[Path] | None:
+    """Folders that every node sees, which no address is."""
+    for folder in shared or ():
+        if is_address(folder):
+            raise UserError(f"--shared {folder}: expected a folder that every node sees, found an address.")
+    return shared
 
 
 Runs = Annotated[
@@ -89,13 +95,14 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo
     """Ray Tune over any methods.* or train.* key. Gives the best trial, a table and a plot."""
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
+    from pipeline.storage.stored import run_folder
     from pipeline.sweep.results import render
     from pipeline.sweep.sweep import sweep as sweep_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     world = world_of(loaded)
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
-    with Bars(stderr) as bars, _folder(runs, loaded.name, bars.show) as place:
+    with Bars(stderr) as bars, run_folder(runs, loaded.name, progress=bars.show) as place:
         outcome = sweep_recipe(loaded, place, world=world, progress=bars.show, say=say, redo=redo)
     if not outcome.did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
@@ -126,7 +133,8 @@ def submit(
         ),
     ] = None,
     shared: Annotated[
-        list[Path] | None, typer.Option("--shared", help="a folder that every node sees: files in it do not travel")
+        list[Path] | None,
+        typer.Option("--shared", help="a folder that every node sees: files in it do not travel", callback=_seen),
     ] = None,
     python: Annotated[str | None, typer.Option("--python", help="the interpreter on the cluster")] = None,
     redo: Redo = False,
@@ -156,6 +164,16 @@ def submit(
     from jobs.submit import submit as submit_recipe
     from jobs.submit import submit_command
 
+    given = {
+        "--apply": apply, "--image": image, "--address": address, "--follow": follow, "--python": python,
+    }  # fmt: skip
+    foreign = ("--address", "--follow", "--python") if kuberay else ("--apply", "--image")
+    source = context.get_parameter_source("address")
+    if source is not None and source.name == "ENVIRONMENT":
+        del given["--address"]
+    if wrong := [option for option in foreign if given.get(option)]:
+        way = "Ray jobs, not for Kubernetes: leave it out, or --kuberay" if kuberay else "Kubernetes: add --kuberay"
+        raise UserError(f"{wrong[0]} is for {way}.")
     if kuberay:
         _to_kubernetes(
             recipe, overrides or [], runs, shared or [], redo, verb,
@@ -215,25 +233,14 @@ def _to_kubernetes(
     show(f"Its log: kubectl logs -f job/{name_of(job)}. Its state: kubectl get rayjob {name_of(job)}")
 
 
-@contextmanager
-def _folder(runs: str, name: str, progress: Progress) -> Iterator[Path]:
-    """The local folder of a run; where it is kept on object storage, it is fetched before and copied there."""
-    if not is_address(runs):
-        yield Path(runs) / name
-        return
-    from pipeline.storage.stored import stored_run
-
-    with stored_run(runs, name, progress=progress) as local:
-        yield local / name
-
-
 def _run(source: str, overrides: list[str] | None, runs: str, redo: bool, until: str) -> None:
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
     from pipeline.run.run import run as run_recipe
+    from pipeline.storage.stored import run_folder
 
     recipe = load_recipe(source, overrides or [])
-    with Bars(stderr) as bars, _folder(runs, recipe.name, bars.show) as place:
+    with Bars(stderr) as bars, run_folder(runs, recipe.name, progress=bars.show) as place:
         done = run_recipe(recipe, place, world=world_of(recipe), progress=bars.show, until=until, redo=redo)
     if not done.did:
         console.print("Nothing to do: every stage is finished and its inputs are unchanged.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import ChatTemplateKwargs, Column, MaxLength, Rewritten, Template, columns_of, kwargs_of
+from jobs.cli.options import ChatTemplateKwargs, Column, MaxLength, Rewritten, Template, columns_of, kwargs_of, local
 from jobs.cli.terminal import one_of, say, show, writable
 from otpo.errors import UserError
 
@@ -20,7 +20,7 @@ def weights(
     hyperparameters: Annotated[
         list[str] | None, typer.Argument(help="of the method, for example reg=0.1", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="FILE.html or FILE.json")] = Path("weights.html"),
+    out: Annotated[Path, typer.Option("--out", help="FILE.html or FILE.json", callback=local)] = Path("weights.html"),
     method: Annotated[str, typer.Option("--method", help="whose weight rule; `otpo methods` lists them")] = "otpo",
     limit: Annotated[int, typer.Option("--limit", help="how many pairs")] = 16,
     template: Template = "auto",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
+from otpo.files import NOT_READ, is_address
 from otpo.methods.registry.hyperparameters import nearest
 from otpo.models.disk.present import check_present
 from pipeline.judge.reward_model import check_reward_model
@@ -128,6 +129,8 @@ def _check_sources(run: RunContext) -> None:
         named |= frozen
         models += frozen if label in _untrained(run) else []
     for key, source in named.items():
+        if is_address(source) and not source.startswith(WORLD_PREFIX):
+            raise UserError(f"{key}: expected a path or a hub name, found the address '{source}': {NOT_READ}.")
         # a hub name is "owner/name": what begins or ends like a path must be one
         looks_local = source.startswith(PATH_BEGINNINGS) or Path(source).suffix in PATH_ENDINGS
         if looks_local and not Path(sources.resolve(source)).exists():

@@ -7,7 +7,6 @@ server that is not Amazon's is named by `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_U
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ CONNECT_SECONDS, REQUEST_SECONDS = 10, 60
 BLOCK = 8 * 2**20  # bytes that are copied at a time
 
 
-def is_address(runs: str) -> bool:
-    """Whether `--runs` names a folder by an address such as `s3://bucket/folder`, and not a path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", runs) is not None
-
-
 def check_address(address: str) -> tuple[str, str]:
     """Scheme, and bucket with folder, of an address.
 
@@ -37,6 +31,9 @@ def check_address(address: str) -> tuple[str, str]:
         UserError: another scheme, no bucket, or something besides bucket and folder.
     """
     parts = urlsplit(address)
+    if address != address.strip() or not parts.scheme or "://" not in address or "\\" in address:
+        shown = "..." if "@" in address else address
+        raise UserError(f"--runs '{shown}': expected s3://BUCKET/FOLDER, without spaces.")
     if parts.scheme not in SCHEMES:
         raise UserError(
             f"--runs {address}: expected a folder of a file system, or an address that begins with"

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from otpo.errors import WorkError
+from otpo.files import is_address
 from pipeline.progress import Progress, silent
 from pipeline.run.folder import RunFolder
 from pipeline.storage.claim import Claim, claimed
 from pipeline.storage.copying import Copying, fetch_missing, send_missing
-from pipeline.storage.remote import Remote, open_remote
+from pipeline.storage.remote import Remote, check_address, open_remote
 
 COPY_SECONDS = 20.0  # between two copies
 TRIES = 3  # of the last copy
@@ -26,6 +27,21 @@ def working_folder(address: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:12]
     return cache.absolute() / "otpo" / "runs" / digest
+
+
+@contextmanager
+def run_folder(runs: str | Path, name: str, *, progress: Progress = silent) -> Iterator[Path]:
+    """The local folder of a run, for the block; where `runs` is an address, it is fetched before and copied there.
+
+    Raises:
+        UserError: an address that is not understood. And what `stored_run` raises.
+    """
+    if not is_address(runs):
+        yield Path(runs) / name
+        return
+    check_address(str(runs))
+    with stored_run(str(runs), name, progress=progress) as local:
+        yield local / name
 
 
 @contextmanager

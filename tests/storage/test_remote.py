@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from support.command import free_port, otpo, refused
 from support.training import settings
 
 from otpo.errors import UserError, WorkError
+from otpo.files import is_address, iter_rows
 from pipeline.lock.holder import Holder
+from pipeline.recipe import make_recipe
 from pipeline.storage import claim as claims
 from pipeline.storage import stored
 from pipeline.storage.claim import CLAIM, claimed
-from pipeline.storage.remote import check_address, is_address, open_remote
+from pipeline.storage.remote import check_address, open_remote
 from pipeline.storage.stored import stored_run, working_folder
 
 
@@ -26,7 +29,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "SETTLE_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("path", ["runs", "/data/runs", "../runs", "./s3", "C", "a b"])
+@pytest.mark.parametrize("path", ["runs", "/data/runs", "../runs", "./s3", "C", "a b", "s3", "s3/runs", "gs-x", "a:b"])
 def test_a_path_is_no_address(path):
     assert not is_address(path)
 
@@ -40,6 +43,13 @@ def test_a_path_is_no_address(path):
         ("s3:///runs", "expected s3://BUCKET/FOLDER"),
         ("s3://bucket/../other", "expected s3://BUCKET/FOLDER"),
         ("s3://bucket/runs?region=x", "AWS_REGION"),
+        ("s3:bucket/runs", "expected s3://BUCKET/FOLDER"),
+        ("s3//bucket/runs", "expected s3://BUCKET/FOLDER"),
+        (" s3://bucket/runs", "without spaces"),
+        ("s3://bucket/runs ", "without spaces"),
+        ("s3:\\\\bucket\\runs", "expected s3://BUCKET/FOLDER"),
+        ("file:///data/runs", "begins with s3:// or gs://"),
+        ("az://a/b", "begins with s3:// or gs://"),
     ],
 )
 def test_what_is_no_bucket_and_folder_is_refused(address, words):
@@ -47,6 +57,42 @@ def test_what_is_no_bucket_and_folder_is_refused(address, words):
     with pytest.raises(UserError, match="expected") as error:
         check_address(address)
     assert words in str(error.value) and address.split("?")[0].split("/")[0] in str(error.value)
+
+
+def test_no_address_becomes_a_folder_here(tmp_path, monkeypatch):
+    """Not as a run's place from Python, as any command's output, nor as what a recipe reads."""
+    from typer.testing import CliRunner
+
+    from jobs.cli import app
+    from jobs.submission import prepare
+    from pipeline.notebook import run_recipe
+
+    monkeypatch.chdir(tmp_path)
+    tree = settings(tmp_path, "a/b", methods={"dpo": {}})
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 3)
+    there = set(tmp_path.iterdir())
+    for runs in ("hdfs://host/runs", "s3:/bucket/runs", Path("s3://bucket/runs")):
+        with pytest.raises(UserError, match=r"expected (a folder|s3://BUCKET)"):
+            run_recipe(make_recipe(tree), runs=runs)
+    for words in (
+        ["fresh", "pairs.jsonl", "--out", "s3://bucket/model"],
+        ["weights", "a/b", "pairs.jsonl", "--out", "gs://bucket/weights.html"],
+        ["generate", "a/b", "--task", "pairs.jsonl", "--out", "az://bucket/out.json"],
+        ["report", "board", "--out", "s3://bucket/page"],
+        ["submit", "recipe.yaml", "--shared", "s3://bucket"],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert isinstance(done.exception, UserError) and "expected a " in str(done.exception), words
+    for key in ("model.path", "data.path"):
+        section, name = key.split(".")
+        changed = tree | {section: tree[section] | {name: "s3://bucket/x"}}
+        with pytest.raises(UserError, match=f"{key}: expected a path or a hub name, found the address 's3://bucket/x'"):
+            run_recipe(make_recipe(changed), runs=tmp_path / "runs")
+        with pytest.raises(UserError, match=f"{key}: expected a path or a hub name"):
+            prepare(make_recipe(changed), runs="/shared/runs", shared=[], python="python", redo=False)
+    with pytest.raises(UserError, match="that is an address"):
+        list(iter_rows("s3://bucket/pairs.jsonl"))
+    assert {path.name for path in set(tmp_path.iterdir()) - there} <= {"runs"}
 
 
 def test_keys_in_an_address_are_refused_and_not_shown():

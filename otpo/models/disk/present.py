@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from otpo.errors import UserError, first_line
+from otpo.files import NOT_READ, is_address
 from otpo.identity import weight_files
 
 SECONDS = 5.0  # that the hub may take to answer
@@ -62,8 +63,8 @@ def not_of_the_hub(name: str) -> str | None:
 
     The hub is asked once, without retries.
     """
-    if "://" in name:
-        return "models are read from folders or the hub, not from an address: mount the storage, or copy the model here"
+    if is_address(name):
+        return f"that is an address: {NOT_READ}"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return "that is no name of the hub"
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
