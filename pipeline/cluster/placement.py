@@ -108,20 +108,31 @@ class TrainingRoom:
         """
         on_gpu = self.workers(gpu=True) >= workers if use_gpu == "auto" else bool(use_gpu)
         room = self.workers(gpu=on_gpu)
-        if on_gpu and not room:
-            apart = " for training" if self.pool else ""
+        apart = " for training" if self.pool else ""
+        if on_gpu and not self.gpus:
             raise UserError(
                 f"train.use_gpu is true, but there is no GPU{apart}. Set train.use_gpu=auto or false to train on CPUs,"
                 " or cluster.address to a cluster with GPUs; `otpo doctor` says why a GPU of this machine is not seen."
             )
         if workers > room:
-            kind = "GPU" if on_gpu else "CPU"
+            way = f"Set train.workers={room}, or" if room else "Give these nodes what is missing, or"
             raise UserError(
-                f"train.workers is {workers}, but the cluster has {room} {kind}{'s' if room != 1 else ''}"
-                f"{' for training' if self.pool else ''}. Set train.workers={max(1, room)}, or add nodes: training"
-                " starts only with its nodes at hand, so raise the least number of nodes of an autoscaled pool."
+                f"train.workers is {workers}, but the cluster has {self._found(room, gpu=on_gpu)}. {way} add nodes:"
+                " training starts only with its nodes at hand, so raise the least number of nodes of an autoscaled"
+                " pool."
             )
         return on_gpu
+
+    def _found(self, room: int, *, gpu: bool) -> str:
+        """What there is for workers, and of what too little: `room` workers find a place."""
+        amounts = {kind: sum(_count(node, kind) for node in self.nodes) for kind in ("GPU", "CPU", "train")}
+        kind = "GPU" if gpu else "CPU"
+        held = f"{amounts[kind]} {kind}{'s' if amounts[kind] != 1 else ''}{' for training' if self.pool else ''}"
+        if amounts[kind] == room:
+            return held
+        needs = [f"a CPU (there are {amounts['CPU']})"] if gpu else []
+        needs += [f"a unit of the resource `train` (there are {amounts['train']})"] if self.pool else []
+        return f"{held} with room for {room}: on its node each worker takes {' and '.join(needs)} too"
 
     def why_on_cpu(self, workers: int, *, use_gpu: bool | str) -> str | None:
         """A sentence where `auto` leaves GPUs idle, because they are fewer than the workers."""
@@ -174,13 +185,29 @@ def check_engines(workers: int, gpus: int, nodes: Sequence[Node], *, on_training
     """
     found = engine_demands(workers, gpus, nodes, on_training_nodes=on_training_nodes)
     if not found:
-        most = max((_count(node, "GPU") for node in nodes), default=0)
         raise UserError(
-            f"generation wants engines of {gpus} GPU{'s' if gpus > 1 else ''} (generate.tensor_parallel_size), and no"
-            f" node has room for one: an engine stays within a node, and the largest node has {most}. Lower"
-            " generate.tensor_parallel_size, or add nodes; of an autoscaled pool at least one node must be there."
+            f"generation wants engines of {gpus} GPU{'s' if gpus != 1 else ''} (generate.tensor_parallel_size), and no"
+            " node has room for one: an engine stays within a node, and"
+            f" {_largest(gpus, nodes, on_training_nodes=on_training_nodes)}. Lower generate.tensor_parallel_size, or"
+            " add nodes; of an autoscaled pool at least one node must be there."
         )
     return found
+
+
+def _largest(gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool) -> str:
+    """Why the largest node that engines may take has no room for one."""
+    apart = set_apart("generate", nodes)
+    taken = [*apart, *(set_apart("train", nodes) if on_training_nodes else [])] if apart else list(nodes)
+    largest = max(taken, key=lambda node: _count(node, "GPU"), default={})
+    found = _count(largest, "GPU")
+    said = f"the largest node {'of those for engines ' if len(taken) < len(nodes) else ''}has {found}"
+    if not apart or found < gpus:
+        return said
+    pool = "generate" if largest.get("generate") else "train"
+    return (
+        f"{said}, with {_count(largest, pool)} of the resource `{pool}`, of which an engine takes one for each GPU:"
+        " start the node with as many"
+    )
 
 
 def fewer_engines(wanted: int, found: int, *, waiting: bool) -> str | None:

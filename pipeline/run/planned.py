@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = (
+    "none, for GPUs of this kind: where their memory does not suffice, set train.activation_checkpointing=true and a"
+    " smaller train.micro_batch_tokens"
+)
+
 
 def say_plan(run: RunContext, labels: Sequence[str], model: ModelConfig, tokens: Tokens, group: TrainConfig) -> None:
     """Tell what training of some labels takes, where the model and the machine tell it.
@@ -28,10 +33,11 @@ def say_plan(run: RunContext, labels: Sequence[str], model: ModelConfig, tokens:
     from pipeline.plan import measured, plan, shape_of
 
     try:
-        machine = cluster_machine(
-            group.fewest_workers, gpu=training_room().check(group.fewest_workers, use_gpu=group.use_gpu)
-        )
+        on_gpu = training_room().check(group.fewest_workers, use_gpu=group.use_gpu)
+        machine = cluster_machine(group.fewest_workers, gpu=on_gpu)
         if machine is None:
+            if on_gpu:
+                run.progress("plan", 0, 0, UNKNOWN)
             return
         lora = model.lora.model_dump() if model.lora else None
         shape = shape_of(model.path, lora, model.attn_implementation)

@@ -73,10 +73,14 @@ def test_workers_that_no_node_has_room_for_are_refused() -> None:
     assert room.check(8, use_gpu=True) and room.gpus == 8
     with pytest.raises(UserError, match=r"has 8 GPUs for training\. Set train\.workers=8"):
         room.check(9, use_gpu=True)
-    with pytest.raises(UserError, match=r"has 4 GPUs for training"):  # units are what workers ask for
+    with pytest.raises(UserError, match=r"8 GPUs for training with room for 4: .* a CPU \(there are 192\) and a unit"):
         TrainingRoom.of([TRAIN | {"train": 4}]).check(8, use_gpu=True)
-    with pytest.raises(UserError, match=r"has 2 GPUs\. "):  # a worker without a CPU is never placed
+    with pytest.raises(UserError, match=r"8 GPUs with room for 2: .* a CPU \(there are 2\) too\. Set train\.workers=2"):
         TrainingRoom.of(machines((2, 8))).check(8, use_gpu=True)
+    with pytest.raises(UserError, match=r"has 8 GPUs with room for 0: .* Give these nodes what is missing"):
+        TrainingRoom.of(machines((0, 8))).check(1, use_gpu=True)
+    with pytest.raises(UserError, match=r"has 8 CPUs for training with room for 2: .* a unit of the resource `train`"):
+        TrainingRoom.of([{"CPU": 8, "train": 2}]).check(4, use_gpu=False)
 
 
 def test_gpus_that_auto_leaves_idle_are_told() -> None:
@@ -113,6 +117,11 @@ def test_engines_that_fit_nowhere_are_refused_and_missing_ones_told() -> None:
         check_engines(1, 16, [TRAIN, TRAIN])
     with pytest.raises(UserError, match=r"engines of 4 GPUs"):
         check_engines(1, 4, [TRAIN, GENERATE], on_training_nodes=False)
+    # units are what engines ask for, and nodes without any take none
+    with pytest.raises(UserError, match=r"largest node has 8, with 1 of the resource `generate`, .* start the node"):
+        check_engines(1, 4, [{"CPU": 64, "GPU": 8, "generate": 1}])
+    with pytest.raises(UserError, match=r"the largest node of those for engines has 1\. Lower"):
+        check_engines(1, 4, [GENERATE, {"CPU": 64, "GPU": 8}])
     assert fewer_engines(4, 4, waiting=True) is None
     assert "1 of 4 engines" in str(fewer_engines(4, 1, waiting=False))
 
