@@ -26,6 +26,7 @@ from pipeline.recipe import Recipe, dump_yaml
 TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 VOLUME = "/shared"  # where the template mounts it
 RECIPE = "/recipe"
+SCORER_SECRET = "otpo-scorer"  # with the key of `pairs.scorer`, where that is another than the judge's
 LONGEST_NAME = 47  # KubeRay adds to it, and Kubernetes allows 63 letters
 CPUS, MEMORY_GIB, SHM_GIB = 8, 64, 24  # of a node for each of its GPUs, or of its workers on CPUs; as in the template
 
@@ -60,6 +61,11 @@ def rayjob(submission: Submission, *, image: str, claim: str, gpus_per_node: int
     container["volumeMounts"] = [*container["volumeMounts"], {"name": "recipe", "mountPath": RECIPE}]
     key = next(variable for variable in container["env"] if variable["name"] == "OPENAI_API_KEY")
     key["name"] = submission.recipe.judge.api_key_env
+    pairs = submission.recipe.pairs
+    if pairs is not None and pairs.scorer.url and pairs.scorer.api_key_env != key["name"]:
+        scorer = copy.deepcopy(key) | {"name": pairs.scorer.api_key_env}
+        scorer["valueFrom"]["secretKeyRef"]["name"] = SCORER_SECRET
+        container["env"] = [*container["env"], scorer]
     pools = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     cluster["workerGroupSpecs"] = _pools(pools, submission.recipe, gpus_per_node, train_only=submission.verb == "train")
     for spec in [head, *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]:
@@ -81,11 +87,12 @@ def name_of(submission: Submission) -> str:
 
 def _pools(template: dict[str, Any], recipe: Recipe, gpus_per_node: int, *, train_only: bool) -> list[Any]:
     """The template's pools in the sizes that a recipe asks for."""
-    workers, gpu = recipe.train.workers, recipe.train.use_gpu is not False
+    groups = [recipe.train, *([recipe.train_of("base")] if recipe.base else [])]
+    workers, gpu = max(group.workers for group in groups), any(group.use_gpu is not False for group in groups)
     nodes = math.ceil(workers / gpus_per_node)
     train = _sized(template["train"], math.ceil(workers / nodes), gpu=gpu)
     train |= {"replicas": nodes, "minReplicas": nodes, "maxReplicas": nodes}
-    if train_only:
+    if train_only or not (recipe.generate.tasks or recipe.pairs):
         return [train]
     size, engines = recipe.generate.tensor_parallel_size, recipe.generate.workers
     generate = _sized(template["generate"], size, gpu=True) | {"maxReplicas": max(1, engines)}

@@ -85,6 +85,31 @@ def test_training_on_cpus_asks_for_no_gpu(tmp_path, tiny_llama):
     assert list(refusals(job)) == []
 
 
+def test_pools_hold_the_base_too_and_nobody_pays_for_engines_that_are_not_asked_for():
+    recipe, _ = read_recipe(next(path for path in RECIPES if path.stem == "llama3_8b_otpo"))
+    tree = recipe.model_dump(mode="json")
+
+    def pools(**sections):
+        return pools_on_kubernetes(made(make_recipe(tree | sections))[0][1])
+
+    (train, _) = pools(base={"data": "/shared/rows.jsonl", "workers": 8})
+    assert (train.gpus, train.units, train.nodes) == (8, 8, (1, 1))
+    (train, _) = pools(base={"data": "/shared/rows.jsonl"}, train=tree["train"] | {"use_gpu": False})
+    assert train.gpus == 0
+    assert [pool.name for pool in pools(generate={"tasks": {}})] == ["train"]
+
+
+def test_a_scorer_with_a_key_of_its_own_gets_that_and_not_the_judges():
+    recipe, _ = read_recipe(next(path for path in RECIPES if path.stem == "llama3_8b_otpo"))
+    scorer = {"url": "https://scorer/v1", "model": "m", "api_key_env": "SCORER_KEY", "protocol": "rating"}
+    tree = recipe.model_dump(mode="json") | {"data": {}, "pairs": {"prompts": "/shared/p.jsonl", "scorer": scorer}}
+    (_, job), _ = made(make_recipe(tree))
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    found = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef", {}).get("name") for each in head["env"]}
+    assert found["SCORER_KEY"] == "otpo-scorer" and found["OPENAI_API_KEY"] == "otpo-judge"
+    assert list(refusals(job)) == []
+
+
 @pytest.fixture
 def recipe(tmp_path, tiny_llama) -> Path:
     path = tmp_path / "recipe.yaml"
@@ -105,6 +130,8 @@ def test_what_is_missing_is_asked_for(tmp_path, recipe):
     words = ("submit", recipe, "--kuberay", "--image", "i", "--shared", "/")
     refused(otpo(tmp_path, *words, "--runs", "/data/runs"), "--runs /data/runs", "/shared/runs")
     refused(otpo(tmp_path, *words, "--apply", PATH=str(tmp_path)), "kubectl is not installed")
+    refused(otpo(tmp_path, *words, "--follow"), "--follow is for Ray jobs, not for Kubernetes")
+    refused(otpo(tmp_path, "submit", recipe, "--apply"), "--apply is for Kubernetes: add --kuberay")
 
 
 def test_it_is_handed_to_kubectl(tmp_path, recipe):
