@@ -59,6 +59,8 @@ def judging_trials(run: RunContext, task: Task | None, queue: Any, *, keep_engin
     if task is None:
         yield
         return
+    from pipeline.cluster.placement import has_gpu
+
     if keep_engine:
         run.engines.leave_training_nodes()
     with ready_judge(run, judge_config(run.recipe, task)) as config:
@@ -68,6 +70,8 @@ def judging_trials(run: RunContext, task: Task | None, queue: Any, *, keep_engin
         judging = TrialJudging(run, task, judge, reference_rows(run, task))
         if not keep_engine:
             run.engines.close()
+        elif has_gpu():
+            run.engines.pool()  # before trials scatter over the nodes: an engine's GPUs are all on one
         stop = threading.Event()
         thread = threading.Thread(target=_serve, args=(judging, queue, keep_engine, stop), daemon=True)
         thread.start()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otpo.errors import UserError
-from pipeline.recipe import Recipe, SweepRange, make_recipe, set_key
+from pipeline.recipe import Recipe, SweepRange, TrainConfig, make_recipe, set_key
 from pipeline.run.folder import RunFolder
 
 Params = dict[str, Any]
@@ -28,7 +28,8 @@ EVALUATED = (
     *(f"eval_rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")),
     *(f"eval_logps/{name}" for name in ("chosen", "rejected")),
 )
-UNCHANGING = ("workers", "use_gpu", "max_failures", "keep_checkpoints")  # of `train`: they do not change a model
+# keys of `train` that do not change a model
+UNCHANGING = ("workers", "min_workers", "use_gpu", "max_failures", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,12 @@ def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, run: Run
     frozen = {model: str(run.model(of)) for model, of in changed.frozen_labels(label).items()}
     settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **frozen}
     return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
+
+
+def trial_training(recipe: Recipe, label: str) -> TrainConfig:
+    """How a trial trains: with the fewest workers of an elastic group, which would take the room of other trials."""
+    train = recipe.train_of(label)
+    return train.model_copy(update={"workers": train.fewest_workers, "min_workers": None})
 
 
 def labels_before_trials(recipe: Recipe, search: Search) -> list[str]:

@@ -155,7 +155,7 @@ def _trials(
     from pipeline.sweep.trials import TrialSettings
 
     connect(run.recipe.cluster.address)
-    workers, cpus = run.recipe.train_of(search.label).workers, allocation.cpus
+    workers, cpus = run.recipe.train_of(search.label).fewest_workers, allocation.cpus
     say(
         f"{search.n_trials} trials, {allocation.concurrent} at a time: each has {workers} training"
         f" worker{'s' * (workers > 1)} with {cpus} CPU{'s' * (cpus > 1)}."

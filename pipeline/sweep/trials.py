@@ -22,7 +22,7 @@ from otpo.files import write_json
 from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
 from pipeline.run.folder import LabelFolder, RunFolder, SweepFolder
-from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe
+from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe, trial_training
 from pipeline.train.job import TrainJob
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens
@@ -152,7 +152,7 @@ def _fit(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> None:
         [job],
         settings.folder.path,
         name=job.label,
-        train=recipe.train_of(job.label),
+        train=trial_training(recipe, job.label),
         cluster=recipe.cluster,
         progress=silent,
         cpus=settings.cpus,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe, SweepRange
-from pipeline.sweep.search import Search, trial_name
+from pipeline.sweep.search import Search, trial_name, trial_training
 
 if TYPE_CHECKING:
     from pipeline.cluster.placement import Allocation
@@ -28,7 +28,7 @@ def allocate(recipe: Recipe, search: Search) -> Allocation:
     from pipeline.cluster.placement import TrainingRoom, allocate_trials, check_engines, has_gpu, live_nodes
 
     connect(recipe.cluster.address)
-    train, generate = recipe.train_of(search.label), recipe.generate
+    train, generate = trial_training(recipe, search.label), recipe.generate
     nodes = live_nodes()
     on_gpu = TrainingRoom.of(nodes).check(train.workers, use_gpu=train.use_gpu)
     engines, engine_gpus = generate.workers if search.task else 0, generate.tensor_parallel_size if has_gpu() else 0

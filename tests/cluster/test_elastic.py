@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from support.training import settings
 
 from pipeline.recipe import make_recipe
 from pipeline.recipe.sections import TrainConfig
+from pipeline.sweep.search import plan, trial_training
+from pipeline.sweep.tuner import allocate
 
 
 def test_a_range_of_workers_is_min_workers_and_workers():
@@ -36,6 +39,18 @@ def test_a_range_of_workers_is_min_workers_and_workers():
 def test_ranges_that_mean_nothing_are_refused(values, words):
     with pytest.raises(ValidationError, match=words):
         TrainConfig(**values)
+
+
+def test_trials_of_a_sweep_have_the_fewest_workers_each(tmp_path, tiny_llama, ray_cluster):
+    """A cluster of two CPUs; each of 64 workers at most would leave room for no trial beside it."""
+    tree = settings(tmp_path, tiny_llama, methods={"otpo": {}}) | {"sweep": {"params": {"methods.otpo.reg": [0.1, 1]}}}
+    tree["train"] |= {"workers": [1, 64]}
+    tree["sweep"]["metric"], tree["data"] = "eval_loss", tree["data"] | {"validation": 0.2}
+    tree["train"]["eval_every"] = 2
+    recipe = make_recipe(tree)
+    assert allocate(recipe, plan(recipe)).concurrent == 2
+    fixed = trial_training(recipe, "otpo")
+    assert (fixed.workers, fixed.min_workers) == (1, None)
 
 
 NODES_COME_AND_GO = """
