@@ -274,7 +274,7 @@ def test_the_command_prints_the_plan(models: dict[str, Path]) -> None:
         (["--gpu", "H100", "--nodes", "0"], "--nodes must be at least 1"),
         (["--utilisation", "30"], "a share of the GPU's peak"),
         (["--gpu", "H100", "model.path=/nowhere/at-all"], "model.path: there is no folder '/nowhere/at-all' here"),
-        (["--gpu", "H100", "model.path=s3://bucket/model"], "not from an address"),
+        (["--gpu", "H100", "model.path=s3://bucket/model"], "and that is an address"),
         (["--gpu", "H100", "train.use_gpu=false"], "the recipe trains on CPUs"),
         (["train.use_gpu=auto", "model.lora={}", "model.quantization=4bit"], "which needs a CUDA GPU"),
     ],
