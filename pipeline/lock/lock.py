@@ -34,6 +34,10 @@ LEASE_SECONDS = 90.0  # NFS shows other machines a file's time up to 60 s late
 POLL_SECONDS = 0.5
 
 
+class Held(UserError):
+    """Another process writes there."""
+
+
 @contextmanager
 def one_writer(folder: Path, file: str = "", *, otherwise: str, progress: Progress = silent) -> Iterator[None]:
     """Hold a folder for the block, or one file in it.
@@ -46,7 +50,7 @@ def one_writer(folder: Path, file: str = "", *, otherwise: str, progress: Progre
         progress: told why the start waits, where another machine's holder has to be watched.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        Held: another process holds it. UserError: the folder cannot be written.
         WorkError: the claim was taken away while the block ran.
     """
     path = folder / file
@@ -146,7 +150,7 @@ def _acquire(claims: _Claims, path: Path, otherwise: str, progress: Progress) ->
         found = claims.read()
         lives = [_lives(claim, watched) for claim in found]
         if True in lives:
-            raise UserError(_refusal(path, found[lives.index(True)], otherwise))
+            raise Held(_refusal(path, found[lives.index(True)], otherwise))
         if None in lives:
             if not said:
                 who = _who(found[lives.index(None)])

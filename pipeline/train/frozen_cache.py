@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +29,12 @@ from otpo.data.collate import collate_prompts
 from otpo.data.micro_batches import micro_batches
 from otpo.data.token_file import column
 from otpo.models.policy import PolicyModel
-from otpo.ranks import from_rank_0
+from otpo.ranks import from_rank_0, rank
 from otpo.records import PromptCompletions, on_device
+from pipeline.lock.lock import Held, one_writer
 from pipeline.recipe import digest
 
+WAIT_SECONDS = 0.5  # between two looks whether another group has filled a cache
 PART_BATCHES = 64  # micro-batches between two writes
 PASS_ITEMS = 65_536  # items that are sorted by length together, so that batches of similar lengths can be made
 
@@ -113,6 +117,25 @@ class CachedRows(Mapping[int, tuple[np.ndarray, ...]]):
 def cache_folder(root: Path, *, model: str, dtype: str, tokens: str) -> Path:
     """The folder for the log-probabilities of a model (its fingerprint) on a set of token ids (their hash)."""
     return root / digest({"model": model, "dtype": dtype, "tokens": tokens})
+
+
+@contextmanager
+def one_group(folder: Path) -> Iterator[None]:
+    """Be the one worker group that fills a cache for the block. Others wait here, and then find it filled.
+
+    All ranks must call it; rank 0 holds the folder. The wait is made of short collectives, which cannot expire.
+    """
+    with ExitStack() as held:
+        while not from_rank_0(rank() == 0 and _hold(folder, held)):
+            time.sleep(WAIT_SECONDS)
+        yield
+
+
+def _hold(folder: Path, held: ExitStack) -> bool:
+    with suppress(Held):
+        held.enter_context(one_writer(folder, otherwise="another place for the runs (--runs DIR)"))
+        return True
+    return False
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from otpo.records import PromptCompletions
 from otpo.training.objectives import CachedLogProbs
 from otpo.training.objectives.base import Reference
 from otpo.training.start_check import SAMPLE, check_cached, choose_rows
-from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache
+from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache, one_group
 from pipeline.train.job import TrainJob
 
 
@@ -84,17 +85,19 @@ class JobFrozenModels:
         if is_start and not len(missing):  # the start's check compares it with what is trained
             return cache
         model = self.policy if is_start else self._load(path)
-        self._check(cache, model, items, missing)
-        fill_cache(
-            folder,
-            model,
-            items,
-            micro_batch_size=self.micro_batch_size,
-            micro_batch_tokens=self.micro_batch_tokens,
-            rank=rank(),
-            world=world_size(),
-        )
-        barrier()
+        with one_group(folder) if len(missing) else nullcontext():
+            cache = FrozenLogProbs(folder)
+            self._check(cache, model, items, from_rank_0(cache.missing(items)))
+            fill_cache(
+                folder,
+                model,
+                items,
+                micro_batch_size=self.micro_batch_size,
+                micro_batch_tokens=self.micro_batch_tokens,
+                rank=rank(),
+                world=world_size(),
+            )
+            barrier()
         return FrozenLogProbs(folder)
 
     def _check(

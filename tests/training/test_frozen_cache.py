@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from otpo.records import PromptCompletions, TokenCompletion, TokenPair
 from otpo.training.objectives.pair import cached_pairs, pair_prompts
 from pipeline.recipe import make_recipe
 from pipeline.train import frozen_cache
-from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache
+from pipeline.train.frozen_cache import FrozenLogProbs, cache_folder, fill_cache, one_group
 from pipeline.train.tokens import prepare_tokens
 
 MANY = [TokenPair(row, p.prompt_ids, p.chosen_ids, [*p.rejected_ids, row % 50]) for row in range(23) for p in PAIRS[:1]]
@@ -146,3 +149,33 @@ def test_a_cache_belongs_to_a_model_a_precision_and_the_token_ids(tmp_path, tiny
     assert tokens(("data", "limit", 30)).hash != first.hash
     again = pairs_of(tokens(("train", "seed", 9)).train)
     assert [p.row for p in again] != [p.row for p in pairs_of(first.train)], "the seed moves the split"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.lock.lock import one_writer
+with one_writer(Path(sys.argv[1]), otherwise="-"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_group_waits_until_the_first_has_filled_or_died(tmp_path, model):
+    root = Path(__file__).resolve().parents[2]
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    done = threading.Event()
+
+    def second() -> None:
+        with one_group(tmp_path):
+            fill(tmp_path, model, PAIRS)
+        done.set()
+
+    waiting = threading.Thread(target=second, daemon=True)
+    waiting.start()
+    assert not done.wait(2.0) and not list(tmp_path.glob("part-*"))
+    holder.kill()  # not a word of farewell: the claim stays behind
+    holder.wait()
+    assert done.wait(60) and len(FrozenLogProbs(tmp_path).rows) == len(PAIRS)
+    assert not list(tmp_path.glob("*.lock"))
