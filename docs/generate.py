@@ -103,7 +103,8 @@ def recipe_reference() -> str:
     from eval.judge.config import PanelMember
     from pipeline.recipe.data import DatasetConfig
     from pipeline.recipe.recipe import Recipe
-    from pipeline.recipe.sections import LoraConfig, SweepRange
+    from pipeline.recipe.sections import LoraConfig
+    from pipeline.recipe.sweep import SweepRange
 
     parts = ["## Top level", _keys(Recipe, "", but={"name", *_sections(Recipe)} - {"name"})]
     for name, section in _sections(Recipe).items():

@@ -7,8 +7,9 @@
     <folder>/judge/<task>/verdicts.parquet  reference.json
 
 `otpo judge --out` and `otpo sweep` write the same files into a folder of their own, with the verdicts of all tasks at
-its top. `otpo agreement --out` writes agreement.json and agreement.parquet, into a board's folder too. A panel of
-judges leaves panel.json and panel/<judge>.parquet beside its verdicts, `otpo rejudge` migration.json.
+its top, and a sweep writes sweep.json beside them. `otpo agreement --out` writes agreement.json and agreement.parquet,
+into a board's folder too. A panel of judges leaves panel.json and panel/<judge>.parquet beside its verdicts, `otpo
+rejudge` migration.json.
 `pipeline.run.folder` adds what the other stages write.
 
 Models and tasks may have any name; `folder_name` makes it one part of a path.
@@ -31,6 +32,7 @@ KNOWN_TRUTH = "world.json"
 LEADERBOARD = "leaderboard.csv"
 REPORT = "report.html"
 STORE = "store.sqlite"
+SWEEP = "sweep.json"
 AGREEMENT = "agreement.json"
 AGREEMENT_VERDICTS = "agreement.parquet"
 PANEL = "panel"

@@ -1,4 +1,4 @@
-"""The two errors a user is meant to read. The command line prints them without a traceback."""
+"""The errors that a user is meant to read. The command line prints them without a traceback."""
 
 
 class UserError(Exception):
@@ -10,6 +10,10 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """A failure while working; what was finished is kept: exit code 1."""
+
+
+class LastingError(WorkError):
+    """A failure that the same work would meet again: it is not tried a second time unasked."""
 
 
 def first_line(error: BaseException) -> str:

@@ -41,6 +41,7 @@ from eval.board.verdicts.model_pages import write_model_pages
 from eval.board.verdicts.prompt_pages import write_prompt_pages
 from eval.board.weights_page import pair_views
 from eval.stats.wording import BUCKETS
+from eval.sweeps.view import sweep_view
 
 EXAMPLES_SHOWN = 30
 OUTPUTS_SHOWN = 1_000  # where models are many, fewer prompts are shown
@@ -116,6 +117,7 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
         "has_pairs": any(view["pairs"] for view in views),
         "has_examples": any(view["examples"] for view in views),
         "has_failures": any(view["failures"] for view in views),
+        "sweeps": [sweep_view(sweep) for run in runs for sweep in run.sweep],
         "truths": [_truth(run.name, run.world) for run in runs if run.world],
         "agreements": [_agreement(run.agreement) for run in runs if run.agreement],
         "agreement_headings": AGREEMENT_HEADINGS,
@@ -162,6 +164,7 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         if anchor == "leaderboard" or not board["between_models"]
     ]
     parts = [
+        ("sweeps", "sweep", "The sweep"),
         ("has_pairs", "pairs", "Paired differences"),
         ("agreements", "people", "The judge and people"),
         ("truths", "truth", "Known truth"),

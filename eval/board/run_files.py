@@ -34,6 +34,7 @@ class RunFiles:
         weights: the rows of weights.json.
         world: what is known of a small world, world.json.
         agreement: how far a judge agrees with people, agreement.json.
+        sweep: what the trials of each swept label showed, sweep.json.
         manifest: manifest.json.
         recipe: recipe.yaml, as text.
         labels: what the recipe names; what other labels left in the folder is not read. None without a recipe.
@@ -49,6 +50,7 @@ class RunFiles:
     weights: list[dict[str, Any]] = field(default_factory=list)
     world: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None
+    sweep: list[dict[str, Any]] = field(default_factory=list)
     manifest: dict[str, Any] | None = None
     recipe: str | None = None
     labels: frozenset[str] | None = None
@@ -143,8 +145,10 @@ def read_run(folder: Path) -> RunFiles:
     if run.agreement and not {"judge", "protocol", "files", "n"} <= run.agreement.keys():
         run.problems.append(f"{layout.AGREEMENT} of {run.name} is not what `otpo agreement` writes")
         run.agreement = None
+    run.sweep = _json(folder / layout.SWEEP, run, list) or []
     run.manifest = _json(folder / layout.MANIFEST, run, dict)
-    if run.board is None and not any((run.verdicts, run.metrics, run.weights, run.world, run.agreement, run.manifest)):
+    shown = (run.verdicts, run.metrics, run.weights, run.world, run.agreement, run.sweep, run.manifest)
+    if run.board is None and not any(shown):
         raise UserError(
             f"{folder}: expected the folder of a run or of `otpo judge` (leaderboard.csv, judge/, models/) "
             f"or of `otpo agreement` (agreement.json), found {sorted(p.name for p in folder.iterdir())[:8]}."

@@ -16,7 +16,8 @@ from pipeline.recipe.identity import (
     identity,
 )
 from pipeline.recipe.recipe import Recipe, make_recipe
-from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, SweepRange, TrainConfig
+from pipeline.recipe.sections import WORLD_PREFIX, ModelConfig, TrainConfig
+from pipeline.recipe.sweep import SweepConfig, SweepRange
 
 __all__ = [
     "EXECUTION_KEYS",
@@ -25,6 +26,7 @@ __all__ = [
     "WORLD_PREFIX",
     "ModelConfig",
     "Recipe",
+    "SweepConfig",
     "SweepRange",
     "TrainConfig",
     "apply_overrides",

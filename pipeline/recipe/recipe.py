@@ -27,11 +27,11 @@ from pipeline.recipe.sections import (
     PairsConfig,
     ReportConfig,
     Section,
-    SweepConfig,
     TrainConfig,
     long_form,
     short_dtype,
 )
+from pipeline.recipe.sweep import SweepConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME_LIKE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,60 +279,6 @@ class ReportConfig(Section):
     title: str | None = Field(None, description="Title of the page. Unset: the run's name.")
     seed: int = Field(0, description="Seed of the bootstrap behind every interval.")
     weight_pairs: int = Field(8, ge=0, description="Pairs whose token weights the page shows.")
-
-
-class SweepRange(Section):
-    """Values between two bounds, for `random` and `optuna`."""
-
-    low: float = Field(description="Smallest value.")
-    high: float = Field(description="Largest value.")
-    log: bool = Field(False, description="Draws evenly on a logarithmic scale.")
-    integer: bool = Field(False, description="Draws whole numbers.")
-
-    @model_validator(mode="after")
-    def _bounds(self) -> SweepRange:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high{', and low > 0 with log: true' if self.log else ''}")
-        return self
-
-
-class SweepConfig(Section):
-    """Ray Tune over any `methods.*` or `train.*` key; each trial trains one label."""
-
-    params: dict[str, list[bool | int | float | str] | SweepRange] = Field(
-        {}, description="Dotted key of the recipe, and the values to try: a list, or {low, high, log, integer}."
-    )
-    label: str | None = Field(None, description="Which of `methods` is trained. Unset: the one that `params` names.")
-    search: Literal["grid", "random", "optuna"] = Field("grid", description="How values are chosen.")
-    num_samples: int = Field(8, ge=1, description="Trials of random and optuna; a grid tries every combination.")
-    metric: str = Field("win_rate", description="What is optimised: a column of the board, or eval_loss, ...")
-    mode: Literal["min", "max"] | None = Field(None, description="Unset: min for a loss, else max.")
-    task: str | None = Field(None, description="Task whose outputs are judged. Unset: the first of generate.tasks.")
-    scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that fall behind.")
-    grace_period: int | None = Field(
-        None, ge=1, description="Steps before ASHA may stop a trial. Unset: train.eval_every."
-    )
-    reduction_factor: float = Field(4, gt=1, description="ASHA goes on with one trial in this many.")
-    max_concurrent_trials: int | None = Field(
-        None, ge=1, description="Most trials at a time. Unset: as many as the cluster holds."
-    )
-    seed: int = Field(0, description="Seed of random and optuna.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dotted(cls, value: Any) -> Any:
-        """`sweep.params.methods.otpo.reg=[0.1, 1]` on the command line arrives as nested sections."""
-        if isinstance(value, dict) and isinstance(value.get("params"), dict):
-            value = {**value, "params": dict(_leaves(value["params"]))}
-        return value
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and not {"low", "high"} & set(value):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class ClusterConfig(Section):

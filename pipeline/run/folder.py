@@ -74,10 +74,9 @@ class LabelFolder:
         """What a sweep tried with this label, and what came of it."""
         return self.path / TRIAL
 
-    @property
-    def verdicts(self) -> Path:
-        """The verdicts on a trial's outputs."""
-        return self.path / layout.VERDICTS
+    def verdicts_on(self, task: str) -> Path:
+        """The verdicts on a trial's outputs for a task."""
+        return self.generation(task) / layout.VERDICTS
 
     def generation(self, task: str) -> Path:
         """Folder of a task's outputs and of how they were generated."""
@@ -227,6 +226,21 @@ class SweepFolder(RunFolder):
     def results(self) -> Path:
         """A row a trial."""
         return self.path / "results.csv"
+
+    @property
+    def held_out(self) -> Path:
+        """The winner's figures on prompts that no trial was judged on, and those of its values with fresh seeds."""
+        return self.path / "held_out.csv"
+
+    @property
+    def summary(self) -> Path:
+        """What the page shows of the sweep."""
+        return self.path / layout.SWEEP
+
+    @property
+    def sweep_verdicts(self) -> Path:
+        """The verdicts on all trials."""
+        return self.path / layout.VERDICTS
 
     @property
     def plot(self) -> Path:

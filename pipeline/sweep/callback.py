@@ -17,7 +17,7 @@ class SweepCallback(tune.Callback):
 
     def __init__(self, settings: TrialSettings, progress: Progress):
         self.settings, self.progress = settings, progress
-        self.shown, self.ended, self.died = 0.0, 0, set[str]()
+        self.shown, self.ended = 0.0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks for a restore that a sweep has no use for, and a terminal cannot travel."""
@@ -35,24 +35,21 @@ class SweepCallback(tune.Callback):
                 self.progress(f"train {record['name']}", line["step"], record["total_steps"], remark)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count it."""
-        self.ended += 1
-        self.progress("trials", self.ended, self.settings.search.n_trials, "")
+        """Count it. One that is still running is stopped by ASHA now."""
+        self._end(trial, {"state": STOPPED})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Remember it: only a trial whose process died comes here."""
-        self.died.add(trial.trial_id)
-        self.on_trial_complete(iteration, trials, trial)
+        """Count it: only a trial whose process died, more often than it is started again, comes here."""
+        error = "the trial's process died; `ray logs` or dmesg may say why (out of memory?)"
+        self._end(trial, {"state": FAILED, "error": error})
 
-    def settle(self) -> None:
-        """End the records of trials that ASHA stopped or whose process died."""
+    def _end(self, trial: Any, end: dict[str, Any]) -> None:
+        self.ended += 1
+        self.progress("trials", self.ended, self.settings.search.n_trials, "")
         for record in trial_records(self.settings):
-            if record["state"] != RUNNING:
-                continue
-            folder = self.settings.folder.label(record["name"])
-            evaluations = Evaluations(folder.metrics).new()
-            end = {"state": STOPPED, "figures": evaluations[-1] if evaluations else {}}
-            if record["tune"] in self.died:
-                error = "the trial's process died; `ray logs` or dmesg may say why (out of memory?)"
-                end = {"state": FAILED, "error": error}
-            write_trial(folder, record | end | {"seconds": time.time() - record["started"]})
+            if record["tune"] == trial.trial_id and record["state"] == RUNNING:
+                folder = self.settings.folder.label(record["name"])
+                evaluations = Evaluations(folder.metrics).new()
+                seconds = record["before"] + time.time() - record["started"]
+                figures = evaluations[-1] if evaluations else {}
+                write_trial(folder, record | end | {"figures": figures, "seconds": seconds})

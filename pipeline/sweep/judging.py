@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from otpo.errors import UserError
 from otpo.files import Row
-from pipeline.judge.board import make_board, write_judged
+from pipeline.judge.board import make_board
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.run.context import RunContext
 from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
 from pipeline.run.stages.generate import generate_task
+from pipeline.sweep.held_out import Prompts, rows_of
+from pipeline.sweep.search import LEVEL
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -25,64 +28,97 @@ class TrialJudging:
     """What judging any trial takes."""
 
     run: RunContext
-    task: Task
+    prompts: Prompts
     judge: Judge
     reference: list[Row]
+    by_preference: bool
+    keep_engine: bool
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """Outputs and verdicts of a trained trial, written to its folder; gives its row of the board."""
+    def trial(self, name: str, against: str | None = None) -> dict[str, Any]:
+        """Judge a trained trial on the trials' prompts, against the reference or (by preferences) another trial."""
+        task = self.prompts.trials
+        if not self.by_preference:
+            return self._judge(name, task, self._reference(task))
+        if against is None:
+            self._outputs(name, task)  # the next trial is compared with them
+            self._make_room()
+            return {next(iter(self.run.recipe.sweep.objectives)): LEVEL}
+        return self._judge(name, task, json.loads(self.run.folder.sweep.outputs(against, task.name).read_text()))
+
+    def winner(self, name: str) -> dict[str, Any]:
+        """Judge it on the prompts that no trial was judged on."""
+        assert self.prompts.fresh is not None
+        return self._judge(name, self.prompts.fresh, self._reference(self.prompts.fresh))
+
+    def _make_room(self) -> None:
+        if not self.keep_engine:
+            self.run.engines.close()
+
+    def _reference(self, task: Task) -> list[Row]:
+        return rows_of(self.reference, task)
+
+    def _outputs(self, name: str, task: Task) -> list[Row]:
+        folder = self.run.folder.sweep.label(name)
+        return generate_task(self.run, folder.model, name, task, folder.generation(task.name)).outputs
+
+    def _judge(self, name: str, task: Task, reference: list[Row]) -> dict[str, Any]:
+        """Outputs and verdicts, written to the trial's folder; gives its row of the board."""
         from eval.judge.table import write_verdicts
 
-        run, task, judge = self.run, self.task, self.judge
-        folder = run.folder.sweep.label(name)
-        outputs = generate_task(run, folder.model, name, task, folder.generation(task.name)).outputs
+        run, judge = self.run, self.judge
+        outputs = self._outputs(name, task)
         if judge.rewards is not None and run.engines.on_gpu:
             run.engines.close()  # scoring wants their memory
-        match = Match(name, reference_of(run, task).label or "the reference", outputs, self.reference)
+        match = Match(name, str(reference[0].get("generator") or "the reference"), outputs, reference)
         verdicts = judge_task(judge, [match], task.name, subset=run.recipe.generate.limit is not None)
         if judge.rewards is not None:
             judge.rewards.unload()  # and the next trial wants its memory
-        write_verdicts(verdicts, folder.verdicts)
-        board = make_board(verdicts, {name: outputs}, self.reference, judge.config, seed=run.recipe.report.seed)
+        self._make_room()
+        write_verdicts(verdicts, run.folder.sweep.label(name).verdicts_on(task.name))
+        board = make_board(verdicts, {name: outputs}, reference, judge.config, seed=run.recipe.report.seed)
         return json.loads(board.to_json(orient="records"))[0]
 
 
 @contextmanager
-def judging_trials(run: RunContext, task: Task | None, queue: Any, *, keep_engine: bool) -> Iterator[None]:
+def judging_trials(
+    run: RunContext, prompts: Prompts | None, queue: Any, *, keep_engine: bool, by_preference: bool
+) -> Iterator[TrialJudging | None]:
     """Judge the trials that the queue holds, in a thread of this process, while the body runs.
 
     Args:
-        task: whose outputs are judged; None where nothing is.
+        prompts: whose outputs are judged; None where nothing is.
         queue: handle of a `JudgingQueue`.
         keep_engine: whether the engine stays loaded while trials train.
+        by_preference: whether trials are judged against each other.
     """
-    if task is None:
-        yield
+    if prompts is None:
+        yield None
         return
     from pipeline.cluster.placement import has_gpu
 
+    task = prompts.whole
     if keep_engine:
         run.engines.leave_training_nodes()
     with ready_judge(run, judge_config(run.recipe, task)) as config:
         if reference_of(run, task).label:
             generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
         judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
-        judging = TrialJudging(run, task, judge, reference_rows(run, task))
+        judging = TrialJudging(run, prompts, judge, reference_rows(run, task), by_preference, keep_engine)
         if not keep_engine:
             run.engines.close()
         elif has_gpu():
             run.engines.pool()  # before trials scatter over the nodes: an engine's GPUs are all on one
         stop = threading.Event()
-        thread = threading.Thread(target=_serve, args=(judging, queue, keep_engine, stop), daemon=True)
+        thread = threading.Thread(target=_serve, args=(judging, queue, stop), daemon=True)
         thread.start()
         try:
-            yield
+            yield judging
         finally:
             stop.set()
             thread.join(timeout=10)  # idle after the last trial; busy only where the sweep is interrupted
 
 
-def _serve(judging: TrialJudging, queue: Any, keep_engine: bool, stop: threading.Event) -> None:
+def _serve(judging: TrialJudging, queue: Any, stop: threading.Event) -> None:
     import ray
 
     waiting = queue.next.remote()
@@ -90,31 +126,44 @@ def _serve(judging: TrialJudging, queue: Any, keep_engine: bool, stop: threading
         ready, _ = ray.wait([waiting], timeout=0.5)
         if not ready:
             continue
-        name = ray.get(waiting)
+        name, against = ray.get(waiting)
         try:
-            figures = judging(name)
+            figures = judging.trial(name, against)
         except Exception as error:  # the trial's row says so; the other trials go on
-            figures = {"error": f"{type(error).__name__}: {error}"}
-        if not keep_engine:
-            judging.run.engines.close()
+            figures = {"error": f"{type(error).__name__}: {error}", "lasting": isinstance(error, UserError)}
         ray.get(queue.finish.remote(name, figures))
         waiting = queue.next.remote()
 
 
-def write_page(run: RunContext, task: Task | None, trials: list[str]) -> None:
-    """Write the page over the finished trials and, where they were judged, their verdicts and leaderboard."""
+def write_page(run: RunContext, prompts: Prompts | None, trials: list[str], held_out: list[str]) -> None:
+    """Write the page over the finished trials and, where they were judged, their verdicts and leaderboard.
+
+    Args:
+        held_out: the labels that were judged on fresh prompts.
+    """
+    from eval.board.report import build
+
     folder = run.folder.sweep
-    if task is None:
-        from eval.board.report import build
+    if prompts is not None:
+        import pandas as pd
 
-        build([folder.path], folder.path)
-        return
-    import pandas as pd
+        from eval.board.leaderboard import write_leaderboard
+        from eval.board.run_files import write_outputs
+        from eval.judge.table import write_verdicts
 
-    reference = reference_rows(run, task)
-    verdicts = pd.concat([pd.read_parquet(folder.label(name).verdicts) for name in trials], ignore_index=True)
-    outputs = {name: json.loads(folder.outputs(name, task.name).read_text()) for name in trials}
-    config = judge_config(run.recipe, task)
-    board = make_board(verdicts, outputs, reference, config, seed=run.recipe.report.seed)
-    # the outputs lie in the trials' folders already
-    write_judged(folder.path, task.name, verdicts, board, {}, reference)
+        rows, config = reference_rows(run, prompts.whole), judge_config(run.recipe, prompts.whole)
+        frames, boards = [], []
+        for task, names in ((prompts.trials, trials), (prompts.fresh, held_out)):
+            if task is None or not names:
+                continue
+            reference = rows_of(rows, task)
+            files = [folder.label(name).verdicts_on(task.name) for name in names]
+            verdicts = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+            outputs = {name: json.loads(folder.outputs(name, task.name).read_text()) for name in names}
+            frames.append(verdicts)
+            boards.append(make_board(verdicts, outputs, reference, config, seed=run.recipe.report.seed))
+            write_outputs(folder.path, task.name, {}, reference)  # the others lie in the trials' folders already
+        if boards:
+            write_verdicts(pd.concat(frames, ignore_index=True), folder.sweep_verdicts)
+            write_leaderboard(pd.concat(boards, ignore_index=True), folder.leaderboard)
+    build([folder.path], folder.path)

@@ -13,23 +13,28 @@ class JudgingQueue:
     """Hands trained trials to the driver and the driver's figures back to the trials."""
 
     def __init__(self) -> None:
-        self.trained: asyncio.Queue[str] = asyncio.Queue()
+        self.trained: asyncio.Queue[tuple[str, str | None]] = asyncio.Queue()
         self.waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self.claims: dict[str, int] = {}
+        self.claims: dict[str, list[str]] = {}
 
-    async def claim(self, name: str) -> int:
-        """How often the name was claimed before: a sampler may draw the same values twice at the same time."""
-        self.claims[name] = self.claims.get(name, -1) + 1
-        return self.claims[name]
+    async def claim(self, name: str, trial: str) -> int:
+        """How many other trials claimed the name before: a sampler may draw the same values twice at the same time."""
+        claims = self.claims.setdefault(name, [])
+        if trial not in claims:  # one that Tune starts again after its process died has claimed it
+            claims.append(trial)
+        return claims.index(trial)
 
-    async def judged(self, name: str) -> dict[str, Any]:
-        """For a trial: queue it, and wait for its figures; {"error": text} if there are none."""
+    async def judged(self, name: str, against: str | None) -> dict[str, Any]:
+        """For a trial: queue it, and wait for its figures.
+
+        Where there are none, gives {"error": text, "lasting": whether it would fail again}.
+        """
         self.waiting[name] = asyncio.get_running_loop().create_future()
-        await self.trained.put(name)
+        await self.trained.put((name, against))
         return await self.waiting[name]
 
-    async def next(self) -> str:
-        """For the driver: the next trial to judge."""
+    async def next(self) -> tuple[str, str | None]:
+        """For the driver: the next trial to judge, and the trial that it is compared with if trials are."""
         return await self.trained.get()
 
     async def finish(self, name: str, figures: dict[str, Any]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from eval.sweeps.front import on_front
+from otpo.files import write_json
 from pipeline.recipe import Recipe, dump_yaml
 from pipeline.run.folder import SweepFolder
-from pipeline.sweep.search import Search, best_recipe, short_keys
+from pipeline.sweep.search import LEVEL, Search, best_recipe, short_keys
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +23,7 @@ FIGURES = (
     *("win_rate", "win_rate_low", "win_rate_high", "standard_error", "discrete_win_rate", "length_adjusted_winrate"),
     *("length_controlled_winrate", "avg_length", "length_ratio", "n_total", "n_failed", "step", "loss"),
 )
-SHOWN = ("win_rate_low", "win_rate_high", "length_adjusted_winrate", "avg_length", "eval_loss")
+SHOWN = ("front", "against", "win_rate_low", "win_rate_high", "length_adjusted_winrate", "avg_length", "eval_loss")
 """Columns of the terminal's table beside the metric, where they are present."""
 
 
@@ -29,12 +33,15 @@ class Outcome:
 
     Attributes:
         results: a row a trial, best first; written to `results.csv`.
+        held_out: the winner's figures on prompts that no trial was judged on, and those of its values with fresh seeds:
+            a row each, the winner first; written to `held_out.csv`. None where nothing is held out.
         did: whether this call did anything.
     """
 
     folder: SweepFolder
     metric: str
     results: pd.DataFrame
+    held_out: pd.DataFrame | None = None
     did: bool = True
 
     @property
@@ -50,8 +57,19 @@ class Outcome:
 
     @property
     def caution(self) -> str | None:
-        """A warning beside a best win rate: it was chosen on the prompts that it is measured on."""
+        """A best win rate beside that on fresh prompts, or a warning: it was chosen on what it is measured on."""
         done = self.results[self.results["state"] == "done"]
+        if self.held_out is not None:
+            best, fresh = done.iloc[0], self.held_out.iloc[0]
+            said = (
+                f"Win rate of {best['trial']} on {fresh['n_total']:.0f} fresh prompts: {fresh['win_rate']:.1f}%"
+                f" ({fresh['win_rate_low']:.1f} to {fresh['win_rate_high']:.1f})."
+            )
+            if "against" not in self.results:  # else the winner's figures are against another trial
+                chosen = f"{best['win_rate']:.1f}% on the {best['n_total']:.0f} that it was chosen by"
+                said += f" It was {chosen}, which flatters it: report the first."
+            again = ", ".join(f"{rate:.1f}%" for rate in self.held_out["win_rate"].iloc[1:])
+            return said + (f" Trained again with fresh seeds: {again}." if again else "")
         if self.metric != "win_rate" or len(done) < 2:
             return None
         equals = int((done["win_rate_high"].iloc[1:] >= done["win_rate_low"].iloc[0]).sum())
@@ -71,12 +89,18 @@ def write_results(recipe: Recipe, search: Search, folder: SweepFolder, trials: l
         The outcome. Trials that failed or that ASHA stopped are rows too, after the others.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
+    folder.held_out.unlink(missing_ok=True)
     keys = list(recipe.sweep.params)
-    results = pd.DataFrame([_row(trial, keys, search.metric) for trial in trials])
+    results = pd.DataFrame([_row(trial, keys, list(search.objectives)) for trial in trials])
     results["done"] = results["state"] == "done"
     by, ascending = ["done", search.metric], [False, search.mode == "min"]
-    results = results.sort_values(by, ascending=ascending, kind="stable", ignore_index=True).drop(columns="done")
-    results = results.dropna(axis="columns", how="all")
+    if search.by_preference:  # the winner first; the figures of the others, each against another trial, have no order
+        results["done"] = np.where(results["trial"] == winner_of(trials, search.metric), 2, results["done"])
+        by, ascending = ["done"], [False]
+    results = results.sort_values(by, ascending=ascending, kind="stable", ignore_index=True)
+    if len(search.objectives) > 1:
+        results.insert(1, "front", on_front(results.where(results["done"]), search.objectives))
+    results = results.drop(columns="done").dropna(axis="columns", how="all")
     if "error" not in results:
         results["error"] = None
     results.to_csv(folder.results, index=False)
@@ -88,19 +112,70 @@ def write_results(recipe: Recipe, search: Search, folder: SweepFolder, trials: l
     return outcome
 
 
+def winner_of(trials: list[dict[str, Any]], metric: str) -> str | None:
+    """The trial that no later one beat: each was compared with the winner before it."""
+    finished = [trial for trial in trials if trial["state"] == "done"]
+    best: str | None = None
+    while following := next(
+        (
+            trial["name"]
+            for trial in finished
+            if trial["against"] == best and (best is None or trial["figures"][metric] > LEVEL)
+        ),
+        None,
+    ):
+        best = following
+    return best
+
+
 def read_outcome(folder: SweepFolder, search: Search) -> Outcome:
     """The outcome that an earlier call wrote."""
-    return Outcome(folder, search.metric, pd.read_csv(folder.results), did=False)
+    held_out = pd.read_csv(folder.held_out) if folder.held_out.exists() else None
+    return Outcome(folder, search.metric, pd.read_csv(folder.results), held_out, did=False)
 
 
-def _row(trial: dict[str, Any], keys: list[str], metric: str) -> dict[str, Any]:
+def with_held_out(outcome: Outcome, rows: list[dict[str, Any]]) -> Outcome:
+    """The outcome with the winner's figures on fresh prompts, which are written to `held_out.csv`."""
+    names = ["trial", "seed", *(name for name in FIGURES if any(row.get(name) is not None for row in rows))]
+    table = pd.DataFrame(rows)[names]
+    table.to_csv(outcome.folder.held_out, index=False)
+    return replace(outcome, held_out=table)
+
+
+def write_summary(search: Search, recipe: Recipe, outcome: Outcome) -> None:
+    """Write what the page shows of the sweep."""
+    keys = short_keys(list(recipe.sweep.params))
+    columns = [
+        "trial",
+        "state",
+        *keys,
+        *search.objectives,
+        *(name for name in FIGURES if name not in search.objectives),
+    ]
+    held_out = [] if outcome.held_out is None else _records(outcome.held_out)
+    summary = {
+        "label": search.label,
+        "keys": keys,
+        "objectives": {} if search.by_preference else search.objectives,  # figures against others have no order
+        "trials": _records(outcome.results.reindex(columns=columns)),
+        "held_out": held_out,
+    }
+    write_json(outcome.folder.summary, [summary])
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records"))
+
+
+def _row(trial: dict[str, Any], keys: list[str], metrics: list[str]) -> dict[str, Any]:
     figures = trial.get("figures", {})
-    names = [metric, *(name for name in FIGURES if name != metric)]
-    names += sorted(name for name in figures if name.startswith("eval_") and name != metric)
+    names = [*metrics, *(name for name in FIGURES if name not in metrics)]
+    names += sorted(name for name in figures if name.startswith("eval_") and name not in metrics)
     return (
-        {"trial": trial["name"], **{key: trial["params"].get(key) for key in keys}}
+        {"trial": trial["name"], "against": trial.get("against"), **{key: trial["params"].get(key) for key in keys}}
         | {name: figures.get(name) for name in names}
-        | {"seconds": trial.get("seconds"), "state": trial["state"], "error": trial.get("error")}
+        | {"seconds": trial.get("seconds"), "attempts": trial.get("attempts"), "state": trial["state"]}
+        | {"error": trial.get("error")}
     )
 
 
@@ -114,7 +189,7 @@ def _plot(results: pd.DataFrame, keys: list[str], search: Search) -> Any:
         axes = figure.add_subplot(1, len(keys), number)
         numeric = pd.api.types.is_numeric_dtype(done[key]) and not pd.api.types.is_bool_dtype(done[key])
         values = done[key] if numeric else done[key].astype(str)
-        if search.metric == "win_rate":
+        if search.metric == "win_rate" and "win_rate_low" in done:
             below, above = (
                 (done["win_rate"] - done["win_rate_low"]).abs(),
                 (done["win_rate_high"] - done["win_rate"]).abs(),
@@ -127,7 +202,8 @@ def _plot(results: pd.DataFrame, keys: list[str], search: Search) -> Any:
                 "fontsize": "small",
                 "color": "0.45",
             }
-            axes.annotate("level with the reference", (0.02, 50), **place)
+            level = "level with the trial before" if search.by_preference else "level with the reference"
+            axes.annotate(level, (0.02, 50), **place)
         for state, marker in (("done", "o"), ("stopped", "x")):
             chosen = done["state"] == state
             axes.plot(values[chosen], done[search.metric][chosen], marker, color="#1f5aa6", label=state)
@@ -155,7 +231,7 @@ def render(outcome: Outcome) -> Table:
 
     results = outcome.results
     keys = [key for key in results if str(key).startswith(("methods.", "train."))]
-    columns = [outcome.metric, *(name for name in SHOWN if name in results and name != outcome.metric)]
+    columns: list[str] = [outcome.metric, *(name for name in SHOWN if name in results and name != outcome.metric)]
     table = Table(title=f"{len(results)} trials by {outcome.metric}", title_justify="left")
     table.add_column("trial")
     for heading in (*short_keys([str(key) for key in keys]).values(), *columns):

@@ -13,7 +13,8 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from otpo.errors import UserError
 from pipeline.recipe import Recipe, SweepRange, TrainConfig, make_recipe, set_key
@@ -22,12 +23,14 @@ from pipeline.run.folder import RunFolder
 Params = dict[str, Any]
 """Dotted key of a recipe -> value: what one trial changes."""
 
+LENGTHS = ("avg_length", "length_ratio")
 JUDGED = ("win_rate", "discrete_win_rate", "length_adjusted_winrate", "length_controlled_winrate")
 EVALUATED = (
     "eval_loss",
     *(f"eval_rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")),
     *(f"eval_logps/{name}" for name in ("chosen", "rejected")),
 )
+LEVEL = 50.0  # the win rate, in percent, of a trial that is as good as the one it is compared with
 # keys of `train` that do not change a model
 UNCHANGING = ("workers", "min_workers", "use_gpu", "max_failures", "keep_checkpoints")
 
@@ -38,17 +41,28 @@ class Search:
 
     Attributes:
         label: of `methods`: what every trial trains.
-        mode: "min" or "max".
+        objectives: metric -> "min" or "max"; the first one names the winner.
         task: whose outputs are judged; None where the metric comes from evaluations during training.
-        grid: the values of every trial for grid and random; None for optuna, which chooses as it goes.
+        grid: the values of every trial for grid and random; None for optuna and glisp, which choose as they go.
+        by_preference: whether each trial is judged against the best one before it, not against the reference.
     """
 
     label: str
-    metric: str
-    mode: str
+    objectives: dict[str, Literal["min", "max"]]
     task: str | None
     grid: list[Params] | None
     n_trials: int
+    by_preference: bool = False
+
+    @property
+    def metric(self) -> str:
+        """The objective that names the winner."""
+        return next(iter(self.objectives))
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether less or more of `metric` is better."""
+        return self.objectives[self.metric]
 
 
 def plan(recipe: Recipe) -> Search:
@@ -67,15 +81,23 @@ def plan(recipe: Recipe) -> Search:
     label = _label(recipe)
     for key, values in sweep.params.items():
         _check_values(recipe, label, key, values)
-    task = _check_metric(recipe, label)
-    grid = None if sweep.search == "optuna" else combinations(recipe)
+    tasks = {_check_metric(recipe, label, metric) for metric in sweep.objectives} - {None}
+    if sweep.scheduler == "asha" and len(sweep.objectives) > 1:
+        raise UserError(
+            f"sweep.scheduler asha stops trials by one metric, and sweep.metric has {len(sweep.objectives)}: name one,"
+            " or take scheduler none."
+        )
+    by_preference = sweep.search == "glisp"
+    if by_preference:
+        _check_preferences(recipe)
+    grid = None if sweep.search in ("optuna", "glisp") else combinations(recipe)
     return Search(
         label=label,
-        metric=sweep.metric,
-        mode=sweep.mode or ("min" if "loss" in sweep.metric else "max"),
-        task=task,
+        objectives=sweep.objectives,
+        task=next(iter(tasks), None),
         grid=grid,
         n_trials=sweep.num_samples if grid is None else len(grid),
+        by_preference=by_preference,
     )
 
 
@@ -135,16 +157,20 @@ def short_keys(keys: list[str]) -> dict[str, str]:
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
-def trial_recipe(recipe: Recipe, label: str, params: Params, name: str, run: RunFolder) -> Recipe:
+def trial_recipe(
+    recipe: Recipe, label: str, params: Params, name: str, run: RunFolder, *, seed: int | None = None
+) -> Recipe:
     """The recipe of one trial: the label alone, called `name`, with the trial's values.
 
     Args:
         run: the folder in which the label's frozen models are trained.
+        seed: of training; None for the label's own.
     """
     changed = with_params(recipe, params)
     tree = changed.model_dump(mode="json")
     frozen = {model: str(run.model(of)) for model, of in changed.frozen_labels(label).items()}
     settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **frozen}
+    settings |= {} if seed is None else {"seed": seed}
     return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
 
 
@@ -194,6 +220,16 @@ def best_recipe(recipe: Recipe, params: Params) -> Recipe:
     return make_recipe(tree | {"name": f"{recipe.name}-best", "sweep": {}})
 
 
+def check_glis() -> None:
+    """Refuse a search by preferences where its package is missing.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    if find_spec("glis") is None:
+        raise UserError("sweep.search glisp needs the package glis: pip install 'otpo-pipeline[glisp]'.")
+
+
 def _label(recipe: Recipe) -> str:
     sweep = recipe.sweep
     for key in sweep.params:
@@ -224,7 +260,7 @@ def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | Swee
         if recipe.sweep.search == "grid":
             raise UserError(
                 f"sweep.params: '{key}' is a range, and a grid needs a list: list values, or set"
-                " sweep.search to random or optuna."
+                " sweep.search to random, optuna or glisp."
             )
         values = [int(v) if values.integer else v for v in (values.low, values.high)]
     if not values:
@@ -242,10 +278,22 @@ def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | Swee
         )
 
 
-def _check_metric(recipe: Recipe, label: str) -> str | None:
+def _check_preferences(recipe: Recipe) -> None:
+    sweep = recipe.sweep
+    if len(sweep.objectives) > 1 or not set(sweep.objectives) <= set(JUDGED):
+        raise UserError(
+            f"sweep.search glisp compares outputs of two trials by one of {', '.join(JUDGED)}; sweep.metric is"
+            f" {', '.join(sweep.objectives)}."
+        )
+    for key, values in sweep.params.items():
+        if not isinstance(values, SweepRange):
+            raise UserError(f"sweep.params: '{key}' is a list, and glisp needs ranges: {{low: ..., high: ...}}.")
+
+
+def _check_metric(recipe: Recipe, label: str, metric: str) -> str | None:
     """The task to judge, or None for a metric of an evaluation."""
-    sweep, metric = recipe.sweep, recipe.sweep.metric
-    if metric in JUDGED:
+    sweep = recipe.sweep
+    if metric in (*JUDGED, *LENGTHS):
         if recipe.trains_rewards(label):
             raise UserError(
                 f"sweep.metric {metric} needs outputs, and '{label}' is a reward model, which writes none: take"
@@ -273,7 +321,7 @@ def _check_metric(recipe: Recipe, label: str) -> str | None:
             )
         return sweep.task or tasks[0]
     if metric not in EVALUATED and not metric.startswith("eval_weights/"):
-        known = (*JUDGED, *EVALUATED)
+        known = (*JUDGED, *LENGTHS, *EVALUATED)
         near = difflib.get_close_matches(metric, known, n=1)
         raise UserError(
             f"sweep.metric: no metric '{metric}'.{f' Did you mean {near[0]}?' if near else ''} Known:"

@@ -31,14 +31,14 @@ from pipeline.run.stages.judge import judging_inputs
 from pipeline.run.stages.pairs import pairs
 from pipeline.run.stages.train import pairs_inputs, train
 from pipeline.run.world import World
+from pipeline.sweep.held_out import Prompts, judge_winner, split
 from pipeline.sweep.judging import judging_trials, write_page
-from pipeline.sweep.results import Outcome, read_outcome, write_results
-from pipeline.sweep.search import Search, frozen_sources, labels_before_trials, plan
+from pipeline.sweep.results import Outcome, read_outcome, with_held_out, write_results, write_summary
+from pipeline.sweep.search import Search, check_glis, frozen_sources, labels_before_trials, plan
 from pipeline.sweep.tuner import allocate, run_trials
 from pipeline.tracking.mirror import settings_of, tracking
 
 if TYPE_CHECKING:
-    from eval.tasks import Task
     from pipeline.cluster.placement import Allocation
 
 Say = Callable[[str], None]
@@ -65,6 +65,8 @@ def sweep(
         UserError: wrong input or too small a cluster; nothing was started. WorkError: no trial came to its end.
     """
     search = plan(recipe)
+    if search.by_preference:
+        check_glis()
     with writing_run(folder, progress):
         run = open_context(recipe, folder, world=world, progress=progress, redo=redo, evaluates=bool(search.task))
         if search.task:
@@ -78,7 +80,8 @@ def _tracking(run: RunContext, search: Search, say: Say) -> Iterator[None]:
     """Trackers of the run and of each trial."""
 
     def settings(trial: str) -> dict[str, Any]:
-        tried = json.loads(run.folder.sweep.label(trial).trial.read_text())["params"]
+        file = run.folder.sweep.label(trial).trial  # the winner trained again has none
+        tried = json.loads(file.read_text())["params"] if file.exists() else {}
         return settings_of(run.recipe, search.label) | {"trial": tried}
 
     with (
@@ -91,6 +94,7 @@ def _tracking(run: RunContext, search: Search, say: Say) -> Iterator[None]:
 def _sweep(run: RunContext, search: Search, say: Say) -> Outcome:
     recipe, manifest, folder = run.recipe, run.manifest, run.folder.sweep
     task = run.sources.tasks[search.task] if search.task else None
+    prompts = split(task, recipe.sweep.held_out) if task else None
     if task and reference_of(run, task).label not in (None, "base"):
         raise UserError(
             f"judge.reference is '{recipe.judge.reference}', which a sweep does not train: set judge.reference=base, or"
@@ -105,21 +109,21 @@ def _sweep(run: RunContext, search: Search, say: Say) -> Outcome:
     base(run)
     pairs(run)
     train(run, labels_before_trials(recipe, search))
-    trained_from, objective = trial_inputs(run, search), objective_inputs(run, task)
+    trained_from, objective = trial_inputs(run, search), objective_inputs(run, search, prompts)
     tried = recipe.sweep.model_dump(mode="json", exclude={"max_concurrent_trials"})
     inputs = {"trials": trained_from, "objective": objective, "sweep": tried}
     if not manifest.needs("sweep", inputs):
         return read_outcome(folder, search)
     manifest.begin("sweep/trials", trained_from, [folder.path])
     started = time.perf_counter()
-    trials = _trials(run, search, task, allocation or allocate(recipe, search), digest(objective), say)
-    outcome = write_results(recipe, search, folder, trials)
-    if outcome.best is None:
-        raise WorkError(
-            f"Not one of {len(trials)} trials came to its end; {folder.results} has the reasons. The first:"
-            f" {trials[0].get('error')}"
-        )
-    write_page(run, task, [trial["name"] for trial in trials if trial["state"] == "done"])
+    outcome, finished = _trials(run, search, prompts, allocation or allocate(recipe, search), digest(objective), say)
+    # trials that were judged against each other have no board in common
+    write_page(
+        run,
+        prompts,
+        [] if search.by_preference else finished,
+        [] if outcome.held_out is None else outcome.held_out["trial"].tolist(),
+    )
     if not outcome.failed:  # the same command tries failed trials again
         with manifest.doing("sweep", inputs, [folder.results, folder.best]) as figures:
             figures["trials_seconds"] = round(time.perf_counter() - started, 2)
@@ -138,17 +142,25 @@ def trial_inputs(run: RunContext, search: Search) -> dict[str, Any]:
     }
 
 
-def objective_inputs(run: RunContext, task: Task | None) -> dict[str, Any] | None:
+def objective_inputs(run: RunContext, search: Search, prompts: Prompts | None) -> dict[str, Any] | None:
     """What a trial's figures depend on beside its model."""
-    return None if task is None else generation_inputs(run, task) | judging_inputs(run, task)
+    if prompts is None:
+        return None
+    compared = {"compared": "with trials"} if search.by_preference else {}
+    return generation_inputs(run, prompts.trials) | judging_inputs(run, prompts.whole) | compared
 
 
 def _trials(
-    run: RunContext, search: Search, task: Task | None, allocation: Allocation, key: str, say: Say
-) -> list[dict[str, Any]]:
-    """Run the trials; gives their records."""
+    run: RunContext, search: Search, prompts: Prompts | None, allocation: Allocation, key: str, say: Say
+) -> tuple[Outcome, list[str]]:
+    """Run the trials and judge the winner again; gives the outcome, and the trials that came to their end.
+
+    Raises:
+        WorkError: none did.
+    """
+    folder = run.folder.sweep
     tokens = run.sources.tokens()
-    if task is None and tokens.validation is None:
+    if prompts is None and tokens.validation is None:
         raise UserError(f"sweep.metric {search.metric} needs validation pairs: raise data.validation.")
     from pipeline.cluster.connect import connect
     from pipeline.sweep.queue import JudgingQueue
@@ -171,5 +183,18 @@ def _trials(
         key=key,
     )
     queue: Any = JudgingQueue.remote()  # type: ignore[attr-defined]
-    with judging_trials(run, task, queue, keep_engine=allocation.keep_engine):
-        return run_trials(settings, queue, allocation.concurrent, run.progress)
+    with judging_trials(
+        run, prompts, queue, keep_engine=allocation.keep_engine, by_preference=search.by_preference
+    ) as judging:
+        trials = run_trials(settings, queue, allocation.concurrent, run.progress)
+        outcome = write_results(run.recipe, search, folder, trials)
+        if outcome.best is None:
+            raise WorkError(
+                f"Not one of {len(trials)} trials came to its end; {folder.results} has the reasons. The first:"
+                f" {trials[0].get('error')}"
+            )
+        if judging is not None and judging.prompts.fresh is not None:
+            winner = next(trial for trial in trials if trial["name"] == outcome.best)
+            outcome = with_held_out(outcome, judge_winner(settings, winner, judging.winner, run.progress))
+    write_summary(search, run.recipe, outcome)
+    return outcome, [trial["name"] for trial in trials if trial["state"] == "done"]

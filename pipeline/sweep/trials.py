@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from otpo.errors import UserError, WorkError
+from otpo.errors import LastingError, UserError, WorkError
 from otpo.files import write_json
 from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
@@ -57,9 +57,14 @@ class TrialSettings:
         """Where the trials are."""
         return self.run.sweep
 
-    def job(self, params: Params, name: str) -> tuple[Recipe, TrainJob]:
-        """The recipe and the training job of a trial."""
-        recipe = trial_recipe(self.recipe, self.search.label, params, name, self.run)
+    def keeps(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of a trial that is finished: that came to its end, or that ASHA has stopped."""
+        finished = {DONE, STOPPED} if self.recipe.sweep.scheduler == "asha" else {DONE}
+        return bool(record) and record["key"] == self.key and record["state"] in finished
+
+    def job(self, params: Params, name: str, *, seed: int | None = None) -> tuple[Recipe, TrainJob]:
+        """The recipe and the training job of a trial, by another seed than its own where one is given."""
+        recipe = trial_recipe(self.recipe, self.search.label, params, name, self.run, seed=seed)
         caches = self.run.frozen_caches
         job = make_job(
             recipe,
@@ -77,48 +82,67 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     """Ray Tune's function: train, get the metric, report it.
 
     Args:
-        values: {"params": ...} of a grid, or the sampled values themselves.
+        values: {"params": ...} of a grid, the sampled values themselves, or what a `PreferenceSearch` suggests.
 
-    A failure is written to the trial's folder and not raised: it is a row of the table, not the end of the sweep.
+    What an earlier call finished is told to Tune again; what it began goes on from its checkpoint. A failure is written
+    to the trial's folder and not raised: it is a row of the table, not the end of the sweep.
     """
     params = {key: rounded(value) for key, value in values.get("params", values).items()}
-    name = trial_name(params)
+    name, this = values.get("name") or trial_name(params), tune.get_context().get_trial_id()
     earlier = read_trial(settings.folder.label(name))
-    if earlier.get("state") == DONE and earlier["key"] == settings.key:
-        write_trial(settings.folder.label(name), earlier | {"tune": tune.get_context().get_trial_id()})
+    if settings.keeps(earlier):
+        write_trial(settings.folder.label(name), earlier | {"tune": this})
         _report(settings, name, earlier["figures"])
         return
-    if claimed := ray.get(queue.claim.remote(name)):
+    if claimed := ray.get(queue.claim.remote(name, this)):
         name = f"{name}.{claimed + 1}"
+    folder = settings.folder.label(name)
     recipe, job = settings.job(params, name)
+    before = read_trial(folder)
     record = {
         "name": name,
         "params": params,
         "key": settings.key,
-        "tune": tune.get_context().get_trial_id(),
-        "started": time.time(),
+        "tune": this,
+        "before": seconds_of(before, folder),
         "total_steps": job.total_steps,
+        "against": values.get("against"),
     }
-    write_trial(settings.folder.label(name), record | {"state": RUNNING})
+    attempts = 1 + settings.recipe.sweep.max_failures
+    died = before.get("attempts", 0) if before.get("tune") == this else 0  # Tune starts it again if its process dies
+    for attempt in range(min(died + 1, attempts), attempts + 1):
+        record |= {"started": time.time(), "attempts": attempt}
+        write_trial(folder, record | {"state": RUNNING})
+        end, lasting = _attempt(settings, queue, recipe, job, record["against"])
+        seconds = record["before"] + time.time() - record["started"]
+        write_trial(folder, record | end | {"seconds": seconds})
+        if end["state"] == DONE and settings.search.task is not None:
+            _report(settings, name, end["figures"])
+        if end["state"] == DONE or lasting:
+            return
+        record["before"] = seconds
+
+
+def _attempt(
+    settings: TrialSettings, queue: Any, recipe: Recipe, job: TrainJob, against: str | None
+) -> tuple[dict[str, Any], bool]:
+    """Train and judge a trial once; gives the end of its record, and whether another attempt would end alike."""
     try:
         figures = _train(settings, recipe, job)
         if settings.search.task is not None:
-            judged = ray.get(queue.judged.remote(name))
+            judged = ray.get(queue.judged.remote(job.label, against))
             if "error" in judged:
-                raise WorkError(judged["error"])
+                raise (LastingError if judged["lasting"] else WorkError)(judged["error"])
             figures |= judged
-        if figures.get(settings.search.metric) is None:
-            raise WorkError(f"No {settings.search.metric}; the trial gave: {', '.join(sorted(figures))}.")
-        end: dict[str, Any] = {"state": DONE, "figures": figures}
+        _check_figures(settings, figures, "the trial gave")
     except ray.exceptions.RayTaskError as error:
-        end = {"state": FAILED, "error": str(error.cause) if error.cause else str(error).strip().splitlines()[-1]}
+        text = str(error.cause) if error.cause else str(error).strip().splitlines()[-1]
+        return {"state": FAILED, "error": text}, isinstance(error.cause, (UserError, LastingError))
     except (UserError, WorkError) as error:
-        end = {"state": FAILED, "error": str(error)}
+        return {"state": FAILED, "error": str(error)}, isinstance(error, (UserError, LastingError))
     except Exception as error:
-        end = {"state": FAILED, "error": f"{type(error).__name__}: {error}"}
-    write_trial(settings.folder.label(name), record | end | {"seconds": time.time() - record["started"]})
-    if end["state"] == DONE and settings.search.task is not None:
-        _report(settings, name, end["figures"])
+        return {"state": FAILED, "error": f"{type(error).__name__}: {error}"}, False
+    return {"state": DONE, "figures": figures}, False
 
 
 def _train(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
@@ -183,21 +207,36 @@ def _is_evaluation(line: dict[str, Any]) -> bool:
 
 def _report_new(settings: TrialSettings, evaluations: Evaluations) -> None:
     for line in evaluations.new():
-        if settings.search.metric not in line:
-            raise WorkError(f"No {settings.search.metric}; an evaluation gives: {', '.join(sorted(line))}.")
-        tune.report({"step": line["step"], settings.search.metric: line[settings.search.metric]})
+        _check_figures(settings, line, "an evaluation gives")
+        tune.report({name: line[name] for name in ("step", *settings.search.objectives)})
+
+
+def _check_figures(settings: TrialSettings, figures: dict[str, Any], who: str) -> None:
+    missing = [name for name in settings.search.objectives if figures.get(name) is None]
+    if missing:
+        raise LastingError(f"No {missing[0]}; {who}: {', '.join(sorted(figures))}.")
 
 
 def _report(settings: TrialSettings, name: str, figures: dict[str, Any]) -> None:
     if settings.search.task is None:
         _report_new(settings, Evaluations(settings.folder.label(name).metrics))
     else:
-        tune.report({"step": figures.get("step", 0), settings.search.metric: figures[settings.search.metric]})
+        tune.report(
+            {"step": 0} | {name: figures[name] for name in ("step", *settings.search.objectives) if name in figures}
+        )
 
 
 def read_trial(folder: LabelFolder) -> dict[str, Any]:
     """A trial's record: name, params, state, then figures or error; empty before its first start."""
     return json.loads(folder.trial.read_text()) if folder.trial.exists() else {}
+
+
+def seconds_of(record: dict[str, Any], folder: LabelFolder) -> float:
+    """What a trial has taken, over all attempts; the last one of a process that died counts until its last step."""
+    if not record or "seconds" in record:
+        return record.get("seconds", 0.0)
+    ended = folder.metrics.stat().st_mtime if folder.metrics.exists() else 0.0
+    return record.get("before", 0.0) + max(0.0, ended - record["started"])
 
 
 def write_trial(folder: LabelFolder, record: dict[str, Any]) -> None:

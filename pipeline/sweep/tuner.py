@@ -8,8 +8,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe, SweepRange
-from pipeline.sweep.search import Search, trial_name, trial_training
+from pipeline.recipe import Recipe, SweepConfig, SweepRange
+from pipeline.sweep.search import Params, Search, trial_name, trial_training
 
 if TYPE_CHECKING:
     from pipeline.cluster.placement import Allocation
@@ -65,14 +65,13 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
     search, sweep = settings.search, settings.recipe.sweep
     callback = SweepCallback(settings, progress)
     space: dict[str, Any] = {}
-    sampler, remaining = None, search.n_trials
+    sampler, samples = None, search.n_trials
+    known = trial_records(settings)
+    kept = sum(settings.keeps(trial) for trial in known)
     if search.grid is not None:
-        space = {"params": tune.grid_search(search.grid)}
-        remaining = 1
+        space, samples = {"params": tune.grid_search(search.grid)}, 1
     else:
-        known = [trial for trial in trial_records(settings) if trial["state"] == "done"]
-        remaining = search.n_trials - len(known)
-        sampler = _optuna(sweep.params, search, sweep.seed, known)
+        sampler, samples = _sampler(sweep, search, settings, known)
     scheduler = None
     if sweep.scheduler == "asha":
         grace = sweep.grace_period or settings.recipe.train_of(search.label).eval_every or 1
@@ -80,7 +79,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
             time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
             reduction_factor=sweep.reduction_factor,
         )  # fmt: skip
-    if remaining > 0:
+    if search.grid is not None or kept < search.n_trials:
         storage = settings.folder.ray
         shutil.rmtree(storage / "tune", ignore_errors=True)
         trainable = tune.with_parameters(run_trial, settings=settings, queue=queue)
@@ -89,13 +88,16 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
             tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),
             param_space=space,
             tune_config=tune.TuneConfig(
-                search_alg=sampler, scheduler=scheduler, num_samples=remaining, max_concurrent_trials=concurrent
+                search_alg=sampler, scheduler=scheduler, num_samples=samples,
+                max_concurrent_trials=1 if search.by_preference else concurrent,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(storage), verbose=0, callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            ),
         )  # fmt: skip
         with watching(settings.folder, progress):
             tuner.fit()
-        callback.settle()
     records = {trial["name"]: trial for trial in trial_records(settings)}
     if search.grid is None:
         return sorted(records.values(), key=lambda trial: trial["started"])
@@ -103,22 +105,36 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
     return [records.get(trial_name(p), {"name": trial_name(p), "params": p} | lost) for p in search.grid]
 
 
-def _optuna(params: dict[str, Any], search: Search, seed: int, known: list[dict[str, Any]]) -> Any:
-    """Optuna's TPE sampler, told of the trials that an earlier call finished."""
+def _sampler(
+    sweep: SweepConfig, search: Search, settings: TrialSettings, known: list[dict[str, Any]]
+) -> tuple[Any, int]:
+    """Who proposes values, and how many trials Tune runs."""
+    if not search.by_preference:
+        return _optuna(sweep, search, [trial["params"] for trial in known]), search.n_trials
+    from pipeline.sweep.preferences import PreferenceSearch
+
+    space = {key: values for key, values in sweep.params.items() if isinstance(values, SweepRange)}
+    earlier = sorted(known, key=lambda trial: trial["started"])
+    kept = sum(settings.keeps(trial) for trial in known)
+    searcher = PreferenceSearch(space, search.metric, search.n_trials, earlier, seed=sweep.seed + kept)
+    return searcher, search.n_trials - kept
+
+
+def _optuna(sweep: SweepConfig, search: Search, known: list[Params]) -> Any:
+    """Optuna's TPE sampler, which begins with the trials of an earlier call: finished ones are only reported again."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space: dict[str, Any] = {}
-    for key, values in params.items():
+    for key, values in sweep.params.items():
         if not isinstance(values, SweepRange):
             space[key] = optuna.distributions.CategoricalDistribution(values)
         elif values.integer:
             space[key] = optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
         else:
             space[key] = optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
-    return OptunaSearch(
-        space, metric=search.metric, mode=search.mode, seed=seed + len(known),
-        points_to_evaluate=[trial["params"] for trial in known] or None,
-        evaluated_rewards=[trial["figures"][search.metric] for trial in known] or None,
-    )  # fmt: skip
+    begun = list({trial_name(params): params for params in known}.values())
+    metric: Any = list(search.objectives) if len(search.objectives) > 1 else search.metric
+    mode: Any = list(search.objectives.values()) if len(search.objectives) > 1 else search.mode
+    return OptunaSearch(space, metric=metric, mode=mode, seed=sweep.seed + len(begun), points_to_evaluate=begun or None)

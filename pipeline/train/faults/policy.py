@@ -15,14 +15,14 @@ from pathlib import Path
 import ray.exceptions
 import ray.train
 
-from otpo.errors import UserError, WorkError
+from otpo.errors import LastingError, UserError, WorkError
 from otpo.files import write_atomically
 from pipeline.train.faults.causes import cause, cause_of, sentence
 from pipeline.train.faults.controller import ATTEMPTS_FILE
 
 FAILURE_FILE = "failure.json"
 SEEN_FILE = "seen_failures.json"
-NOT_RETRIED = {kind.__name__: kind for kind in (UserError, WorkError)}
+NOT_RETRIED = {"UserError": UserError, "WorkError": LastingError}  # a worker's error -> the driver's
 PLACEMENT_SECONDS = 30.0  # that Ray looks for room at a time
 
 
@@ -56,8 +56,9 @@ def writing_failures(path: Path) -> Iterator[None]:
     """In a worker: write an error that a retry would meet again to the failure file, and raise it."""
     try:
         yield
-    except tuple(NOT_RETRIED.values()) as error:
-        write_atomically(path, json.dumps([type(error).__name__, str(error)]))
+    except (UserError, WorkError) as error:
+        kind = UserError if isinstance(error, UserError) else WorkError
+        write_atomically(path, json.dumps([kind.__name__, str(error)]))
         raise
     except Exception as error:
         if told := _will_come_again(error) or _came_again(error, path.with_name(SEEN_FILE)):
@@ -137,7 +138,7 @@ def explained(failure: Path, *, wait_seconds: float, kept: Path) -> Iterator[Non
         kept: the folder of the checkpoints, for the message.
 
     Raises:
-        UserError, WorkError: what a worker wrote to the failure file, or that all retries have failed.
+        UserError, LastingError: what a worker wrote to the failure file. WorkError: all retries have failed.
         KeyboardInterrupt: the user stopped the training.
     """
     attempts = failure.with_name(ATTEMPTS_FILE)

@@ -1,66 +1,25 @@
-"""What a sweep tries, and real sweeps on Ray: a grid, a failing trial, a killed and repeated call, Optuna, ASHA."""
+"""What a sweep tries, and real sweeps on Ray: a grid, a failing trial, a scorer."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from support.sweeps import REGS, silent, sweep_tree, swept
 
-from otpo.errors import UserError, WorkError
-from pipeline.recipe import Recipe, load_recipe, make_recipe
+from otpo.errors import UserError
+from pipeline.recipe import load_recipe
 from pipeline.run.folder import RunFolder, SweepFolder
 from pipeline.sweep.search import best_recipe, combinations, frozen_labels, plan, trial_name, trial_recipe
-
-ROOT = Path(__file__).resolve().parents[2]
-REGS = "methods.otpo.reg"
 
 
 @pytest.fixture
 def tree(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe of a few steps on made-up pairs, swept over OTPO's `reg`."""
-    rows = [
-        {
-            "prompt": f"What is {n} plus {n}? ",
-            "chosen": f"It is {2 * n}.",
-            "rejected": f"I think that it may be {2 * n + 1}, or so.",
-        }
-        for n in range(24)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "name": "tiny",
-        "model": {"path": str(tiny_llama)},
-        "data": {"path": str(tmp_path / "pairs.jsonl"), "max_length": 96, "validation": 8},
-        "methods": {"dpo": {}, "otpo": {}},
-        "train": {
-            "max_steps": 4,
-            "eval_every": 2,
-            "global_batch_size": 4,
-            "micro_batch_size": 4,
-            "workers": 1,
-            "use_gpu": False,
-            "dtype": "fp32",
-            "learning_rate": 1e-3,
-            "max_failures": 0,
-        },
-        "sweep": {"params": {REGS: [0.1, 1.0]}, "metric": "eval_loss"},
-    }
-
-
-def swept(tree: dict[str, Any], **sweep: Any) -> Recipe:
-    return make_recipe({**tree, "sweep": {**tree["sweep"], **sweep}})
-
-
-def silent(*_: Any) -> None:
-    pass
+    return sweep_tree(tiny_llama, tmp_path)
 
 
 def test_grid_is_the_product_of_the_lists(tree: dict[str, Any]) -> None:
@@ -185,7 +144,7 @@ def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: 
     def rate(value: float, half: float) -> dict[str, Any]:
         return {"figures": {"win_rate": value, "win_rate_low": value - half, "win_rate_high": value + half}}
 
-    search = Search("otpo", "win_rate", "max", "facts", None, 4)
+    search = Search("otpo", {"win_rate": "max"}, "facts", None, 4)
     trials = [trial(0.1, **rate(40, 3)), trial(1, **rate(52, 3)), trial(3, **rate(48, 3)),
               trial(9, state="failed", error="out of memory")]  # fmt: skip
     outcome = write_results(swept(tree), search, SweepFolder(tmp_path), trials)
@@ -231,11 +190,11 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
     assert "reg-0.1" in (folder / "sweep" / "report.html").read_text()
     best = load_recipe(folder / "sweep" / "best.yaml")
     assert best.method("otpo").hyperparameters["reg"] == {"reg-0.1": 0.1, "reg-1": 1.0}[outcome.best]
-    # the reference was computed once: its cache holds each row once
+    # the reference was computed once, although both trials began at the same time: no row is in two parts of its cache
     from pipeline.train.frozen_cache import FrozenLogProbs
 
     (cache,) = (tmp_path / "runs" / "scorers").iterdir()
-    assert len(FrozenLogProbs(cache).rows) == 24
+    assert sum(len(part.keys) for part in FrozenLogProbs(cache).rows.parts) == 24
 
     # again: nothing is done; one more value: only that one is trained
     written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
@@ -246,23 +205,6 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
     assert len(more.results) == 3 and more.failed == 0
     assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
     assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
-
-
-@pytest.mark.slow
-def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
-    from pipeline.sweep.sweep import sweep
-
-    params = {"train.learning_rate": [1e-3, 1e30]}
-    folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(swept(tree, label="otpo", params=params), folder, world=None, progress=silent, say=silent)
-    assert outcome.failed == 1 and outcome.best == "learning_rate-0.001"
-    row = outcome.results.iloc[-1]
-    assert row["state"] == "failed" and "not finite" in row["error"]
-    assert "sweep" not in json.loads((folder / "manifest.json").read_text())["stages"]
-
-    with pytest.raises(WorkError, match="Not one of 1 trials"):
-        recipe = swept(tree, label="otpo", params={"train.learning_rate": [1e30]})
-        sweep(recipe, folder, world=None, progress=silent, say=silent)
 
 
 @pytest.mark.slow
@@ -278,66 +220,3 @@ def test_a_scorer_is_trained_once_before_the_trials(tree: dict[str, Any], tmp_pa
     assert "train/dpo" in stages and "train/sampo" not in stages and "train/tgdpo" not in stages
     # caches by model: the reference, and the oracle
     assert len(list((tmp_path / "runs" / "scorers").iterdir())) == 2
-
-
-@pytest.mark.slow
-def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
-    from pipeline.sweep.sweep import sweep
-
-    params = {REGS: {"low": 0.01, "high": 10, "log": True}}
-    folder = tmp_path / "runs" / "tiny"
-    first = sweep(
-        swept(tree, params=params, search="optuna", num_samples=2), folder, world=None, progress=silent, say=silent
-    )
-    assert len(first.results) == 2 and first.results[REGS].between(0.01, 10).all()
-    second = sweep(
-        swept(tree, params=params, search="optuna", num_samples=3), folder, world=None, progress=silent, say=silent
-    )
-    assert len(second.results) == 3 and set(first.results["trial"]) < set(second.results["trial"])
-
-
-@pytest.mark.slow
-def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
-    from pipeline.sweep.sweep import sweep
-
-    tree["train"] |= {"max_steps": 160, "eval_every": 20}  # long after the first evaluation: Tune stops in its own time
-    tree["sweep"] = {
-        "params": {"methods.otpo.learning_rate": [1e-2, 1e-7, 2e-7]},
-        "metric": "eval_loss",
-        "scheduler": "asha",
-        "reduction_factor": 2,
-        "max_concurrent_trials": 1,
-    }
-    outcome = sweep(make_recipe(tree), tmp_path / "runs" / "tiny", world=None, progress=silent, say=silent)
-    assert outcome.best == "learning_rate-0.01" and outcome.failed == 0
-    stopped = outcome.results[outcome.results["state"] == "stopped"]
-    assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}
-    for name in stopped["trial"]:
-        assert not (tmp_path / "runs" / "tiny" / "sweep" / "models" / name / "model").exists()
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["sweep"]["max_concurrent_trials"] = 1
-    (tmp_path / "tiny.yaml").write_text(json.dumps(tree))
-    command = [sys.executable, "-m", "jobs.cli", "sweep", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    models = tmp_path / "runs" / "tiny" / "sweep" / "models"
-
-    def state(name: str) -> str:
-        path = models / name / "trial.json"
-        return json.loads(path.read_text())["state"] if path.exists() else "not started"
-
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        while state("reg-1") != "running":
-            assert first.poll() is None, "the sweep ended before it could be killed"
-            time.sleep(0.1)
-        first.kill()
-    assert state("reg-0.1") == "done"
-    trained = (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns
-    second = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
-    assert second.returncode == 0, second.stderr
-    assert (models / "reg-0.1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
-    assert state("reg-1") == "done" and "best.yaml" in second.stdout
-    third = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-    assert "Nothing to do" in third.stdout
