@@ -44,7 +44,7 @@ def test_ranges_that_mean_nothing_are_refused(values, words):
 def test_trials_of_a_sweep_have_the_fewest_workers_each(tmp_path, tiny_llama, ray_cluster):
     """A cluster of two CPUs; each of 64 workers at most would leave room for no trial beside it."""
     tree = settings(tmp_path, tiny_llama, methods={"otpo": {}}) | {"sweep": {"params": {"methods.otpo.reg": [0.1, 1]}}}
-    tree["train"] |= {"workers": [1, 64]}
+    tree["train"] |= {"workers": [1, 64], "max_failures": 1}
     tree["sweep"]["metric"], tree["data"] = "eval_loss", tree["data"] | {"validation": 0.2}
     tree["train"]["eval_every"] = 2
     recipe = make_recipe(tree)

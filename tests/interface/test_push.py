@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,8 +208,15 @@ def test_a_public_branch_and_weights_of_an_earlier_push(tmp_path, finished, hub)
 
 
 def test_an_interrupted_push_is_repeated(tmp_path, finished, hub):
+    puts = itertools.count()
+
     def fails(request: Request) -> int:
-        return 403 if request.method == "PUT" and len(hub.stored) == 1 else 0
+        if request.method != "PUT" or next(puts) == 0:
+            return 0
+        until = time.monotonic() + 20  # the files travel at the same time: the second fails once the first has arrived
+        while not hub.stored and time.monotonic() < until:
+            time.sleep(0.01)
+        return 403
 
     hub.fails = fails
     failed = pushes(tmp_path, hub, "runs/small", "dpo", "--to", "anna/m")
