@@ -38,8 +38,7 @@ class SweepConfig(Section):
     num_samples: int = Field(8, ge=1, description="Trials of any search but a grid, which tries every combination.")
     metric: str | list[str] = Field(
         "win_rate",
-        description="What is optimised: a column of the board, or eval_loss, ... Of several, such as"
-        " [win_rate, avg_length], the first names the winner and the front is shown.",
+        description="What is optimised: a column of the board or eval_loss; of several, the first names the winner.",
     )
     mode: Literal["min", "max"] | list[Literal["min", "max"]] | None = Field(
         None, description="For each metric. Unset: min for a loss or a length, else max."
