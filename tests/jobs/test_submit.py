@@ -193,6 +193,7 @@ def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path
     assert unknown.returncode == 2 and job in unknown.stderr
 
 
+@pytest.mark.slow
 def test_a_judge_and_a_report_are_jobs_too(head: Head, tmp_path: Path) -> None:
     """Their files travel, wrong flags are refused before, and what is there is not made again."""
     (tmp_path / "here").mkdir()
@@ -217,6 +218,7 @@ def test_a_judge_and_a_report_are_jobs_too(head: Head, tmp_path: Path) -> None:
     assert f"results in {board}" in listed and f"results in {page}" in listed
 
 
+@pytest.mark.slow
 def test_files_of_a_command_travel_to_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.json", "b.json", "c.json"):
