@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 from support.command import STEPS, driving, same_run, workers_recipe
 
@@ -13,6 +15,15 @@ pytestmark = pytest.mark.slow
 
 # Ray's two agents of a killed node first try to tell its dead control store, for 60 s: a number fixed in their code.
 AGENTS_GONE_SECONDS = 90
+
+
+def part_of_ray(driver, name):
+    """The process of this name that Ray has started beside the driver."""
+    for process in driver.look():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == name:
+                return process
+    raise AssertionError(f"no {name} runs")
 
 
 def test_a_killed_worker(tmp_path, tiny_llama, undisturbed):
@@ -60,7 +71,7 @@ def test_a_part_of_ray_dies_on_this_machine(tmp_path, tiny_llama, undisturbed, p
     folder = workers_recipe(tmp_path, tiny_llama)
     with driving(folder) as driver:
         driver.wait_for(lambda: driver.steps() >= 7)
-        next(process for process in driver.look() if process.name() == part).kill()
+        part_of_ray(driver, part).kill()
         assert driver.wait(60) == 1
         assert not driver.left_behind(AGENTS_GONE_SECONDS)
         said = driver.log.read_text()
@@ -76,7 +87,7 @@ def test_a_head_that_does_not_answer_for_a_while(tmp_path, tiny_llama, undisturb
     """It is told with the time until which it is waited for, and when it answers again; training goes on meanwhile."""
     with driving(workers_recipe(tmp_path, tiny_llama)) as driver:
         driver.wait_for(lambda: driver.steps() >= 3)
-        head = next(process for process in driver.look() if process.name() == "gcs_server")
+        head = part_of_ray(driver, "gcs_server")
         head.suspend()
         driver.wait_for(lambda: "the head has not answered for 10 s; it is waited for until" in driver.log.read_text())
         head.resume()
