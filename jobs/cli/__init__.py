@@ -26,6 +26,7 @@ from jobs.cli.weights_verb import weights
 from jobs.machine_faults import outside_fault
 from otpo.errors import UserError, WorkError
 from pipeline.cluster.native_words import part_stderr
+from pipeline.cluster.sudden_end import GOES_ON
 
 app = typer.Typer(
     add_completion=False,
@@ -79,5 +80,5 @@ def main() -> None:
     except SystemExit as exit:
         if exit.code != 130:  # typer's code for Ctrl-C
             raise
-        stderr.print("Interrupted. What was finished is kept; the same command goes on from there.", highlight=False)
+        stderr.print(f"Interrupted. {GOES_ON}", highlight=False)
         sys.exit(1)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.small_lm import PAIRS, small_lm
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from otpo.data.collate import collate_pairs
@@ -32,28 +33,32 @@ def kept_whole(model: torch.nn.Module) -> int:
     return total
 
 
+def kept_at_each(mesh: DeviceMesh, dtype: torch.dtype, *, reduce_each: bool) -> list[float]:
+    """Bytes of whole gradients, a parameter, that wait when each of a step's three micro-batches begins."""
+    lm = small_lm()
+    parameters = sum(weight.numel() for weight in lm.parameters())
+    model = distribute(PolicyModel(lm), mesh, dtype=dtype)
+    batch, kept = collate_pairs(PAIRS), []
+    with torch.no_grad():
+        reference = model(batch)[0]
+    losses = preference_losses(model, resolve("dpo", {}), lambda batch: {"reference": reference}, seed=0)
+
+    def looked_at(batch):
+        kept.append(kept_whole(model) / parameters)
+        return losses(batch)
+
+    optimisation_step(
+        model, adamw(model, lr=1e-3, weight_decay=0.0), [batch] * 3, looked_at, denominator=3.0 * len(PAIRS),
+        max_grad_norm=1.0, lr=1e-3, reduce_each=reduce_each,
+    )  # fmt: skip
+    return kept
+
+
 def train(rank: int, world: int, folder: str, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
-    lm = small_lm()
-    parameters = sum(weight.numel() for weight in lm.parameters())
-    found = {}
-    for name, reduce_each in (("each", True), ("once", False)):
-        model = distribute(PolicyModel(lm if reduce_each else small_lm()), mesh_of("cpu", [range(world)]), dtype=dtype)
-        batches, kept = [collate_pairs(PAIRS)] * 3, []
-        with torch.no_grad():
-            reference = model(batches[0])[0]
-        losses = preference_losses(model, resolve("dpo", {}), lambda batch: {"reference": reference}, seed=0)  # noqa: B023
-
-        def looked_at(batch):
-            kept.append(kept_whole(model) / parameters)  # noqa: B023
-            return losses(batch)  # noqa: B023
-
-        optimisation_step(
-            model, adamw(model, lr=1e-3, weight_decay=0.0), batches, looked_at, denominator=3.0 * len(PAIRS),
-            max_grad_norm=1.0, lr=1e-3, reduce_each=reduce_each,
-        )  # fmt: skip
-        found[name] = kept
+    mesh = mesh_of("cpu", [range(world)])
+    found = {name: kept_at_each(mesh, dtype, reduce_each=each) for name, each in (("each", True), ("once", False))}
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()

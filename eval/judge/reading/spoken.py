@@ -41,8 +41,9 @@ def read_criteria(text: str, criteria: Sequence[Criterion]) -> dict[str, bool | 
     found = object_in(text)
     if found is None:
         return None
-    values = {each.name: _value(found.get(each.name), each.points) for each in criteria}
-    return None if any(value is None for value in values.values()) else values  # type: ignore[return-value]
+    said = ((each.name, _value(found.get(each.name), each.points)) for each in criteria)
+    values = {name: value for name, value in said if value is not None}
+    return values if len(values) == len(criteria) else None
 
 
 def score_of(values: dict[str, bool | int], criteria: Sequence[Criterion]) -> float:
