@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+CHECKED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+"""Of each section of settings: unknown keys, infinity and NaN are refused, and values cannot be changed."""
+
+
+def no_boolean_for_a_number(section: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Refuse true and false for a number, which pydantic takes for 1 and 0. YAML reads `on` and `yes` as true."""
+    annotation = section.model_fields[str(info.field_name)].annotation
+    kinds = {annotation, *get_args(annotation)}
+    if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    return value
 
 
 class PanelMember(BaseModel):
     """A further judge of a panel. What is not given is as the first judge has it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CHECKED
+    _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
 
     model: str = Field(description="The judge's model, as its server names it.")
     url: str | None = Field(None, description="Base address of its server.")
@@ -33,7 +46,8 @@ class JudgeConfig(BaseModel):
     `reward_model`, `model` is its name on the board (by default the folder's) and `protocol` is "reward".
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CHECKED
+    _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
 
     url: str | None = Field(None, description="Base address of an OpenAI-compatible server; it usually ends in /v1.")
     model: str | None = Field(None, description="The judge's model, as its server names it.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from eval.judge.config import JudgeConfig
+from eval.judge.config import CHECKED, JudgeConfig, no_boolean_for_a_number
 from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError
 
@@ -23,7 +23,12 @@ def short_dtype(value: Any) -> Any:
 
 
 def long_form(section: str, value: Any) -> Any:
-    """What the short form of a section stands for: `model: PATH`, `data: PATH`, `methods: [LABEL, ...]`."""
+    """What the short form of a section stands for: `model: PATH`, `data: PATH`, `methods: [LABEL, ...]`.
+
+    A section whose keys are all commented out is null, and has all defaults.
+    """
+    if value is None and section in ("data", "train", "generate", "judge", "report", "sweep", "cluster"):
+        return {}
     if section in ("model", "data") and isinstance(value, str):
         return {"path": value}
     if section == "methods" and isinstance(value, str):
@@ -35,12 +40,14 @@ def long_form(section: str, value: Any) -> Any:
 
 Dtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(short_dtype)]
 AutoDtype = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(short_dtype)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and vLLM all take
 
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are refused, and values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CHECKED
+    _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
 
 
 class LoraConfig(Section):
@@ -92,7 +99,7 @@ class PairsConfig(Section):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")
     max_tokens: int = Field(512, ge=1, description="Most tokens of a completion.")
-    seed: int = Field(0, description="Seed of the sampling.")
+    seed: Seed = Field(0, description="Seed of the sampling.")
     limit: int | None = Field(None, ge=1, description="Uses only the first prompts: how many. Unset: all.")
     scorer: JudgeConfig = Field(
         JudgeConfig(protocol="rating"),
@@ -115,7 +122,9 @@ class TrainConfig(Section):
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Fraction of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; biases and norms have none.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Norm to which larger gradients are clipped; 0 clips none.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, allow_inf_nan=True, description="Norm to which larger gradients are clipped; 0 clips none."
+    )
     global_batch_size: int = Field(
         128, ge=1, description="Pairs (or completions) of one optimizer step, over all workers and micro-batches."
     )
@@ -154,7 +163,7 @@ class TrainConfig(Section):
         description="Compiles the layers and the loss over the vocabulary, which takes 10 to 20 seconds once. auto does"
         " on GPUs.",
     )
-    seed: int = Field(42, description="Seed of the order of rows, of dropout and of the held-out rows.")
+    seed: Seed = Field(42, description="Seed of the order of rows, of dropout and of the held-out rows.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations on held-out rows. Unset: none.")
     save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. Unset: by save_minutes.")
     save_minutes: float | None = Field(
@@ -189,6 +198,10 @@ class TrainConfig(Section):
             return tree
         if len(workers) != 2:
             raise ValueError(f"workers: expected a number or [fewest, most], found {workers}")
+        if tree.get("min_workers") not in (None, workers[0]):
+            raise ValueError(
+                f"workers {workers} and min_workers {tree['min_workers']} both say the fewest workers: keep one"
+            )
         return {**tree, "min_workers": workers[0], "workers": workers[1]}
 
     @model_validator(mode="after")
@@ -249,7 +262,7 @@ class GenerateConfig(Section):
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass that is sampled from.")
     max_tokens: int = Field(1024, ge=1, description="Most tokens of an output.")
-    seed: int = Field(0, description="Seed of the sampling.")
+    seed: Seed = Field(0, description="Seed of the sampling.")
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -277,7 +290,7 @@ class ReportConfig(Section):
     """The page and its intervals."""
 
     title: str | None = Field(None, description="Title of the page. Unset: the run's name.")
-    seed: int = Field(0, description="Seed of the bootstrap behind every interval.")
+    seed: Seed = Field(0, description="Seed of the bootstrap behind every interval.")
     weight_pairs: int = Field(8, ge=0, description="Pairs whose token weights the page shows.")
 
 

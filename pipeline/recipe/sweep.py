@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.recipe.sections import Section
+from pipeline.recipe.sections import Section, Seed
 
 
 class SweepRange(Section):
@@ -64,7 +64,7 @@ class SweepConfig(Section):
     max_failures: int = Field(
         1, ge=0, description="Times that a failed trial is started again, unless it would fail in the same way."
     )
-    seed: int = Field(0, description="Seed of random, optuna and glisp.")
+    seed: Seed = Field(0, description="Seed of random, optuna and glisp.")
 
     @model_validator(mode="before")
     @classmethod

@@ -20,9 +20,23 @@ _WORDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `5e-7` as a string; people mean the number."""
+    """YAML 1.1, but for numbers as people write them.
+
+    It reads `5e-7` as text, where people mean the number; and `010` as 8, `1:30` as 90 and `2024-01-01` as a date.
+    These stay text here: a key for a number then takes 010 as 10, and a name may be any of them.
+    """
 
 
+_MISREAD = {"int", "float", "timestamp"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _MISREAD]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -53,7 +67,7 @@ def load_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{where} is not YAML{place}: {_WORDS.get(str(error.problem), error.problem)}.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as !!int that the value is not
         raise UserError(f"{where} is not YAML: {error}") from error
     finally:
         if loader is not None:

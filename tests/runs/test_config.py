@@ -44,7 +44,8 @@ def write(path: Path, tree) -> Path:
         ("5e-7", 5e-7), ("1e-4", 1e-4), ("1E5", 1e5), ("3e3", 3000.0), (".5e-3", 5e-4), ("0.03", 0.03),
         ("-2.5e-1", -0.25), ("50", 50), ("true", True), ("null", None), ("~", None), ("abc", "abc"), ("1e", "1e"),
         ("e5", "e5"), ("5e-7x", "5e-7x"), ("1.2.3", "1.2.3"), ("[0.03, 1e-1]", [0.03, 0.1]), ("{a: 1}", {"a": 1}),
-        ("'5e-7'", "5e-7"), ("2024-01-01x", "2024-01-01x"),
+        ("'5e-7'", "5e-7"), ("2024-01-01x", "2024-01-01x"), ("2024-01-01", "2024-01-01"), ("010", "010"),
+        ("1:30", "1:30"), ("007", "007"), ("0", 0), ("-5", -5), ("1_000", 1000), ("0x10", 16),
     ],
 )  # fmt: skip
 def test_values_read_as_people_mean_them(text, value):
@@ -190,6 +191,16 @@ def test_shipped_recipes_are_recipes():
         (["methods=[dpo, dpo]"], ["methods", "dictionary"]),
         (["methods={dpo: {}, dpo: {beta: 1}}"], ["'dpo' stands twice, in line 1"]),
         (["data.validation=1.5"], ["data.validation", "below 1 or a whole number of rows, found 1.5"]),
+        (["train.max_steps=true"], ["train.max_steps: expected a number, found true"]),
+        (["train.epochs=off"], ["train.epochs: expected a number, found false"]),
+        (["methods.dpo.max_steps=yes"], ["methods.dpo: max_steps: expected a number, found true"]),
+        (["judge.concurrency=on"], ["judge.concurrency: expected a number, found true"]),
+        (["train.max_steps=1:30"], ["train.max_steps", "integer", "'1:30'"]),
+        (["train.epochs=.inf"], ["train.epochs", "finite number", "inf"]),
+        (["train.learning_rate=.inf"], ["train.learning_rate", "finite number", "inf"]),
+        (["train.seed=-1"], ["train.seed", "greater than or equal to 0", "-1"]),
+        (["generate.seed=4294967296"], ["generate.seed", "less than 4294967296"]),
+        (["train.workers=[2, 8]", "train.min_workers=4"], ["workers [2, 8] and min_workers 4 both say the fewest"]),
     ],
 )  # fmt: skip
 def test_what_is_refused_and_in_which_words(overrides, words):
@@ -198,6 +209,20 @@ def test_what_is_refused_and_in_which_words(overrides, words):
     for word in words:
         assert word in str(error.value)
     assert "Value error" not in str(error.value) and "pydantic" not in str(error.value)
+
+
+def test_numbers_with_a_zero_before_them_and_dates_are_what_people_mean(tmp_path):
+    text = "name: 2024-01-01\nmodel: m\ndata: d.json\nmethods: dpo\ntrain: {max_steps: 010, max_grad_norm: .inf}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.name == "2024-01-01" and recipe.train.max_steps == 10 and recipe.train.max_grad_norm == float("inf")
+    assert make_recipe(yaml.safe_load(dump_yaml(recipe))) == recipe
+
+
+def test_a_section_without_a_key_is_one_of_defaults(tmp_path):
+    text = "name: x\nmodel: m\ndata: d.json\nmethods: dpo\ntrain:\n  # workers: 4\ngenerate:\njudge:\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert load_recipe(tmp_path / "r.yaml").train == TrainConfig()
 
 
 def test_all_problems_are_told_at_once():
@@ -223,7 +248,6 @@ def test_all_problems_are_told_at_once():
         ("a: [{b: 1, b: 2}]", "'a.b' stands twice, in line 1"),
         ("just text", "found str"),
         ("1: 2\nname: x\nmodel: {path: m}\n", "1"),
-        ("name: 2024-01-01\nmodel: {path: m}\n", "name"),
         ("name: !!python/object/apply:os.system ['true']\n", "not YAML"),
     ],
 )
