@@ -12,8 +12,9 @@ from support.architectures import make
 from support.oracles.official_otpo import official_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from otpo.methods.iterations import iterations_for
 from otpo.methods.weights.otpo import otpo
-from otpo.methods.weights.transport import COST_OFFSET, cost_matrix, iterations_for, sinkhorn_pot, sinkhorn_unbalanced
+from otpo.methods.weights.transport import COST_OFFSET, cost_matrix, sinkhorn_pot, sinkhorn_unbalanced
 from otpo.records import LogProbs, PairLogProbs
 
 PAPER_SETTINGS = [(1.0, 0.2), (0.1, 0.2)]

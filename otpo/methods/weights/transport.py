@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from otpo.kernels.cpu import uses_cpu_kernels
+from otpo.methods.iterations import iterations_for
 
 COST_OFFSET = 1e-6  # added to every distance by the official code
 LARGEST_EXPONENT = {torch.float64: 700.0, torch.float32: 80.0}  # exp of its negative is still a normal number
@@ -78,14 +79,6 @@ def cost_matrix(
         elif normalizer != "valid":
             raise ValueError(f"normalizer must be 'official', 'valid' or 'none', not {normalizer!r}")
         return costs / largest.clamp(min=1.0)[:, None, None]
-
-
-def iterations_for(tol: float, reg: float, reg_m: float) -> int:
-    """Sinkhorn iterations after which the log-potentials' error has shrunk by `tol`.
-
-    One iteration contracts it by (reg_m / (reg + reg_m))^2 in the sup norm.
-    """
-    return max(1, math.ceil(math.log(tol) / (2 * math.log(reg_m / (reg + reg_m)))))
 
 
 def sinkhorn_unbalanced(
