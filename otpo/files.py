@@ -308,6 +308,9 @@ def _parquet(path: Path) -> Iterator[Row]:
             source = pa.BufferReader(packed.read())
     try:
         with pyarrow.parquet.ParquetFile(source, memory_map=True) as file:
+            names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{path} has the column {twice!r} twice. Give each column a name of its own.")
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 yield from map(without_nulls, batch.to_pylist())
     except (pa.ArrowException, OSError) as error:

@@ -19,6 +19,7 @@ from otpo.errors import UserError
 from otpo.files import Row
 
 RECOGNISED = 10_000  # first rows that tell the format
+OPPOSITE = "the opposite of an earlier row: chosen and rejected the other way round, or the other label"
 
 
 def convert(
@@ -57,6 +58,7 @@ def read_examples(
     source: str | Path = "rows",
     *,
     pairs: bool | None = None,
+    good: bool = False,
     template: str = "auto",
     columns: Columns | None = None,
 ) -> tuple[Iterator[Example], DataReport]:
@@ -66,6 +68,7 @@ def read_examples(
 
     Args:
         rows: can be iterated over again.
+        good: leave out single completions whose label says that they are bad.
     """
     reading = reading_of(list(islice(rows, RECOGNISED)), columns, str(source))
     name, known = reading.name, reading.format
@@ -77,11 +80,11 @@ def read_examples(
     single = pairs is False and known.pairs
     why = "; ".join([reading.why] + [known.about] * bool(known.about) + ["the chosen completions are taken"] * single)
     report = DataReport(str(source), name, why, n_rows=0, n_groups=0, ignored=reading.ignored)
-    return _examples(rows, reading, report, single=single, template=template), report
+    return _examples(rows, reading, report, single=single, good=good, template=template), report
 
 
 def _examples(
-    rows: Iterable[Row], reading: Reading, report: DataReport, *, single: bool, template: str
+    rows: Iterable[Row], reading: Reading, report: DataReport, *, single: bool, good: bool, template: str
 ) -> Iterator[Example]:
     renamed = map(reading.renamed, rows)
     numbered: Iterable[tuple[int, Row]] = enumerate(renamed)
@@ -90,6 +93,7 @@ def _examples(
         numbered, report.n_rows = group(held), len(held)
     templates: set[str] = set()
     repeated = {"duplicate prompt": Repeated(), "duplicate row": Repeated()}
+    opposites = Opposites()
     lengths = array("q")
     for number, row in numbered:
         report.n_groups += 1
@@ -98,6 +102,8 @@ def _examples(
             parts = reading.parts(row, template)
             completions = parts.completions[:1] if single else parts.completions
             check_completions(completions)
+            if good and parts.label is False:
+                raise BadRow("label says that the completion is bad")
         except BadRow as reason:
             report.problems.setdefault(str(reason), []).append(number)
             continue
@@ -107,8 +113,12 @@ def _examples(
         templates.add(template_of(template, (parts.prompt, *completions), f"{report.source}: row {number}"))
         for note in parts.notes:
             report.notes.setdefault(note, []).append(number)
-        repeated["duplicate prompt"].add(number, parts.prompt)
-        repeated["duplicate row"].add(number, [parts.prompt, completions, parts.label, parts.tools])
+        asked, told = hash_of([parts.prompt, parts.tools]), tuple(map(hash_of, completions))
+        repeated["duplicate prompt"].add(number, hash_of(parts.prompt))
+        said = hash((asked, told, parts.label))
+        repeated["duplicate row"].add(number, said)
+        if len(told) == 2 or parts.label is not None:
+            opposites.add(number, said, hash((asked, told[::-1], None if parts.label is None else not parts.label)))
         if parts.label is not None:
             label = str(parts.label).lower()
             report.labels[label] = report.labels.get(label, 0) + 1
@@ -116,6 +126,8 @@ def _examples(
         report.n_usable += 1
         yield Example.of(parts, number, completions=completions)
     report.notes |= {what: numbers for what, found in repeated.items() if (numbers := found.numbers())}
+    if numbers := opposites.numbers():
+        report.notes[OPPOSITE] = numbers
     check_usable(report)
     report.choose(of_rows(template, templates))
     report.measure("characters", np.frombuffer(lengths, np.int64).reshape(report.n_usable, -1))
@@ -127,9 +139,9 @@ class Repeated:
     def __init__(self) -> None:
         self.hashes, self.rows = array("q"), array("q")
 
-    def add(self, row: int, text: Any) -> None:
-        """Note the text of a row."""
-        self.hashes.append(hash(json.dumps(text, sort_keys=True, default=str)))
+    def add(self, row: int, text: int) -> None:
+        """Note the hash of a row's text."""
+        self.hashes.append(text)
         self.rows.append(row)
 
     def numbers(self) -> list[int]:
@@ -137,3 +149,31 @@ class Repeated:
         again = np.ones(len(self.rows), dtype=bool)
         again[np.unique(np.frombuffer(self.hashes, np.int64), return_index=True)[1]] = False
         return np.frombuffer(self.rows, np.int64)[again].tolist()
+
+
+class Opposites:
+    """Which of many rows say the opposite of an earlier one. Remembers 24 bytes of each."""
+
+    def __init__(self) -> None:
+        self.said, self.denied, self.rows = array("q"), array("q"), array("q")
+
+    def add(self, row: int, said: int, denied: int) -> None:
+        """Note the hash of what a row says, and of what would be its opposite."""
+        self.said.append(said)
+        self.denied.append(denied)
+        self.rows.append(row)
+
+    def numbers(self) -> list[int]:
+        """The rows whose opposite an earlier one says."""
+        if not len(self.rows):
+            return []
+        said, first = np.unique(np.frombuffer(self.said, np.int64), return_index=True)
+        denied = np.frombuffer(self.denied, np.int64)
+        at = np.searchsorted(said, denied).clip(max=len(said) - 1)
+        found = (said[at] == denied) & (first[at] < np.arange(len(denied)))
+        return np.frombuffer(self.rows, np.int64)[found].tolist()
+
+
+def hash_of(text: Any) -> int:
+    """A hash of texts, messages or tools, of this process."""
+    return hash(json.dumps(text, sort_keys=True, default=str))

@@ -146,6 +146,7 @@ def read_tokens(
     tokenizer: PreTrainedTokenizerBase,
     *,
     pairs: bool,
+    good: bool = False,
     template: str = "auto",
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
@@ -160,6 +161,7 @@ def read_tokens(
     Args:
         rows: can be iterated over again.
         pairs: whether pairs are made of them.
+        good: of single completions, take those alone that no label calls bad.
 
     Returns:
         The items, made in chunks of rows; and the report, which is whole once all items were read. Errors about single
@@ -167,7 +169,7 @@ def read_tokens(
     """
     if rewritten not in REWRITES:
         raise UserError(f"data.rewritten is one of {', '.join(REWRITES)}; found {rewritten!r}")
-    examples, report = read_examples(rows, source, pairs=pairs, template=template, columns=columns)
+    examples, report = read_examples(rows, source, pairs=pairs, good=good, template=template, columns=columns)
     encoder = Encoder(tokenizer, template, report, chat_template_kwargs or {}, rewritten)
     encoded = _tokenize(examples, encoder, max_length, max_prompt_length, truncation)
     if pairs:

@@ -99,7 +99,7 @@ def tokenise_sets(
     def items() -> Iterator[Item]:
         for each in sets:
             found, report = read_tokens(
-                each.rows, tokenizer, pairs=pairs, template=data.template, max_length=data.max_length,
+                each.rows, tokenizer, pairs=pairs, good=supervised, template=data.template, max_length=data.max_length,
                 max_prompt_length=data.max_prompt_length, truncation=data.truncation, columns=each.columns,
                 chat_template_kwargs=kwargs, rewritten=data.rewritten, source=each.source,
             )  # fmt: skip

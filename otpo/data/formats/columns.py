@@ -62,12 +62,21 @@ def ultrafeedback(row: Row) -> Parts:
     rows whose scores are equal (the choice was drawn by lot) or the wrong way round are used and noted.
     """
     parts = preference_implicit(row) if row.get("prompt") is None else preference(row)
+    return replace(parts, notes=parts.notes + score_notes(row, "score_chosen", "score_rejected"))
+
+
+def score_notes(row: Row, of_chosen: str, of_rejected: str) -> tuple[str, ...]:
+    """Remarks on a pair whose scores do not say what its choice says.
+
+    Args:
+        of_chosen, of_rejected: columns of the scores, which may hold none.
+    """
     try:
-        chosen, rejected = number_of(row, "score_chosen"), number_of(row, "score_rejected")
+        chosen, rejected = number_of(row, of_chosen), number_of(row, of_rejected)
     except BadRow:
-        return parts
+        return ()
     notes = {"equal scores": chosen == rejected, "chosen completion scored below the rejected one": chosen < rejected}
-    return replace(parts, notes=parts.notes + tuple(note for note, true in notes.items() if true))
+    return tuple(note for note, true in notes.items() if true)
 
 
 def preference_implicit(row: Row) -> Parts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 TEXTS = ("prompt", "question", "query", "problem", "user_prompt", "user_input", "user", "input")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "trajectory")
 
@@ -44,6 +47,11 @@ BESIDE = (
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 """Columns that no text stands for: rows that have one are refused."""
 
+SCORES = re.compile(
+    r"(?:(chosen|rejected)[_ -](?:avg[_ -])?(score|rating|reward))|(?:(score|rating|reward)[_ -](chosen|rejected))"
+)
+"""How columns of the scores of a pair's two completions are called."""
+
 HINTS: dict[str, tuple[str, ...]] = {
     "rejected": ("reject", "dispref", "lose", "worse", "bad", "negative", "_neg", "wrong"),
     "chosen": ("chosen", "prefer", "accept", "win", "better", "good", "positive", "_pos", "best", "right"),
@@ -56,3 +64,13 @@ HINTS: dict[str, tuple[str, ...]] = {
 def plain(column: str) -> str:
     """A column's name without the capitals and the white space that files add to it."""
     return column.strip().lower()
+
+
+def scores_among(columns: Iterable[str]) -> tuple[str, str] | None:
+    """The columns that hold the scores of the chosen and of the rejected completion; None where there are no two."""
+    sides: dict[tuple[str, str], str] = {}
+    for column in columns:
+        if found := SCORES.fullmatch(plain(column)):
+            sides[found[2] or found[3], found[1] or found[4]] = column
+    pairs = ((sides.get((what, "chosen")), sides.get((what, "rejected"))) for what in ("score", "rating", "reward"))
+    return next(((chosen, rejected) for chosen, rejected in pairs if chosen and rejected), None)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from otpo.data.formats import FORMATS, Format
 from otpo.data.formats.beside import check_dropped, check_sides, dropped, kind_of, way
 from otpo.data.formats.cells import are_messages, are_texts, is_blank, is_null, string_of
+from otpo.data.formats.columns import score_notes
 from otpo.data.formats.context import context_of, joined, last_role
-from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain
+from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain, scores_among
 from otpo.data.formats.sample import check_labels, is_prose, prose_of
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
@@ -36,6 +37,7 @@ class Reading:
         joined: a column that stands in the prompt after a blank line.
         ignored: columns that hold something and are not read.
         prose: columns of text, in which messages as text are the exception; such rows are left out.
+        scores: columns with the scores of chosen and rejected, which change nothing but are compared with the choice.
         taken: columns that are read, or that `data.columns` decides against; empty while the format is being told.
     """
 
@@ -46,6 +48,7 @@ class Reading:
     joined: str | None = None
     ignored: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
+    scores: tuple[str, str] | None = None
     taken: frozenset[str] = frozenset()
 
     @property
@@ -90,6 +93,8 @@ class Reading:
         for each in rows if self.taken else ():
             check_dropped(each, self.taken, parts)
             check_sides(each, parts)
+        if self.scores and self.taken:
+            parts = replace(parts, notes=parts.notes + score_notes(rows[0], *self.scores))
         beside = context_of(rows[0], self.context)
         if self.format.messages and (template == "chat" or beside):
             parts = self.format.messages(parts)
@@ -224,6 +229,9 @@ def _complete(
         left_out=asked.left_out,
         ignored=tuple(column for column in rest if not _repeats(reading, column)),
         prose=prose_of(known.columns, sample),
+        scores=scores_among(rest)
+        if {"chosen", "rejected"} <= {*known.columns} - {*reading.names, *asked.names}
+        else None,
         taken=frozenset(taken),
     )
 
