@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.judge_options import JudgeModel, JudgeSettings, JudgeUrl, judge_of
 from jobs.cli.options import (
     ANOTHER_OUT,
     ChatTemplateKwargs,
-    JudgeModel,
-    JudgeSettings,
-    JudgeUrl,
     Limit,
     MaxTokens,
     Out,
@@ -20,7 +18,6 @@ from jobs.cli.options import (
     Template,
     TopP,
     Workers,
-    judge_of,
     kwargs_of,
     local,
 )

@@ -7,24 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.options import (
-    ANOTHER_OUT,
-    BudgetUsd,
-    Concurrency,
-    JudgeModel,
-    JudgeSettings,
-    JudgeUrl,
-    MaxRetries,
-    Out,
-    OutputColumn,
-    PriceInput,
-    PriceOutput,
-    Protocol,
-    RequestsPerMinute,
-    Template,
-    columns_of,
-    judge_of,
-)
+from jobs.cli.judge_options import JudgeOptions, with_judge
+from jobs.cli.options import ANOTHER_OUT, Out, OutputColumn, Template, columns_of
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 from otpo.errors import UserError
@@ -34,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 
+@with_judge
 def judge(
     outputs: Annotated[
         list[str],
@@ -41,25 +26,16 @@ def judge(
     ],
     reference: Annotated[Path, typer.Option("--reference", help="outputs of the baseline, in a file of the same kind")],
     out: Out,
-    judge_url: JudgeUrl = None,
-    judge_model: JudgeModel = None,
+    asked: JudgeOptions,
     reward_model: Annotated[
         str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
     ] = None,
     template: Template = "auto",
     task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
-    protocol: Protocol = "preference",
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
     ] = None,
     both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False,
-    concurrency: Concurrency = 32,
-    budget_usd: BudgetUsd = None,
-    price_input: PriceInput = 0.0,
-    price_output: PriceOutput = 0.0,
-    max_requests_per_minute: RequestsPerMinute = None,
-    max_retries: MaxRetries = 10,
-    settings: JudgeSettings = None,
     column: OutputColumn = None,
     count_missing: Annotated[
         bool, typer.Option("--count-missing", help="rows without an output count as prompts without a verdict")
@@ -89,20 +65,10 @@ def judge(
     if len(offline) > 1 or (offline and reward_model):
         raise UserError(f"{' and '.join(offline)}{' and --reward-model' * bool(reward_model)}: keep one.")
     if not offline:
-        one_judge("--reward-model", reward_model, judge_url, judge_model)
-    config = judge_of(
-        settings,
-        url=judge_url,
-        model=judge_model,
+        one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model)
+    config = asked.config(
         reward_model=reward_model,
-        protocol=protocol,
         both_orders=both_orders,
-        concurrency=concurrency,
-        budget_usd=budget_usd,
-        price_input=price_input,
-        price_output=price_output,
-        max_requests_per_minute=max_requests_per_minute,
-        max_retries=max_retries,
         calibration=str(calibration) if calibration else None,
         columns=columns_of(column),
         count_missing=count_missing,
@@ -165,37 +131,18 @@ def _without_calls(
     show("Hand them in; then run the same command with --batch-read and the files that come back.")
 
 
+@with_judge
 def agreement(
     pairs: Annotated[list[Path], typer.Argument(help="files of LLMBar, PandaLM, RewardBench, or of your own")],
-    judge_url: JudgeUrl,
-    judge_model: JudgeModel,
     out: Out,
-    protocol: Protocol = "preference",
-    concurrency: Concurrency = 32,
-    budget_usd: BudgetUsd = None,
-    price_input: PriceInput = 0.0,
-    price_output: PriceOutput = 0.0,
-    max_requests_per_minute: RequestsPerMinute = None,
-    max_retries: MaxRetries = 10,
-    settings: JudgeSettings = None,
+    asked: JudgeOptions,
 ) -> None:
     """The judge against people: pairs with their labels, asked in both orders."""
     from jobs.agreement import judge_agreement
     from pipeline.lock.lock import one_writer
 
-    config = judge_of(
-        settings,
-        url=judge_url,
-        model=judge_model,
-        protocol=protocol,
-        both_orders=True,
-        concurrency=concurrency,
-        budget_usd=budget_usd,
-        price_input=price_input,
-        price_output=price_output,
-        max_requests_per_minute=max_requests_per_minute,
-        max_retries=max_retries,
-    )
+    one_judge("", None, asked.judge_url, asked.judge_model)
+    config = asked.config(both_orders=True)
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_agreement(pairs, config, out, progress=bars.show)
     from eval import layout
@@ -208,40 +155,21 @@ def agreement(
     show(f"Figures: {(out / layout.AGREEMENT).absolute()}")
 
 
+@with_judge
 def rejudge(
     board: Annotated[Path, typer.Argument(help="folder of `otpo judge` or of a run, with its outputs")],
-    judge_url: JudgeUrl,
-    judge_model: JudgeModel,
     out: Out,
+    asked: JudgeOptions,
     task: Annotated[str | None, typer.Option("--task", help="which task, where the board has several")] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="how the judge is asked; by default as the old one was")
-    ] = None,
-    concurrency: Concurrency = 32,
-    budget_usd: BudgetUsd = None,
-    price_input: PriceInput = 0.0,
-    price_output: PriceOutput = 0.0,
-    max_requests_per_minute: RequestsPerMinute = None,
-    max_retries: MaxRetries = 10,
-    settings: JudgeSettings = None,
 ) -> None:
-    """The outputs of a board before another judge: its own board, and what that changes."""
+    """The outputs of a board before another judge, by default by the same protocol: its own board, and what changes."""
     from jobs.rejudging import rejudge as judge_again
     from pipeline.lock.lock import one_writer
 
-    config = judge_of(
-        settings,
-        url=judge_url,
-        model=judge_model,
-        concurrency=concurrency,
-        budget_usd=budget_usd,
-        price_input=price_input,
-        price_output=price_output,
-        max_requests_per_minute=max_requests_per_minute,
-        max_retries=max_retries,
-    )
+    one_judge("", None, asked.judge_url, asked.judge_model)
+    config = asked.config()
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
-        found = judge_again(board, config, out, task=task, protocol=protocol, progress=bars.show)
+        found = judge_again(board, config, out, task=task, protocol=asked.protocol, progress=bars.show)
     from eval import layout
     from eval.board.sentences import migration_sentences
     from eval.board.terminal import migration_table

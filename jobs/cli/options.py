@@ -6,18 +6,14 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from otpo.errors import UserError, WorkError
 from otpo.files import is_address
-
-if TYPE_CHECKING:
-    from eval.judge.config import JudgeConfig
 
 
 def local(out: Path) -> Path:
@@ -35,32 +31,6 @@ def local(out: Path) -> Path:
 
 Out = Annotated[Path, typer.Option("--out", help="where to write", callback=local)]
 ANOTHER_OUT = "choose another place with --out"
-JudgeUrl = Annotated[
-    str | None,
-    typer.Option("--judge-url", help="base URL of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1"),
-]
-JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="the judge's model as its server knows it")]
-JudgeSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="judge.KEY=VALUE", show_default=False,
-        help="any key of a recipe's judge section, for example --set judge.temperature=1; may be given several times",
-    ),
-]  # fmt: skip
-Protocol = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="how the judge is asked: preference, summary, tldr, alpaca_eval (the official prompt), arena_hard,"
-        " mt_bench, mt_bench_single, rating, or a YAML file of your own",
-    ),
-]
-Concurrency = Annotated[int, typer.Option("--concurrency", help="requests at a time")]
-BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", help="stop asking beyond this")]
-PriceInput = Annotated[float, typer.Option("--price-input", help="USD per million prompt tokens")]
-PriceOutput = Annotated[float, typer.Option("--price-output", help="USD per million completion tokens")]
-RequestsPerMinute = Annotated[int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")]
-MaxRetries = Annotated[int, typer.Option("--max-retries", help="of one request")]
 Template = Annotated[
     str,
     typer.Option(
@@ -134,32 +104,6 @@ def kwargs_of(asked: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict | None):
         raise UserError(f"--chat-template-kwargs: expected a JSON object such as '{{\"x\": false}}', found {asked!r}")
     return found
-
-
-def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
-    """The judge that the options and `--set judge.KEY=VALUE` name; the latter win.
-
-    Raises:
-        UserError: a setting that is not judge.KEY=VALUE, an unknown key, or a value that it cannot have.
-    """
-    from pydantic import ValidationError
-
-    from eval.judge.config import JudgeConfig
-    from pipeline.recipe.files import apply_overrides
-
-    for setting in settings or ():
-        if not (setting.startswith("judge.") and "=" in setting):
-            raise UserError(f"--set {setting}: expected judge.KEY=VALUE, for example --set judge.temperature=1")
-    tree = apply_overrides({"judge": given}, settings or ())["judge"]
-    if unknown := sorted(set(tree) - set(JudgeConfig.model_fields)):
-        near = get_close_matches(unknown[0], JudgeConfig.model_fields)
-        hint = f"did you mean {near[0]}?" if near else f"Known: {', '.join(JudgeConfig.model_fields)}."
-        raise UserError(f"--set judge.{unknown[0]}: there is no such key; {hint}")
-    try:
-        return JudgeConfig(**tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None
 
 
 _MAPPING = re.compile(r"\b(?:data|judge)\.columns: \{([^:{}]+): ([^{}]*)\}")

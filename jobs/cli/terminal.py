@@ -25,13 +25,12 @@ def say(text: str) -> None:
 
 
 def one_judge(option: str, reward_model: str | None, url: str | None, model: str | None) -> None:
-    """Refuse two judges, or none. `option` names the reward model's."""
+    """Refuse two judges, or none. `option` names the reward model's; empty where none can judge."""
     if reward_model and (url or model):
         raise UserError(f"{option} {reward_model} stands in place of --judge-url and --judge-model: keep one.")
     if not reward_model and not (url and model):
-        raise UserError(
-            f"Who judges? Give --judge-url and --judge-model (an OpenAI-compatible server), or {option} FOLDER."
-        )
+        other = f", or {option} FOLDER" if option else ""
+        raise UserError(f"Who judges? Give --judge-url and --judge-model (an OpenAI-compatible server){other}.")
 
 
 def one_of(option: str, value: str, *known: str) -> Any:
