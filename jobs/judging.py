@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,46 @@ def judge_files(
     """
     task = whole_text(task)
     outputs, reference_rows = read_files(files, reference, config, subset, progress)
+    judge, verdicts = ask(
+        *(outputs, reference_rows, config, out, task),
+        against=reference.name,
+        progress=progress,
+        subset=subset,
+        template=template,
+        batch=batch,
+    )
+    board = make_board(verdicts, outputs, reference_rows, config)
+    tell_panel(out, judge.members, verdicts, config, progress)
+    write_judged(out, task, verdicts, board, outputs, reference_rows)
+    tell_missing(verdicts, config, out, progress)
+    return board
+
+
+def ask(
+    outputs: Mapping[str, list[Row]],
+    reference: list[Row],
+    config: JudgeConfig,
+    out: Path,
+    task: str,
+    *,
+    against: str,
+    progress: Progress,
+    subset: bool = False,
+    template: str = "auto",
+    batch: Sequence[Path] = (),
+) -> tuple[Judge, pd.DataFrame]:
+    """The judge, and its verdicts on every model's outputs; what the store in `out` has is not asked again.
+
+    Args:
+        outputs: model -> its outputs.
+        against: what the progress calls the reference.
+        template, batch: as `judge_files` takes them.
+
+    Raises:
+        UserError: the judge cannot be asked; nothing was asked.
+    """
     replies = None
-    if config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in reference_rows):
+    if config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in reference):
         progress(config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
     if config.reward_model:
         check_reward_model("--reward-model", config.reward_model)
@@ -67,18 +105,35 @@ def judge_files(
         for model, way in check_each(config, out / layout.STORE):
             progress(f"judge {model}", 0, 0, str(way))
         if config.price_input or config.price_output:
-            cost = estimate(outputs, reference_rows, config, out, task, subset=subset)
+            cost = estimate(outputs, reference, config, out, task, subset=subset)
             progress(f"judge {config.model}", 0, 0, str(cost))
     judge = Judge(config, out / layout.STORE, template, progress, answer=replies)
-    matches = [Match(name, reference.name, rows, reference_rows) for name, rows in outputs.items()]
+    matches = [Match(name, against, rows, reference) for name, rows in outputs.items()]
     verdicts = judge_task(judge, matches, task, subset=subset)
     if replies is not None:
         tell_used(replies, progress)
-    board = make_board(verdicts, outputs, reference_rows, config)
-    write_judged(out, task, verdicts, board, outputs, reference_rows)
+    return judge, verdicts
+
+
+def tell_panel(
+    out: Path,
+    members: Mapping[str, list[pd.DataFrame]],
+    verdicts: pd.DataFrame,
+    config: JudgeConfig,
+    progress: Progress,
+) -> None:
+    """Write how far the judges of a panel agree, and say it; nothing where one judges alone."""
     if config.panel:
-        for sentence in panel_sentences(write_panel(out, judge, verdicts)):
+        for sentence in panel_sentences(write_panel(out, members, verdicts)):
             progress("panel", 0, 0, sentence)
+
+
+def tell_missing(verdicts: pd.DataFrame, config: JudgeConfig, out: Path, progress: Progress) -> None:
+    """Say which verdicts did not come back, and that a judge's name answers as several models.
+
+    Raises:
+        WorkError: not one verdict came back.
+    """
     if not verdicts["preference"].notna().any():
         raise WorkError(
             f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
@@ -91,7 +146,6 @@ def judge_files(
         counted = f"{len(missing)} of {len(verdicts)} verdicts failed{most_frequent(missing)}"
         what = f"judge {config.model}"
         progress(what, 0, 0, f"{counted}. The board counts them, and the same command asks for them again.")
-    return board
 
 
 def most_frequent(verdicts: pd.DataFrame) -> str:
@@ -111,10 +165,17 @@ def read_files(
     Raises:
         UserError: files that cannot be read, or do not fit together.
     """
-    columns, count = config.columns, config.count_missing
-    theirs = read_outputs(reference, columns, reference=True, count_missing=count)
+    theirs = read_outputs(reference, config.columns, reference=True, count_missing=config.count_missing)
+    return read_models(files, theirs, config, subset, progress)
+
+
+def read_models(
+    files: Sequence[str], theirs: OutputFile, config: JudgeConfig, subset: bool, progress: Progress
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """`read_files` with a reference that is read already."""
+    columns = config.columns
     named = [_named_file(asked) for asked in files]
-    read = [read_outputs(path, columns, count_missing=count) for _, path in named]
+    read = [read_outputs(path, columns, count_missing=config.count_missing) for _, path in named]
     check_used(columns, [each.columns for each in (theirs, *read)])
     for file in (theirs, *read):
         for remark in file.said:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import layout
 from eval.board.run_files import RunFiles, of_task, read_run
-from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
 from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import PROTOCOLS, protocol_label
 from eval.stats.judges import migration
+from jobs.judging import ask
 from otpo.errors import UserError, WorkError
-from otpo.files import write_json
+from otpo.files import Row, write_json
 from pipeline.judge.board import make_board, write_judged, write_panel
-from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.judging import Judge
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a folder holds of a task that was judged.
+
+    Attributes:
+        task: its name.
+        outputs: model -> its outputs.
+        reference: the reference's rows.
+        against: the reference's name.
+        verdicts: on those models against it.
+        judge, protocol: who gave them, and how it was asked, as the board says.
+    """
+
+    task: str
+    outputs: dict[str, list[Row]]
+    reference: list[Row]
+    against: str
+    verdicts: pd.DataFrame
+    judge: str
+    protocol: str
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether pairs were asked twice."""
+        return bool(self.verdicts.duplicated(["generator", "index"]).any())
 
 
 def rejudge(
@@ -45,6 +73,23 @@ def rejudge(
     """
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the board that is judged again: name another folder with --out.")
+    old = judged(folder, task)
+    wanted = protocol or _same(old.protocol, folder)
+    config = config.model_copy(update={"protocol": wanted, "both_orders": old.both_orders})
+    asked, new, found = ask_again(old, config, out, progress=progress)
+    if config.panel:
+        write_panel(out, asked.members, new)
+    write_judged(out, old.task, new, make_board(new, old.outputs, old.reference, config), old.outputs, old.reference)
+    write_json(out / layout.MIGRATION, found)
+    return found
+
+
+def judged(folder: Path, task: str | None) -> Judged:
+    """What a board holds of a task, where models were judged against one reference.
+
+    Raises:
+        UserError: a folder without verdicts or outputs, or with several tasks where none is named.
+    """
     run = read_run(folder)
     name = _task_of(run, task, folder)
     outputs, reference = of_task(run.outputs, name) or {}, of_task(run.references, name) or []
@@ -55,26 +100,34 @@ def rejudge(
         raise UserError(
             f"{folder}: expected outputs of the models and of the reference ({layout.OUTPUTS}), found none."
         )
-    judge, by = _judge_of(run, name, against)
-    both = bool(old.duplicated(["generator", "index"]).any())
-    config = config.model_copy(update={"protocol": protocol or _same(by, folder), "both_orders": both})
-    for model, way in check_each(config, out / layout.STORE):
-        progress(f"judge {model}", 0, 0, str(way))
-    asked = Judge(config, out / layout.STORE, progress=progress)
-    labels = list(dict.fromkeys(old["generator"]))
-    rows = {label: outputs[label] for label in labels}
-    new = judge_task(asked, [Match(label, against, own, reference) for label, own in rows.items()], name, subset=True)
+    own = {label: outputs[label] for label in dict.fromkeys(old["generator"])}
+    return Judged(name, own, reference, against, old, *_judge_of(run, name, against))
+
+
+def ask_again(
+    old: Judged, config: JudgeConfig, out: Path, *, progress: Progress, template: str = "auto"
+) -> tuple[Judge, pd.DataFrame, dict[str, Any]]:
+    """The new judge, its verdicts on what was judged before, and the figures of migration.json.
+
+    Args:
+        old: what was judged.
+        config: the new judge, as it is to be asked.
+        out: the folder with its store.
+
+    Raises:
+        UserError: the judge cannot be asked; nothing was asked. WorkError: not one verdict came back.
+    """
+    asked, new = ask(
+        *(old.outputs, old.reference, config, out, old.task),
+        against=old.against, progress=progress, subset=True, template=template,
+    )  # fmt: skip
     if not new["preference"].notna().any():
         raise WorkError("Not one verdict came back. The same command asks again.")
-    write_judged(out, name, new, make_board(new, rows, reference, config), rows, reference)
-    if config.panel:
-        write_panel(out, asked, new)
     found = {
-        "task": name, "old_judge": judge, "new_judge": judge_label(config),
-        "old_protocol": by, "new_protocol": protocol_label(config.protocol), **migration(old, new),
+        "task": old.task, "old_judge": old.judge, "new_judge": judge_label(config), "old_protocol": old.protocol,
+        "new_protocol": protocol_label(config.protocol), **migration(old.verdicts, new),
     }  # fmt: skip
-    write_json(out / layout.MIGRATION, found)
-    return found
+    return asked, new, found
 
 
 def _task_of(run: RunFiles, task: str | None, folder: Path) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import layout
 from eval.judge.config import JudgeConfig
 from otpo.files import Row, write_json
-from pipeline.judge.judging import Judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,12 +80,12 @@ def write_judged(
     build([folder], folder)
 
 
-def write_panel(folder: Path, judge: Judge, verdicts: pd.DataFrame) -> dict[str, Any]:
+def write_panel(folder: Path, said: Mapping[str, list[pd.DataFrame]], verdicts: pd.DataFrame) -> dict[str, Any]:
     """Write what each judge of a panel said, and how far they agree, beside the panel's own verdicts.
 
     Args:
         folder: where panel.json and, in panel/, a table of verdicts for each judge go.
-        judge: the panel, after it has judged.
+        said: judge of the panel -> its verdicts, as `Judge.members` has them.
         verdicts: the panel's.
 
     Returns:
@@ -96,7 +96,7 @@ def write_panel(folder: Path, judge: Judge, verdicts: pd.DataFrame) -> dict[str,
     from eval.judge.table import write_verdicts
     from eval.stats.judges import panel_agreement
 
-    members = {name: pd.concat(frames, ignore_index=True) for name, frames in judge.members.items()}
+    members = {name: pd.concat(frames, ignore_index=True) for name, frames in said.items()}
     for name, own in members.items():
         write_verdicts(own, folder / layout.PANEL / f"{layout.folder_name(name)}.parquet")
     found = panel_agreement(members, verdicts)

@@ -80,7 +80,7 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
             asked.rewards.unload()
         write_verdicts(verdicts, out)
         if config.panel:
-            write_panel(out.parent, asked, verdicts)
+            write_panel(out.parent, asked.members, verdicts)
         write_atomically(run.folder.reference(task.name), json.dumps(reference, ensure_ascii=False, indent=1))
         figures |= ledger(verdicts)
     if not config.panel and (changed := several_models(verdicts)):
