@@ -261,12 +261,17 @@ def commands() -> str:
 
     from jobs.cli import app
 
-    group: Any = typer.main.get_command(app)
-    parts = []
+    return "\n\n".join(_commands(typer.main.get_command(app), "##", ""))
+
+
+def _commands(group: Any, level: str, before: str) -> Iterator[str]:
+    """A section for each command of a group, with those of a command that is a group itself inside it."""
     for name, command in group.commands.items():
-        parts.append(f"## otpo {name} {{ #{name} }}\n\n{(command.help or '').strip()}")
-        parts += [_parameter(each) for each in command.params if each.name != "help"]
-    return "\n\n".join(parts)
+        words = f"{before}{name}"
+        yield f"{level} otpo {words} {{ #{words.replace(' ', '-')} }}\n\n{(command.help or '').strip()}"
+        yield from (_parameter(each) for each in command.params if each.name != "help")
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{level}#", f"{words} ")
 
 
 def _parameter(parameter: Any) -> str:

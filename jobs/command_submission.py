@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.boards.state import FILE, read_state
 from jobs.submission import Job, place
 from otpo.errors import UserError
 from pipeline.recipe import digest
 
-COMMANDS = ("generate", "pairs", "judge", "agreement", "report")
+COMMANDS = ("generate", "pairs", "judge", "agreement", "report", "board")
 
 
 def prepare_command(
@@ -21,24 +22,26 @@ def prepare_command(
     """Turn a command's local paths into paths that are valid on the cluster.
 
     Args:
+        verb: such as `judge`, or `board add`.
         words: of the command, after the verb.
-        values: option or argument -> its value, as the command line was read.
+        values: option or argument -> its value, as the command line was read. `out`, or a kept leaderboard's `folder`,
+            is where it writes.
         shared: folders that the cluster sees under the same path; files in them are not sent.
         here: whether the cluster is this machine alone.
 
     Raises:
-        UserError: `--out` is relative, and the cluster is not this machine.
+        UserError: the place to write to is relative, and the cluster is not this machine.
     """
-    out = Path(values["out"])
+    option, out = ("--out", Path(values["out"])) if "out" in values else ("DIR", Path(values["folder"]))
     if not here and not out.is_absolute():
-        raise UserError(f"--out {out}: on a cluster it must be an absolute path that every node sees.")
+        raise UserError(f"{option} {out}: on a cluster it must be an absolute path that every node sees.")
     results = str(out.absolute())
     inputs: dict[str, Path] = {}
     identities: list[str] = []
 
     def placed(word: str) -> str:
         before, path = _split(word)
-        if path == str(values["out"]):
+        if path == str(out):
             return before + results
         if not path or not os.path.exists(Path(path).expanduser()):
             return word
@@ -46,16 +49,24 @@ def prepare_command(
         identities.append(identity)
         return before + there
 
-    command = [python, "-m", "jobs.cli", verb, *map(placed, words)]
+    command = [python, "-m", "jobs.cli", *verb.split(), *map(placed, words)]
     return Job(
-        id=f"{verb}-{out.stem or verb}-{digest([command, identities])}",
+        id=f"{verb.replace(' ', '-')}-{out.stem or verb}-{digest([command, identities])}",
         entrypoint=shlex.join(command),
         name=verb,
         results=results,
         texts={},
         inputs=inputs,
-        judge_key="OPENAI_API_KEY" if values.get("judge_url") else None,
+        judge_key=_judge_key(verb, out, values),
     )
+
+
+def _judge_key(verb: str, out: Path, values: Mapping[str, Any]) -> str | None:
+    """The environment variable with the judge's key, where one is asked: a kept leaderboard knows its judge itself."""
+    if verb in ("board add", "board update", "board rejudge") and (out / FILE).is_file():
+        judge = read_state(out).judge
+        return judge.api_key_env if judge.url else None
+    return "OPENAI_API_KEY" if values.get("judge_url") else None
 
 
 def _split(word: str) -> tuple[str, str]:

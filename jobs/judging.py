@@ -12,7 +12,7 @@ from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
 from eval.judge.table import several_models
 from eval.outputs.columns import check_used
-from eval.outputs.matching import match_outputs, with_inputs_of, with_instructions_of
+from eval.outputs.matching import JUDGED, match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
 from jobs.batching import estimate, know_the_way, read_batch, tell_used
 from otpo.errors import UserError, WorkError
@@ -166,15 +166,20 @@ def read_files(
         UserError: files that cannot be read, or do not fit together.
     """
     theirs = read_outputs(reference, config.columns, reference=True, count_missing=config.count_missing)
-    return read_models(files, theirs, config, subset, progress)
+    return read_models(files, theirs, config, subset, progress)[:2]
 
 
 def read_models(
-    files: Sequence[str], theirs: OutputFile, config: JudgeConfig, subset: bool, progress: Progress
-) -> tuple[dict[str, list[Row]], list[Row]]:
-    """`read_files` with a reference that is read already."""
+    files: Sequence[str],
+    theirs: OutputFile,
+    config: JudgeConfig,
+    subset: bool,
+    progress: Progress,
+    otherwise: str = JUDGED,
+) -> tuple[dict[str, list[Row]], list[Row], dict[str, Path]]:
+    """`read_files` with a reference that is read already; also which file each generator's outputs are from."""
     columns = config.columns
-    named = [_named_file(asked) for asked in files]
+    named = [named_file(asked) for asked in files]
     read = [read_outputs(path, columns, count_missing=config.count_missing) for _, path in named]
     check_used(columns, [each.columns for each in (theirs, *read)])
     for file in (theirs, *read):
@@ -184,20 +189,21 @@ def read_models(
     for file in read:
         against = with_inputs_of(file.rows, against)
     outputs: dict[str, list[Row]] = {}
+    sources: dict[str, Path] = {}
     for (wanted, path), file in zip(named, read, strict=True):
         rows, changed = with_instructions_of(file.rows, against)
         if changed:
             what = "instructions that differ from the reference's in white space or Unicode form alone are matched"
             progress(str(path), 0, 0, f"{changed} {what}")
         for name, own in _models(rows, file, wanted).items():
-            match_outputs(own, against, subset=subset, owner=f"'{name:.60}' in {path}")
+            match_outputs(own, against, subset=subset, owner=f"'{name:.60}' in {path}", otherwise=otherwise)
             if name in outputs:
                 raise UserError(f"Two files hold outputs of '{name}'. Name the models: NAME=FILE, as in one={path}.")
-            outputs[name] = [{**row, "generator": name} for row in own]
-    return outputs, against
+            outputs[name], sources[name] = [{**row, "generator": name} for row in own], path
+    return outputs, against, sources
 
 
-def _named_file(asked: str) -> tuple[str | None, Path]:
+def named_file(asked: str) -> tuple[str | None, Path]:
     """NAME=FILE as the two, without a name where it is the path of a file. Either may have `=` in it."""
     if "=" not in asked or Path(asked).expanduser().is_file():
         return None, Path(asked)

@@ -117,6 +117,8 @@ def submit_command(
 ) -> int:
     """Submit a command over files. The same command over the same files is one job, as long as its results are there.
 
+    What a kept leaderboard is asked to do is done each time, but not twice at once.
+
     Args:
         verb, words, values: as `jobs.command_submission.prepare_command` takes them.
         redo: run it although it has succeeded.
@@ -130,10 +132,12 @@ def submit_command(
     job = prepare_command(verb, words, values, shared=places, python=python, here=here)
     out = Path(job.results)
     gone = (here or out.parent.is_dir()) and not out.exists()
-    options = ["--verb", verb, "--address", address, "--follow"]
+    outer, *inner = verb.split()
+    options = ["--verb", outer, "--address", address, "--follow"]
     options += [word for folder in shared for word in ("--shared", str(folder))]
-    back = shlex.join(["otpo", "submit", *options, "--", *words])
-    return _submit(client, job, address, again=redo or gone, follow=follow, back=back, say=say, show_log=show_log)
+    back = shlex.join(["otpo", "submit", *options, "--", *inner, *words])
+    again = redo or gone or outer == "board"
+    return _submit(client, job, address, again=again, follow=follow, back=back, say=say, show_log=show_log)
 
 
 def _submit(

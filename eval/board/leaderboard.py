@@ -27,7 +27,7 @@ from eval.stats.length_control import (
 )
 from eval.stats.position_bias import bias_note, position_bias
 from eval.stats.scores import scores
-from eval.stats.verbosity import verbosity
+from eval.stats.verbosity import gain_from_length, verbosity
 from eval.stats.win_rate import by_prompt, win_rates
 from eval.stats.wording import BUCKETS, win_rates_by_length, wording
 from otpo.errors import UserError
@@ -42,7 +42,7 @@ OWN_COLUMNS = (
     *RANK_COLUMNS,
     *("win_rate_low", "win_rate_high", "n_failed"),
     *MISSING_COLUMNS,
-    *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high"),
+    *("length_adjusted_winrate", "length_adjusted_low", "length_adjusted_high", "gain_from_length"),
     *("score", "score_low", "score_high", "reference_score"),
     *("style_controlled", "style_controlled_low", "style_controlled_high", "orders"),
     *("reference_length", "length_ratio", "avg_tokens", "longer_share", "wins_when_longer"),
@@ -51,7 +51,7 @@ OWN_COLUMNS = (
     *(f"{figure}_ratio_{name}" for *_, name in BUCKETS for figure in ("win_rate", "n")),
     *("first_share", "first_share_low", "first_share_high", "win_rate_shown_first", "win_rate_shown_second"),
     "read",
-    *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "note"),
+    *("judge_prompt_tokens", "judge_completion_tokens", "judge_price_usd", "imported", "note"),
 )
 COLUMNS = (*ALPACA_EVAL_COLUMNS, *CONTEXT_COLUMNS, *OWN_COLUMNS)
 SUMMARIES = ("summary", "tldr")
@@ -151,6 +151,7 @@ def _row(
         "flip_rate": _flip_rate(prompts),
         "orders": _orders(own),
         "read": _read_shares(own),
+        "imported": "",
         "first_share": bias.first_share,
         "first_share_low": bias.low,
         "first_share_high": bias.high,
@@ -184,6 +185,8 @@ def _row(
             side = "longer" if longer < shorter else "shorter"
             share = min(longer, shorter)
             notes.append(f"only {share:.0f}% of its outputs are {side} than the reference's: equal length extrapolates")
+    level = row.get("length_controlled_winrate", row.get("length_adjusted_winrate"))
+    row["gain_from_length"] = gain_from_length(rates["win_rate"], level, (interval.low, interval.high))
     row["note"] = "; ".join(dict.fromkeys(note for note in notes if note))
     return row
 
@@ -279,13 +282,17 @@ def _plain(value: Any) -> Any:
 
 def _markdown(board: pd.DataFrame) -> str:
     parts = []
-    for (task, reference), rows in board.groupby(["task", "reference"], sort=False, dropna=False):
-        parts.append(f"**{_literal(task)}, against {_literal(reference)}**\n")
+    several = len(board[["judge", "protocol"]].drop_duplicates()) > 1
+    for (task, judge, protocol, reference), rows in board.groupby([*CONTEXT_COLUMNS], sort=False, dropna=False):
+        by = f", judged by {_literal(judge)} with the {_literal(protocol)} prompt" if several else ""
+        parts.append(f"**{_literal(task)}, against {_literal(reference)}{by}**\n")
         parts.append("| rank | group | model | win rate, % | 95 % interval | length | no verdict |")
         parts.append("| --- | --- | --- | --- | --- | --- | --- |")
         for row in rows.to_dict("records"):
-            cells = [shown_rank(row), number(row["group"], 0), _literal(row["name"]), number(row["win_rate"])]
-            cells += [f"{number(row['win_rate_low'])} to {number(row['win_rate_high'])}"]
+            name = _literal(row["name"]) + (" (published)" if row.get("imported") else "")
+            bounds = [number(row[f"win_rate_{end}"]) for end in ("low", "high")]
+            cells = [shown_rank(row), number(row["group"], 0), name, number(row["win_rate"])]
+            cells += [" to ".join(dict.fromkeys(bounds)) if "n/a" in bounds else " to ".join(bounds)]
             cells += [number(row["avg_length"], 0), number(row["n_failed"], 0)]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
@@ -299,9 +306,9 @@ def _literal(text: Any) -> str:
 
 def read_leaderboard(path: Path) -> pd.DataFrame:
     """Read what `write_leaderboard` wrote. Names stay text; a column that the file lacks is empty."""
-    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "note", "orders")}
+    text = {c: str for c in ("name", "task", "judge", "protocol", "reference", "read", "imported", "note", "orders")}
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame if c not in COLUMNS)])
     earlier = frame["flip_rate"].notna().map({True: "both", False: ""})
     frame["orders"] = frame["orders"].astype(object).where(frame["orders"].notna(), earlier)
-    return frame.assign(**{column: frame[column].astype(object).fillna("") for column in ("note", "read")})
+    return frame.assign(**{column: frame[column].astype(object).fillna("") for column in ("note", "read", "imported")})

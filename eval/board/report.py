@@ -24,15 +24,18 @@ from eval.board.pages import render, write_page
 from eval.board.run_files import Board, RunFiles, boards, read_run, shown_names
 from eval.board.sentences import (
     AGREEMENT_HEADINGS,
+    PUBLISHED,
     agreement_rows,
     agreement_sentences,
+    badge,
     claim,
     explanation,
     front_sentence,
     judge_health,
+    panel_health,
+    published_sentence,
     score_columns,
     scores_note,
-    share,
     world_sentence,
 )
 from eval.board.standings import RANK_COLUMNS, Standings, groups_sentences, matrix, standings, with_bounds, with_ranks
@@ -54,6 +57,7 @@ VERBOSITY = [
     ("Of its wins, longer", "wins_when_longer", 1),
     ("Win rate when longer", "win_rate_when_longer", 1),
     ("Win rate when shorter", "win_rate_when_shorter", 1),
+    ("Of its lead, by length", "gain_from_length", 1),
     ("Tokens an output", "avg_tokens", 1),
     ("Cut at the limit", "truncation_rate", 1),
     ("Sentences", "avg_sentences", 1),
@@ -87,7 +91,7 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
     runs = [read_run(Path(folder)) for folder in run_dirs]
     names = shown_names(runs)
     found = boards(runs, names)
-    found = sorted(found, key=lambda board: _between_models(board, found))
+    found = sorted(found, key=lambda board: (_between_models(board, found), (board.table["imported"] != "").all()))
     looks = _looks(names, found)
     compared = [_compare(board) for board in found]
     out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +101,8 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
     views = [
         _board_view(board, against, looks, out, _slug(board.task, i, found))
         | {"between_models": _between_models(board, found), "name": _board_name(board, found)}
-        | {"badges": [_badge(run.agreement) for run in runs if run.agreement and _judged_by(board, run.agreement)]}
+        | {"badges": [badge(run.agreement) for run in runs if run.agreement and _judged_by(board, run.agreement)]}
+        | {"panels": [said for run in runs for said in panel_health(run.panel.get(board.task), board.judge)]}
         for i, (board, against) in enumerate(zip(found, compared, strict=True))
     ]
     metrics = {names[i, label]: frame for i, run in enumerate(runs) for label, frame in run.metrics.items()}
@@ -145,7 +150,8 @@ def _looks(names: Mapping[tuple[int, str], str], found: Sequence[Board]) -> dict
 
 def _between_models(board: Board, found: Sequence[Board]) -> bool:
     """Whether models were judged against each other: the reference is a row of another board of the same task."""
-    rows = [name.split("/")[-1] for other in found if other.task == board.task for name in other.table["name"]]
+    judged = (other.table["name"][other.table["imported"] == ""] for other in found if other.task == board.task)
+    rows = [name.split("/")[-1] for names in judged for name in names]
     return board.reference in rows
 
 
@@ -196,6 +202,7 @@ def _compare(board: Board) -> Standings:
 
 def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], out: Path, slug: str) -> dict[str, Any]:
     table, pairs = board.table, against.pairs()
+    own = table[table["imported"] == ""]
     official = bool(table["length_controlled_winrate"].notna().any())
     rows = _records(table)
     for row in rows:
@@ -211,8 +218,9 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
     return {
         "task": board.task,
         "title": board_title(board.task, board.judge, board.protocol, board.reference, board.orders),
-        "claim": claim(table, pairs),
-        "sentences": explanation(table, pairs),
+        "claim": claim(own, pairs) if len(own) else PUBLISHED,
+        "sentences": explanation(own, pairs) if len(own) else [],
+        "published": published_sentence(table),
         "rows": rows,
         "slug": slug,
         "own_pages": own_pages,
@@ -228,7 +236,7 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
-        "verbosity": [column for column in VERBOSITY if (table[column[1]].fillna(0) != 0).any()],
+        "verbosity": [column for column in VERBOSITY if (own[column[1]].fillna(0) != 0).any()],
         "scores": score_columns(table),
         "scores_note": scores_note(table),
         "pairs": _records(pairs),
@@ -250,10 +258,6 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
 def _judged_by(board: Board, figures: Mapping[str, Any]) -> bool:
     """Whether the judge of a board, asked in the same way, is the one that agreement.json is about."""
     return (board.judge, board.protocol) == (figures.get("judge"), figures.get("protocol"))
-
-
-def _badge(figures: Mapping[str, Any]) -> str:
-    return f"{share(figures, 'accuracy')} of {count(figures['n'], 'pair')}"
 
 
 def _agreement(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class RunFiles:
         weights: the rows of weights.json.
         world: what is known of a small world, world.json.
         agreement: how far a judge agrees with people, agreement.json.
+        panel: how far the judges of a panel agree, panel.json, by task.
         sweep: what the trials of each swept label showed, sweep.json.
         manifest: manifest.json.
         recipe: recipe.yaml, as text.
@@ -50,6 +51,7 @@ class RunFiles:
     weights: list[dict[str, Any]] = field(default_factory=list)
     world: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None
+    panel: dict[str, dict[str, Any]] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     manifest: dict[str, Any] | None = None
     recipe: str | None = None
@@ -100,13 +102,13 @@ def write_outputs(
         reference: the reference's rows.
     """
     for label, rows in outputs.items():
-        _write_rows(layout.outputs_file(folder, layout.folder_name(label), task), rows)
-    _write_rows(layout.reference_file(folder, task), reference)
+        write_atomically(layout.outputs_file(folder, layout.folder_name(label), task), text_of_rows(rows))
+    write_atomically(layout.reference_file(folder, task), text_of_rows(reference))
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    # As ASCII, since an output may hold half a surrogate pair, which UTF-8 cannot.
-    write_atomically(path, json.dumps(list(rows), indent=1, default=str))
+def text_of_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """Outputs as a file holds them: as ASCII, since one may hold half a surrogate pair, which UTF-8 cannot."""
+    return json.dumps(list(rows), indent=1, default=str)
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -125,8 +127,11 @@ def read_run(folder: Path) -> RunFiles:
         run.board = read_leaderboard(path)
     for path in [folder / layout.VERDICTS, *sorted(folder.glob(f"{layout.JUDGE}/*/{layout.VERDICTS}"))]:
         if path.is_file():
+            panel = _json(path.parent / layout.PANEL_FIGURES, run, dict)
             for task, frame in pd.read_parquet(path).groupby("task", sort=False):
                 run.verdicts[str(task)] = frame.reset_index(drop=True)
+                if panel and {"judges", "pairs"} <= panel.keys():
+                    run.panel[str(task)] = panel
     for path in sorted(folder.glob(f"{layout.JUDGE}/*/{layout.REFERENCE}*")):
         run.references[path.parent.name] = _json(path, run, list) or []
     for path in sorted(folder.glob(f"{layout.MODELS}/*/*/{layout.OUTPUTS}*")):
@@ -228,6 +233,7 @@ def boards(runs: Sequence[RunFiles], names: Mapping[tuple[int, str], str]) -> li
         for i, table in parts:
             run, rename = runs[i], {label: names[i, label] for label in table["name"]}
             tables.append(table.assign(name=table["name"].map(rename), run=run.name))
+            rename = {label: rename[label] for label in table["name"][table["imported"] == ""]}
             if (frame := run.verdicts.get(task)) is not None:
                 frame = frame[frame["generator"].isin(rename) & (frame["reference"] == reference)]
                 verdicts.append(frame.assign(generator=frame["generator"].map(rename)))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from eval.board.numbers import count, number, points, relative
 from eval.judge.table import several_models
+from eval.published.lm_eval import LM_EVAL
 from eval.stats.scores import CRITERION
 
 READ = {
@@ -265,14 +266,38 @@ def runner_up(judged: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any] | Non
     return None
 
 
+PUBLISHED = "Published figures"
+
+
+def published_sentence(table: pd.DataFrame) -> str:
+    """Which rows of a leaderboard are figures of other people; empty where none are."""
+    rows = table[table["imported"] != ""]
+    if rows.empty:
+        return ""
+    files = ", ".join(dict.fromkeys(rows["imported"].astype(str)))
+    return (
+        f"{count(len(rows), 'row')} marked as published: figures imported from {files}, which nobody judged here. "
+        "Without verdicts they have no interval and no rank."
+    )
+
+
 def score_columns(table: pd.DataFrame) -> list[tuple[str, str, int]]:
     """Heading, column and decimals of the scores that a board has."""
     criteria = [(str(name), str(name), 1) for name in table if str(name).startswith(CRITERION)]
-    return [column for column in (*SCORES, *criteria) if table[column[1]].notna().any()]
+    harness = [(str(name), str(name), 3) for name in table if str(name).startswith(LM_EVAL)]
+    return [column for column in (*SCORES, *criteria, *harness) if table[column[1]].notna().any()]
 
 
 def scores_note(table: pd.DataFrame) -> str:
     """What the scores are."""
+    harness = any(str(name).startswith(LM_EVAL) and table[name].notna().any() for name in table)
+    imported = "Columns that begin with lm_eval are figures of lm-evaluation-harness, as they were imported." * harness
+    if not any(table[column].notna().any() for _, column, _ in SCORES):
+        return imported
+    return f"{_scores_note(table)} {imported}".strip()
+
+
+def _scores_note(table: pd.DataFrame) -> str:
     if table["reference_score"].notna().any():
         return (
             "Score: the mean of what the judge gave each output, seen alone, with its 95% interval over prompts. A "
@@ -290,6 +315,19 @@ def panel_sentences(figures: Mapping[str, Any]) -> list[str]:
     told = [(f"{row['judge']} and the panel", row) for row in figures["judges"]]
     told += [(f"{row['judge']} and {row['other']}", row) for row in figures["pairs"]]
     return [f"{who} name the same winner on {share(row, 'agreement')} of {row['n']:,} prompts" for who, row in told]
+
+
+def panel_health(figures: Mapping[str, Any] | None, judge: str) -> list[str]:
+    """`panel_sentences` for the page of a board, where the panel is what it calls its judge."""
+    names = [str(row["judge"]) for row in figures["judges"]] if figures else []
+    if not figures or not judge.endswith(f" of {', '.join(names[:-1])} and {names[-1]}"):
+        return []
+    return [f"{said}." for said in panel_sentences(figures)]
+
+
+def badge(figures: Mapping[str, Any]) -> str:
+    """A judge's agreement with people in a few words."""
+    return f"{share(figures, 'accuracy')} of {count(figures['n'], 'pair')}"
 
 
 def migration_sentences(figures: Mapping[str, Any]) -> list[str]:

@@ -148,7 +148,7 @@ def several_models(frame: pd.DataFrame) -> str:
     counted = ", ".join(f"{name} ({count:,})" for name, count in frame["judge_model"].value_counts().items())
     return (
         f"The judge's name answers as several models: {counted}. If it has changed for good, the same command asks the "
-        "model that answers now about what the other one judged."
+        "model that answers now about what the other one judged (of a kept leaderboard: `otpo board update --renew`)."
     )
 
 

@@ -18,6 +18,11 @@ from otpo.files import Row
 
 T = TypeVar("T", bound=Hashable)
 
+JUDGED = (
+    "Generate both from the same prompts, say that you judge a subset (`otpo judge --subset`), or, where a file holds "
+    "several generators that are one model, name it (`otpo judge NAME=FILE`)."
+)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -84,7 +89,7 @@ def _bare(row: Row) -> str:
 
 
 def match_outputs(
-    outputs: Sequence[Row], reference: Sequence[Row], *, subset: bool = False, owner: str = ""
+    outputs: Sequence[Row], reference: Sequence[Row], *, subset: bool = False, owner: str = "", otherwise: str = JUDGED
 ) -> list[Pair]:
     """Pair a model's outputs with the reference's. Both must cover the same instructions, as in AlpacaEval.
 
@@ -93,6 +98,7 @@ def match_outputs(
         reference: the reference's rows.
         subset: allow `outputs` to cover only some of the reference's instructions.
         owner: whose outputs they are, for the error.
+        otherwise: what to do about outputs that do not match, for the error.
 
     Returns:
         The pairs, in the order of the reference.
@@ -109,7 +115,9 @@ def match_outputs(
         often = [text for text in without_reference if (text, 0) in theirs]
         without_reference = [text for text in without_reference if (text, 0) not in theirs]
         said = _mismatch(without_reference, [] if subset else without_output, often)
-        raise UserError(f"The outputs{owner and f' of {owner}'} {counts} differ in their instructions. {said}")
+        raise UserError(
+            f"The outputs{owner and f' of {owner}'} {counts} differ in their instructions. {said} {otherwise}"
+        )
     return [
         Pair(
             index=index,
@@ -184,8 +192,4 @@ def _mismatch(without_reference: list[str], without_output: list[str], often: li
             f"{len(often)} outputs are of instructions that the reference has less often, e.g. {examples(often)}: keep "
             "one output of each."
         )
-    parts.append(
-        "Generate both from the same prompts, say that you judge a subset (`otpo judge --subset`), or, where a file "
-        "holds several generators that are one model, name it (`otpo judge NAME=FILE`)."
-    )
     return " ".join(parts)

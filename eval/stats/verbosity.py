@@ -54,3 +54,26 @@ def verbosity(
         "win_rate_when_shorter": percent(chance[judged & shorter]),
         "truncation_rate": float(np.mean(known_cuts) * 100) if known_cuts else None,
     }
+
+
+def gain_from_length(
+    win_rate: float | None, at_equal_length: float | None, interval: tuple[float | None, float | None]
+) -> float | None:
+    """How much of a win rate's distance from 50 % goes away at equal length, in percent.
+
+    100 is all of it: the model wins, or loses, by length alone. Below 0, it wins although its length speaks against it.
+
+    Args:
+        win_rate: in percent.
+        at_equal_length: the length-controlled or length-adjusted win rate.
+        interval: of the win rate.
+
+    Returns:
+        None where one of the two is not known, or 50 % is inside the interval: there is no gain to be shared.
+    """
+    low, high = interval
+    if win_rate is None or at_equal_length is None or low is None or high is None:
+        return None
+    if pd.isna(win_rate) or pd.isna(at_equal_length) or low <= 50.0 <= high:
+        return None
+    return 100.0 * (win_rate - at_equal_length) / (win_rate - 50.0)

@@ -12,6 +12,7 @@ import sys
 
 import typer
 
+from jobs.cli.board_verbs import board
 from jobs.cli.data_verbs import data, fresh
 from jobs.cli.doctor_verb import doctor
 from jobs.cli.generate_verbs import generate, pairs
@@ -58,6 +59,7 @@ VERBS = (
 WITH_RECIPE = (plan, run, train, sweep, submit)
 for verb in VERBS:
     app.command()(verb if verb in WITH_RECIPE else in_flags(verb))
+app.add_typer(board, name="board")
 
 
 def main() -> None:

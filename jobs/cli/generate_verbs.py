@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.judge_options import JudgeModel, JudgeSettings, JudgeUrl, judge_of
 from jobs.cli.options import (
     ANOTHER_OUT,
     ChatTemplateKwargs,
@@ -21,6 +20,7 @@ from jobs.cli.options import (
     kwargs_of,
     local,
 )
+from jobs.cli.options.judge import JudgeModel, JudgeSettings, JudgeUrl, judge_of
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.judge_options import JudgeOptions, with_judge
 from jobs.cli.options import ANOTHER_OUT, Out, OutputColumn, Template, columns_of
+from jobs.cli.options.judge import JudgeOptions, with_judge
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 from otpo.errors import UserError

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, show, stderr
+from jobs.cli.terminal import console, one_of, show, stderr
 from otpo.errors import UserError
 from otpo.files import is_address
 from pipeline.storage.remote import check_address
@@ -143,8 +143,8 @@ def submit(
         str,
         typer.Option(
             "--verb",
-            help="what the job does: run, train or sweep; or generate, pairs, judge, agreement or report, whose words"
-            " follow after --",
+            help="what the job does: run, train or sweep; or generate, pairs, judge, agreement, report or board, whose"
+            " words follow after --",
         ),
     ] = "run",
     kuberay: Annotated[
@@ -192,7 +192,11 @@ def submit(
     if verb in COMMANDS:
         words = [recipe, *(overrides or [])]
         commands: Any = context.find_root().command
-        values = commands.commands[verb].make_context(verb, list(words), parent=context.find_root()).params
+        command = commands.commands[verb]
+        if inner := getattr(command, "commands", None):  # `board add`
+            one_of(f"--verb {verb}", words[0], *inner)
+            command, verb, words = inner[words[0]], f"{verb} {words[0]}", words[1:]
+        values = command.make_context(verb, list(words), parent=context.find_root()).params
         raise typer.Exit(submit_command(verb, words, values, **how))
     raise typer.Exit(submit_recipe(recipe, overrides or [], runs=runs, verb=verb, **how))
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.recipe.recipe import Recipe
 
 # Keys that say where and how fast, not what: they may change while the run keeps its name.
-_JUDGE_KEYS = (
+JUDGE_EXECUTION_KEYS = (
     "url",
     "api_key_env",
     "ca_file",
@@ -24,7 +24,7 @@ EXECUTION_KEYS = (
     "cluster",
     "sweep",
     "tracking",
-    *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in _JUDGE_KEYS),
+    *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in JUDGE_EXECUTION_KEYS),
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )

@@ -17,6 +17,7 @@ from eval.stats.length_control import (
     load_calibration,
     why_not_official,
 )
+from eval.stats.verbosity import gain_from_length
 from otpo.errors import UserError
 
 
@@ -201,3 +202,26 @@ def test_where_lengths_hardly_overlap_the_interval_and_the_note_say_that_it_extr
     assert interval.high - interval.low > 10 * moved or interval.high - interval.low > 30
     overlapping = length_adjusted(*world(-2.0, -0.4, 400, 0))[1]
     assert overlapping.note == "" and interval.high - interval.low > 1.5 * (overlapping.high - overlapping.low)
+
+
+def test_what_length_has_of_a_lead_is_all_where_length_decides_and_nothing_where_it_does_not():
+    rng = np.random.default_rng(0)
+    n = 600
+    mine, theirs = rng.integers(50, 400, n), rng.integers(50, 300, n)
+
+    def row(preference: np.ndarray) -> pd.Series:
+        outputs, reference = ([{"instruction": str(i), "output": "x" * k} for i, k in enumerate(lengths)]
+                              for lengths in (mine, theirs))  # fmt: skip
+        frame = pd.DataFrame({"task": "t", "generator": "m", "reference": "r", "index": range(n),
+                              "instruction": [str(i) for i in range(n)], "preference": preference})  # fmt: skip
+        return leaderboard(frame, {"m": outputs}, reference, judge="j", protocol="p").iloc[0]
+
+    by_length = row(1.0 + (rng.random(n) < 1 / (1 + np.exp((theirs - mine) / 60))))
+    by_chance = row(1.0 + (rng.random(n) < 0.7))
+    assert by_length["win_rate"] > 55 and by_length["gain_from_length"] == pytest.approx(100, abs=30)
+    assert by_chance["win_rate"] > 60 and by_chance["gain_from_length"] == pytest.approx(0, abs=15)
+    assert pd.isna(row(1.0 + np.arange(n) % 2)["gain_from_length"])
+    assert gain_from_length(60.0, 55.0, (56.0, 64.0)) == pytest.approx(50.0)
+    assert gain_from_length(40.0, 45.0, (36.0, 44.0)) == pytest.approx(50.0)
+    assert gain_from_length(60.0, 65.0, (56.0, 64.0)) == pytest.approx(-50.0)
+    assert gain_from_length(60.0, 55.0, (49.0, 71.0)) is gain_from_length(None, 55.0, (1.0, 2.0)) is None

@@ -240,6 +240,47 @@ def test_files_of_a_command_travel_to_another_machine(tmp_path: Path, monkeypatc
         prepare_command("judge", words, {"out": Path("board")}, shared=[], python="python", here=False)
 
 
+def test_a_kept_leaderboard_is_written_where_it_lies_and_its_judges_key_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "add").mkdir()  # no file of the command, although it has a word's name
+    (tmp_path / "ours.json").write_text("[]")
+    words, values = ["/net/board", "mine=ours.json"], {"folder": Path("/net/board"), "judge_url": None}
+    job = prepare_command("board add", words, values, shared=[], python="python", here=False)
+    assert shlex.split(job.entrypoint)[:6] == ["python", "-m", "jobs.cli", "board", "add", "/net/board"]
+    assert list(job.inputs.values()) == [tmp_path / "ours.json"]
+    assert job.results == "/net/board" and job.id.startswith("board-add-board-") and job.judge_key is None
+    with pytest.raises(UserError, match="DIR board: on a cluster it must be an absolute path"):
+        prepare_command("board add", words, {"folder": Path("board")}, shared=[], python="python", here=False)
+    reference = {"name": "r", "file": "r.json", "sha256": "0", "prompts": 1}
+    judge = {"url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": "MY_KEY"}
+    state = {"task": "t", "judge": judge, "protocol": "preference", "reference": reference}
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / "board.yaml").write_text(yaml.safe_dump(state))
+    values = {"folder": tmp_path / "board", "judge_url": None}
+    keys = {
+        verb: prepare_command(verb, [str(tmp_path / "board")], values, shared=[], python="p", here=True).judge_key
+        for verb in ("board update", "board build")
+    }
+    assert keys == {"board update": "MY_KEY", "board build": None}
+
+
+@pytest.mark.slow
+def test_a_leaderboard_is_kept_by_jobs_which_run_each_time(head: Head, tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        rows = [{"instruction": f"{n}?", "output": name * (n + 1), "generator": name} for n in range(6)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    board = tmp_path / "board"
+    with ScriptedJudge() as server:
+        words = ["init", str(board), "--reference", "theirs.json", "--judge-url", server.url, "--judge-model", "m"]
+        unknown = head.submit("--verb", "board", "--", "keep", str(board), cwd=tmp_path)
+        assert unknown.returncode == 2 and "expected one of init, add" in unknown.stderr
+        for told in (words, ["add", str(board), "ours.json"], ["update", str(board)], ["update", str(board)]):
+            done = head.submit("--verb", "board", "--follow", "--", *told, cwd=tmp_path)
+            assert done.returncode == 0 and "SUCCEEDED" in done.stderr, done.stdout + done.stderr
+    listed = head.otpo("jobs", "list").stdout
+    assert listed.count("board-update-board-") == 2 and f"results in {board}" in listed
+
+
 @pytest.mark.slow
 def test_a_failed_job_gives_exit_code_1_and_a_new_attempt(head: Head, recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"

@@ -3,6 +3,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
+  const names = heads.map((head) => [...head.childNodes].map((node) => node.textContent).join(" ").replace(/\s+/g, " ").trim());
   const value = (row, column) => {
     const cell = row.cells[column];
     const text = "sort" in cell.dataset ? cell.dataset.sort : cell.textContent.trim();
@@ -27,6 +28,27 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...[...rows].sort((a, b) => compare(value(a, column), value(b, column), sign)));
     });
   });
+  if (heads.length >= 6) {
+    const columns = document.createElement("details");
+    const summary = document.createElement("summary");
+    const list = document.createElement("div");
+    columns.className = "columns";
+    summary.append("Columns");
+    columns.append(summary, list);
+    heads.forEach((head, column) => {
+      if (rows.some((row) => row.cells[column].scope === "row")) return;
+      const box = document.createElement("input");
+      const label = document.createElement("label");
+      box.type = "checkbox";
+      box.checked = true;
+      label.append(box, " ", names[column]);
+      list.append(label);
+      box.addEventListener("change", () => {
+        for (const row of [table.tHead.rows[0], ...rows]) row.cells[column].hidden = !box.checked;
+      });
+    });
+    table.closest(".scroll").before(columns);
+  }
   if (rows.length <= 8) continue;
   const bar = document.createElement("p");
   const field = document.createElement("input");

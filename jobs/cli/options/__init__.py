@@ -24,7 +24,7 @@ def local(out: Path) -> Path:
     """
     if is_address(out):
         raise UserError(
-            f"--out {out}: expected a path. Runs alone are kept at an address (--runs): write to a folder, and copy it."
+            f"{out}: expected a path. Runs alone are kept at an address (--runs): write to a folder, and copy it."
         )
     return out
 

@@ -67,7 +67,7 @@ class JudgeOptions:
         """
         named = {"judge_url": "url", "judge_model": "model"}
         said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
-        return judge_of(self.settings, **given, **{named.get(k, k): v for k, v in said.items() if v is not None})
+        return judge_of(self.settings, **given | {named.get(k, k): v for k, v in said.items() if v is not None})
 
 
 def with_judge(verb: Callable[..., None]) -> Callable[..., None]:

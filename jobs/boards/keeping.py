@@ -1,0 +1,255 @@
+"""Keeps a leaderboard: models come and go, are judged and judged again, and all pages follow.
+
+board.yaml says which models there are before anything is asked about them. So a command that is killed leaves a board
+that the next one goes on with: what has no verdict yet is asked, what was paid for lies in the store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval import layout
+from eval.board.run_files import text_of_rows
+from eval.judge.check import check_each
+from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import judge_label, members_of
+from eval.judge.protocols.registry import protocol_label
+from eval.judge.table import verdict_table
+from eval.outputs.columns import OutputColumns
+from eval.outputs.reading import OutputFile
+from jobs.batching import estimate, know_the_way
+from jobs.boards.kept import Kept, sha256_of
+from jobs.boards.making import with_files
+from jobs.boards.mixing import refuse_another, refuse_mixed, tell_mixed
+from jobs.boards.pages import write_board
+from jobs.boards.state import Model, State, differences, digest_of, now, write_state
+from jobs.judging import ask, read_models, tell_missing, tell_panel
+from jobs.rejudging import Judged, ask_again
+from otpo.errors import UserError
+from otpo.files import Row, write_atomically, write_json
+from pipeline.judge.board import write_panel
+from pipeline.progress import Progress
+
+NO_TEXT = ("no_output", "no_reference")
+"""Errors of verdicts that no judge can give."""
+
+
+def add(
+    kept: Kept, files: Sequence[str], config: JudgeConfig, *, replace: bool, dry_run: bool, progress: Progress
+) -> pd.DataFrame | str:
+    """Add models by files of their outputs, and ask about them. What is there already is left as it is.
+
+    Args:
+        files: of outputs, each a path or NAME=FILE, as `otpo judge` takes them.
+        config: the board's judge, as it is to be asked now, and how files are read.
+        replace: new outputs may take the place of a model's.
+        dry_run: only say what it would cost.
+
+    Returns:
+        The leaderboard, or what it would cost.
+
+    Raises:
+        UserError: another judge, files that do not fit the board, outputs that differ from those that are there, or a
+            judge that cannot be asked; nothing was changed.
+        WorkError: not one verdict came back; the same command asks again.
+    """
+    state, reference = kept.state, kept.reference()
+    refuse_another(kept, config)
+    stored = OutputFile(layout.reference_file(kept.folder, state.task), reference, OutputColumns(), Counter())
+    otherwise = (
+        f"{kept.folder} holds one set of prompts: generate outputs for all of them, and, where a file holds several "
+        "generators that are one model, name it (NAME=FILE); or make a board for other prompts (`otpo board init`)."
+    )
+    given, against, sources = read_models(files, stored, config, False, progress, otherwise)
+    if state.models and against != reference:
+        raise UserError(
+            f"{', '.join(files)}: the outputs have an `input` beside the instruction, and the prompts of {kept.folder} "
+            "have none: they were asked something else. Give outputs of the board's prompts, or make a board of their "
+            "own with `otpo board init`."
+        )
+    texts = {name: text_of_rows(rows) for name, rows in given.items()}
+    changed = {
+        name for name in texts if name not in state.models or state.models[name].sha256 != sha256_of(texts[name])
+    }
+    if others := [name for name in changed if name in state.models and not replace]:
+        raise _others(kept, others[0], given[others[0]], sources[others[0]])
+    refuse_mixed(kept, config, renew=False)
+    if dry_run:
+        know_the_way(config, kept.folder, progress, ask=False)
+        asked = {name: rows for name, rows in given.items() if name in changed}
+        return str(estimate(asked, against, config, kept.folder, state.task, subset=False))
+    if changed and not config.reward_model:
+        check_each(config, kept.folder / layout.STORE)
+    for name in changed:
+        write_atomically(kept.path(name), texts[name])
+    models = {
+        name: Model(file=str(sources[name]), sha256=sha256_of(texts[name]), outputs=len(given[name]), added=now())
+        for name in texts
+        if name in changed
+    }
+    source = state.reference
+    if against != reference:  # the first models say what else the prompts hold
+        path = layout.reference_file(kept.folder, state.task)
+        write_atomically(path, text_of_rows(against))
+        source = source.model_copy(update={"sha256": digest_of(path)})
+    state = state.model_copy(update={"models": state.models | models, "reference": source})
+    write_state(kept.folder, state)
+    return refresh(Kept(kept.folder, state), config, progress=progress)
+
+
+def update(kept: Kept, config: JudgeConfig, *, renew: bool, progress: Progress) -> pd.DataFrame:
+    """Ask for every verdict that is missing, and make the pages.
+
+    Args:
+        renew: where the judge's name came to answer as another model, ask that one about everything.
+
+    Raises:
+        UserError: another judge, or one that cannot be asked. WorkError: not one verdict came back.
+    """
+    refuse_another(kept, config)
+    refuse_mixed(kept, config, renew=renew)
+    return refresh(kept, config, progress=progress, renew=renew)
+
+
+def remove(kept: Kept, names: Sequence[str]) -> tuple[State, list[str]]:
+    """Take models, or imported files, off the board; what was paid for them stays in the store.
+
+    Returns:
+        The board as it is then, and the names that were there.
+
+    Raises:
+        UserError: a name that is neither; nothing was changed.
+    """
+    state = kept.state
+    known = {*state.models, *state.imported}
+    files = {each.file: name for name, each in state.imported.items()}
+    if unknown := [name for name in names if name not in known and name not in files]:
+        there = ", ".join([*state.models, *state.imported]) or "none"
+        raise UserError(f"'{unknown[0]}' is neither a model nor an imported file of {kept.folder}. There are: {there}.")
+    gone = {files.get(name, name) for name in names}
+    left = {
+        "models": {name: each for name, each in state.models.items() if name not in gone},
+        "imported": {
+            name: each for name, each in state.imported.items() if name not in gone and each.model not in gone
+        },
+    }
+    state = state.model_copy(update=left)
+    write_state(kept.folder, state)
+    return state, sorted(gone)
+
+
+def rejudge(
+    kept: Kept, config: JudgeConfig, *, template: str | None, progress: Progress
+) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """Let another judge judge all of the board in the old one's place; the old one's replies stay in the store.
+
+    Returns:
+        The leaderboard, and the figures of migration.json; None where the old judge had given no verdict.
+
+    Raises:
+        UserError: the judge is the board's own, or cannot be asked. WorkError: not one verdict came back.
+    """
+    state, there = kept.state, kept.state.config(kept.folder)
+    if not differences(there, config):
+        raise UserError(
+            f"{kept.folder} is judged by {judge_label(there)} in this way already: `otpo board update {kept.folder}` "
+            "asks for what is missing."
+        )
+    outputs, reference = kept.outputs(), kept.reference()
+    before, known, found = kept.verdicts(outputs), None, None
+    template = template or state.template
+    if before["preference"].notna().any():
+        own = {name: rows for name, rows in outputs.items() if name in set(before["generator"])}
+        old = Judged(state.task, own, reference, state.reference.name, before, judge_label(there), state.protocol)
+        _, known, found = ask_again(old, config, kept.folder, progress=progress, template=template)
+        write_json(kept.folder / layout.MIGRATION, found)
+    judge, label = with_files(kept.folder, config), protocol_label(config.protocol)
+    state = state.model_copy(update={"judge": judge, "protocol": label, "template": template})
+    write_state(kept.folder, state)
+    return refresh(Kept(kept.folder, state), config, progress=progress, known=known), found
+
+
+def refresh(
+    kept: Kept,
+    config: JudgeConfig,
+    *,
+    progress: Progress,
+    renew: bool = False,
+    known: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Ask about every model that lacks a verdict, and write the board.
+
+    Args:
+        renew: ask about all; what the store has under the judge's present identity is not paid again.
+        known: verdicts in place of those in the folder.
+    """
+    folder, state = kept.folder, kept.state
+    outputs, reference = kept.outputs(), kept.reference()
+    found = kept.verdicts(outputs) if known is None else known
+    prompts = len(reference)
+    whole = {
+        name
+        for name, own in found.groupby("generator")
+        if own["index"].nunique() == prompts and (own["preference"].notna() | own["error"].isin(NO_TEXT)).all()
+    }
+    # a panel's judges are asked anew, so that each one's verdicts are at hand; the store answers
+    todo = {name: rows for name, rows in outputs.items() if renew or config.panel or name not in whole}
+    new, members = verdict_table([]), {}
+    if todo:
+        judge, new = ask(
+            *(todo, reference, config, folder, state.task),
+            against=state.reference.name, progress=progress, template=state.template,
+        )  # fmt: skip
+        members = judge.members
+    verdicts = _in_order([found[~found["generator"].isin(todo)], new], list(outputs))
+    if members:
+        tell_panel(folder, members, verdicts, config, progress)
+    board = write_board(folder, state, config, verdicts, outputs, reference)
+    if todo:
+        tell_missing(new, config, folder, progress)
+        tell_mixed(kept, config, verdicts, progress)
+    return board
+
+
+def build(kept: Kept, progress: Progress) -> pd.DataFrame:
+    """Make leaderboard and pages of the verdicts that are there, and ask nothing."""
+    folder, state, config = kept.folder, kept.state, kept.state.config(kept.folder)
+    outputs, reference = kept.outputs(), kept.reference()
+    found = kept.verdicts(outputs)
+    if unjudged := [name for name in outputs if name not in set(found["generator"])]:
+        said = f"{', '.join(unjudged)}: not judged yet. `otpo board update {folder}` asks about them."
+        progress(str(folder), 0, 0, said)
+    judged = {name: rows for name, rows in outputs.items() if name not in unjudged}
+    verdicts = _in_order([found], list(judged))
+    members = {}
+    for member in members_of(config) if config.panel else ():
+        path = folder / layout.PANEL / f"{layout.folder_name(str(member.model))}.parquet"
+        if path.is_file():
+            own = pd.read_parquet(path)
+            members[str(member.model)] = [own[own["generator"].isin(judged)]]
+    if members and len(verdicts):
+        write_panel(folder, members, verdicts)
+    return write_board(folder, state, config, verdicts, judged, reference)
+
+
+def _others(kept: Kept, name: str, rows: list[Row], source: Path) -> UserError:
+    there = kept.rows(name)
+    before = {(row["instruction"], row["output"]) for row in there}
+    differ = sum((row["instruction"], row["output"]) not in before for row in rows)
+    how = f"{differ} of {len(rows)} outputs differ" if differ else "they differ in other columns than the output"
+    return UserError(
+        f"{kept.folder} has a model '{name}' with outputs of {kept.state.models[name].file}, and {source} holds others "
+        f"({how}). --replace takes them in its place; NEW_NAME={source} adds them as another model."
+    )
+
+
+def _in_order(frames: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """All verdicts, model by model, in the order in which the models came."""
+    there = pd.concat([frame for frame in frames if len(frame)] or [verdict_table([])], ignore_index=True)
+    place = there["generator"].map({name: n for n, name in enumerate(names)})
+    return there.iloc[place.argsort(kind="stable")].reset_index(drop=True)

@@ -1,0 +1,68 @@
+"""One board is one judge's: what would mix two is refused."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eval import layout
+from eval.judge.config import JudgeConfig
+from eval.judge.protocols.registry import protocol_label
+from eval.judge.store import open_store
+from jobs.boards.kept import Kept
+from jobs.boards.state import differences
+from otpo.errors import UserError
+from pipeline.progress import Progress
+
+
+def refuse_another(kept: Kept, config: JudgeConfig) -> None:
+    """Refuse a judge, or a way of asking it, that is not the board's.
+
+    Raises:
+        UserError: what differs, and the ways out.
+    """
+    there = kept.state.config(kept.folder)
+    label = protocol_label(there.protocol)
+    if label != kept.state.protocol:
+        raise UserError(
+            f"The protocol in {kept.folder} asks otherwise than when the board was judged: {kept.state.protocol} then, "
+            f"{label} now. Put its earlier text back, or `otpo board rejudge {kept.folder} --protocol FILE`."
+        )
+    if found := differences(there, config):
+        raise UserError(
+            f"{kept.folder} is one judge's board: {'; '.join(found)}. Leave that out; or let it judge every model of "
+            f"the board (`otpo board rejudge {kept.folder}`); or make a board of its own (`otpo board init`)."
+        )
+
+
+def refuse_mixed(kept: Kept, config: JudgeConfig, *, renew: bool) -> None:
+    """Refuse to go on where the judge's name came to answer as another model, unless that one is asked everything.
+
+    Raises:
+        UserError: which models answered, and the ways out.
+    """
+    if not renew and (said := _mixed(kept, config, kept.written())):
+        raise UserError(said)
+
+
+def tell_mixed(kept: Kept, config: JudgeConfig, verdicts: pd.DataFrame, progress: Progress) -> None:
+    """Say that a board's verdicts are of several models, where they are."""
+    if said := _mixed(kept, config, verdicts):
+        progress(f"judge {config.model}", 0, 0, said)
+
+
+def _mixed(kept: Kept, config: JudgeConfig, verdicts: pd.DataFrame) -> str:
+    """That a board has the verdicts of several models of one name, and the ways out; empty where it has not."""
+    store = kept.folder / layout.STORE
+    counts = verdicts["judge_model"].value_counts()
+    if config.reward_model or config.panel or len(counts) < 2 or not store.is_file():
+        return ""
+    with open_store(store) as opened:
+        first, present = opened.identity(str(config.model)) or ("", "")
+    if first == present:
+        return ""
+    listed = ", ".join(f"{name} gave {count:,} verdicts" for name, count in counts.items())
+    return (
+        f"The judge {config.model} of {kept.folder} has come to answer as another model: {listed}, and it answers as "
+        f"{present} now. `otpo board update {kept.folder} --renew` asks that one about every model; or take off what "
+        "it judged (`otpo board remove`), and judge by a name that stands for one model (`otpo board rejudge`)."
+    )
