@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from eval import layout
+from eval.judge.panels.members import members_of
 from jobs.submission import Submission
 from otpo.errors import UserError, WorkError
 from pipeline.recipe import Recipe, dump_yaml
@@ -27,6 +28,7 @@ TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 VOLUME = "/shared"  # where the template mounts it
 RECIPE = "/recipe"
 SCORER_SECRET = "otpo-scorer"  # with the key of `pairs.scorer`, where that is another than the judge's
+PANEL_SECRET = "otpo-panel"  # with the keys of a panel's further judges, each under the name of its variable
 LONGEST_NAME = 47  # KubeRay adds to it, and Kubernetes allows 63 letters
 CPUS, MEMORY_GIB, SHM_GIB = 8, 64, 24  # of a node for each of its GPUs, or of its workers on CPUs; as in the template
 
@@ -66,6 +68,11 @@ def rayjob(submission: Submission, *, image: str, claim: str, gpus_per_node: int
         scorer = copy.deepcopy(key) | {"name": pairs.scorer.api_key_env}
         scorer["valueFrom"]["secretKeyRef"]["name"] = SCORER_SECRET
         container["env"] = [*container["env"], scorer]
+    judges = [submission.recipe.judge, *([pairs.scorer] if pairs is not None else [])]
+    for name_of_key in dict.fromkeys(each.api_key_env for config in judges for each in members_of(config)[1:]):
+        if name_of_key not in {variable["name"] for variable in container["env"]}:
+            source = {"name": PANEL_SECRET, "key": name_of_key, "optional": True}
+            container["env"] = [*container["env"], {"name": name_of_key, "valueFrom": {"secretKeyRef": source}}]
     pools = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     cluster["workerGroupSpecs"] = _pools(pools, submission.recipe, gpus_per_node, train_only=submission.verb == "train")
     for spec in [head, *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]:

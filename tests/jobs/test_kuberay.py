@@ -110,6 +110,22 @@ def test_a_scorer_with_a_key_of_its_own_gets_that_and_not_the_judges():
     assert list(refusals(job)) == []
 
 
+def test_each_judge_of_a_panel_gets_its_own_key_on_the_head():
+    recipe, _ = read_recipe(next(path for path in RECIPES if path.stem == "llama3_8b_otpo"))
+    tree = recipe.model_dump(mode="json")
+    keys = ("OTHER_KEY", None, "THIRD_KEY", "OTHER_KEY")
+    tree["judge"]["panel"] = [{"model": f"m{number}", "api_key_env": key} for number, key in enumerate(keys)]
+    (_, job), _ = made(make_recipe(tree))
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    found = [(each["name"], each["valueFrom"]["secretKeyRef"]) for each in head["env"] if each["name"].endswith("_KEY")]
+    assert [(name, source["name"], source["key"]) for name, source in found] == [
+        ("OPENAI_API_KEY", "otpo-judge", "api-key"),
+        ("OTHER_KEY", "otpo-panel", "OTHER_KEY"),
+        ("THIRD_KEY", "otpo-panel", "THIRD_KEY"),
+    ]
+    assert list(refusals(job)) == []
+
+
 @pytest.fixture
 def recipe(tmp_path, tiny_llama) -> Path:
     path = tmp_path / "recipe.yaml"
