@@ -82,6 +82,7 @@ def check_training(run: RunContext) -> None:
     if pairs is not None and sampling:
         from eval.tasks import load_task
 
+        _check_engines(run)
         _check_prompts(run, load_task(run.sources.resolve(pairs.prompts), "pairs.prompts", pairs.limit))
         _check_judge(run, "pairs.scorer", pairs.scorer)
 
@@ -96,9 +97,8 @@ def check_evaluation(run: RunContext) -> None:
     if not tasks or all(run.manifest.finished(f"judge/{name}") for name in tasks):
         return
     from eval.outputs.matching import match_outputs
-    from pipeline.generate.pool import preflight
 
-    preflight(run.sources.resolve(recipe.model.path), engine_config(recipe), run.sources.generation_template)
+    _check_engines(run)
     for task in tasks.values():
         _check_prompts(run, task)
         if reference_of(run, task).file:
@@ -254,6 +254,14 @@ def _check_data(run: RunContext) -> None:
     for remark in dict.fromkeys(small_data(n, recipe.train_of(label)) for label, n in rows.items()):
         if remark:
             run.progress("batch", 0, 0, remark)
+
+
+def _check_engines(run: RunContext) -> None:
+    """Refuse engines that cannot serve the model."""
+    from pipeline.generate.pool import preflight
+
+    recipe, sources = run.recipe, run.sources
+    preflight(sources.resolve(recipe.model.path), engine_config(recipe), sources.generation_template)
 
 
 def _check_prompts(run: RunContext, task: Task) -> None:

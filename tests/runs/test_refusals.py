@@ -76,6 +76,20 @@ def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_engines_of_sampled_pairs_are_looked_at_before_a_base_is_trained(tmp_path, tiny_llama):
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "What is this?"}\n')
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}}, data={"validation": 0.2})
+    tree["base"] = {"data": str(tmp_path / "pairs.json"), "max_steps": 5}
+    tree["pairs"] = {
+        "prompts": str(tmp_path / "prompts.jsonl"),
+        "scorer": {"url": "http://127.0.0.1:9/v1", "model": "m"},
+    }
+    tree["generate"] = {"backend": "transformers", "tensor_parallel_size": 2}
+    with pytest.raises(UserError, match="the transformers engine takes one GPU"):
+        run(make_recipe(tree), tmp_path / "runs" / "small", until="train")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")
 def test_an_optimizer_that_this_machine_cannot_run_is_refused_before_anything_starts(tmp_path, tiny_llama, monkeypatch):
     """Also that of one label alone."""
