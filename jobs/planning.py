@@ -60,9 +60,9 @@ def plan_recipe(
         path = Sources(recipe, folder, silent).resolve(recipe.model.path)
         if not Path(path).exists() and (reason := not_of_the_hub(path)):
             raise UserError(f"model.path: {missing(path, reason)}")
-        model_limits(path, recipe, list(recipe.methods) or ["base"])
+        limits = model_limits(path, recipe, list(recipe.methods) or ["base"])
         shape = replace(shape_of(path, lora, recipe.model.attn_implementation), name=recipe.model.path)
-        lengths = _lengths(recipe, folder, rows)
+        lengths = _lengths(recipe, folder, rows, limits.positions)
     return plan(recipe, shape, machine, lengths), serving(recipe, shape, machine)
 
 
@@ -98,14 +98,15 @@ def _machine(
     return Machine(kind, workers, workers, kind.memory, utilisation=utilisation, usd_per_gpu_hour=price)
 
 
-def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None) -> Lengths:
-    """Measured on a local data file, by the tokenizer of a local model; else assumed."""
+def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None, positions: int | None) -> Lengths:
+    """Measured on a local data file, by the tokenizer of a local model; else assumed, at most `positions` long."""
     from otpo.data.token_file import load_tokens
 
     data = recipe.data
     local = data.path is not None and Path(data.path).is_file()
     if not local or not Path(recipe.model.path).is_dir():
-        return assumed(recipe, rows)
+        longest = min(data.max_length, positions or data.max_length)
+        return assumed(recipe.model_copy(update={"data": data.model_copy(update={"max_length": longest})}), rows)
     limit = min(data.limit or SAMPLE, SAMPLE)
     sample = recipe.model_copy(update={"data": data.model_copy(update={"limit": limit, "validation": 0.0})})
     try:

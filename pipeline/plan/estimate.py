@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from otpo.data.micro_batches import SIZES, TOKENS
 from otpo.methods.spec import MethodSpec
 from otpo.training.optimizer import ADAMW, EIGHT_BIT, STATE_BYTES
+from otpo.training.schedule import total_steps
 from pipeline.plan.lengths import Lengths
 from pipeline.plan.machine import Machine
 from pipeline.plan.memory import Load, memory_parts
 from pipeline.plan.shape import Shape
-from pipeline.plan.speed import model_flops, step_seconds
+from pipeline.plan.speed import frozen_seconds, model_flops, step_seconds
 from pipeline.recipe import ModelConfig, TrainConfig
+from pipeline.recipe.sections import SAVING_SHARE
 
 FULL_SPEED = 8192  # tokens of a micro-batch from which on larger ones are hardly faster
 BUDGETS = (65536, 32768, 16384, 8192, 4096, 2048, 1024)
@@ -166,6 +168,7 @@ class Case:
             compiled=self.machine.gpu is not None and self.train.torch_compile is not False,
             state_bytes=STATE_BYTES[self.train.optimizer],
             pair_tokens=int(longest * completions),
+            first_pass=self.spec is not None and self.spec.method.loss.collects is not None,
         )
 
     def choose(self) -> Estimate | None:
@@ -189,9 +192,34 @@ class Case:
 
     def steps(self) -> int:
         """Optimizer steps."""
-        if self.train.max_steps is not None:
-            return self.train.max_steps
-        return math.ceil(self.train.epochs * self.lengths.rows / self.train.global_batch_size)
+        train = self.train
+        size = train.global_batch_size
+        return total_steps(self.lengths.rows, global_batch_size=size, max_steps=train.max_steps, epochs=train.epochs)
+
+    def seconds(self, step: float, checkpoint: float) -> float:
+        """Of all steps, and of the checkpoints beside them.
+
+        Args:
+            step, checkpoint: seconds of one.
+        """
+        steps, every, minutes = self.steps(), self.train.save_every, self.train.save_minutes
+        saved = 0
+        if every:
+            saved = steps // every
+        elif minutes is not None:
+            saved = int(steps * step / max(60 * minutes, SAVING_SHARE * checkpoint))
+        return steps * step + saved * checkpoint
+
+    def frozen_seconds(self) -> dict[tuple[str, str, str], float]:
+        """Of what frozen models are asked once, before the first step; what labels ask alike has one key."""
+        if self.spec is None:
+            return {}
+        method, named = self.spec.method, self.spec.frozen_models.values()
+        names = {*named, *(["reference"] if named or "reference" in method.needs else [])}
+        # KTO asks about a completion of another prompt beside each
+        lengths = replace(self.lengths, completions=2) if method.objective == "unpaired" else self.lengths
+        seconds = frozen_seconds(self.shape, lengths, self.machine, self.dtype_bytes) if names else 0.0
+        return {(name, method.objective, self.train.dtype): seconds for name in names}
 
     def advice(self, chosen: Estimate | None) -> list[str]:
         """What would make it fit, first what costs least."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.recipe import Recipe
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 # UltraFeedback's binarised pairs in Llama 3's tokens, as sampled from the model that is trained: rows, and means
 ULTRAFEEDBACK = (61_135, 190, 350)
+PROMPTS = {"alpaca_eval": 805}  # rows of known tasks; others are counted, or assumed to have as many
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,26 @@ class Lengths:
         """Mean tokens of a row as training reports them: the prompt with each completion."""
         return self.row(shared=False)
 
+    def single(self, *, both: bool) -> Lengths:
+        """Of the same pairs, their completions as rows of their own: both of a pair, or the chosen one alone."""
+        if self.completions == 1:
+            return self
+        return replace(
+            self,
+            rows=self.rows * (self.completions if both else 1),
+            completions=1,
+            longest=math.ceil((self.longest + self.prompt) / 2),
+            source=f"{self.source}; {'each' if both else 'the chosen'} completion is a row",
+        )
+
 
 def measured(tokens: TokenFile, source: str) -> Lengths:
-    """The lengths in a file of token ids."""
+    """The lengths in a file of token ids. Completions of other prompts, which KTO keeps beside its own, are no rows."""
     import numpy as np
 
     parts = (len(tokens.offsets) - 1) // max(len(tokens), 1)
     spans = np.diff(np.asarray(tokens.offsets)).reshape(-1, parts).astype(np.float64)
+    spans = spans if tokens.labels is None else spans[:, :2]
     prompts, completions = spans[:, :1], spans[:, 1:]
     return Lengths(
         rows=len(tokens),
@@ -64,13 +80,18 @@ def measured(tokens: TokenFile, source: str) -> Lengths:
 
 
 def assumed(recipe: Recipe, rows: int | None = None) -> Lengths:
-    """Lengths like UltraFeedback's, cut as the recipe cuts them.
+    """Lengths like UltraFeedback's, cut as the recipe cuts them. Sampled pairs are as many as their prompts give.
 
     Args:
         rows: how many, where that is known.
     """
     data = recipe.data
     number, prompt, completion = ULTRAFEEDBACK
+    alike = f"UltraFeedback's {number:,} pairs"
+    if recipe.pairs is not None:
+        prompts = prompts_of(recipe.pairs.prompts, recipe.pairs.limit)
+        number, completion = prompts * recipe.pairs.per_prompt, min(completion, recipe.pairs.max_tokens)
+        alike = f"UltraFeedback's, {number:,} pairs sampled for {prompts:,} prompts"
     prompt = min(prompt, data.max_prompt_length or data.max_length, data.max_length // 2)
     completion = min(completion, data.max_length - prompt)
     held_out = data.validation if data.validation >= 1 else data.validation * (rows or number)
@@ -82,6 +103,16 @@ def assumed(recipe: Recipe, rows: int | None = None) -> Lengths:
         completion=completion,
         longest=2 * data.max_length - prompt,
         square=1.4 * (prompt + completion) ** 2,
-        source=f"assumed to be like UltraFeedback's {number:,} pairs: prompts of {prompt} and completions of"
-        f" {completion} tokens on average, the longest cut at {data.max_length}",
+        source=f"assumed to be like {alike}: prompts of {prompt} and completions of {completion} tokens on average,"
+        f" the longest cut at {data.max_length}",
     )
+
+
+def prompts_of(source: str, limit: int | None) -> int:
+    """Prompts of a task: those of a local JSON-lines file are counted."""
+    path = Path(source).expanduser()
+    count = PROMPTS.get(source, PROMPTS["alpaca_eval"])
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open("rb") as file:
+            count = sum(1 for line in file if line.strip())
+    return min(count, limit or count)

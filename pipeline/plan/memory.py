@@ -28,6 +28,7 @@ class Load:
         adapters: only adapters are trained.
         four_bit: the weights beside them have 4 bits.
         live_reference: a second, frozen model stands beside the policy.
+        first_pass: the global batch goes through the model once more, without gradients, before the step.
         states: hidden states are kept in float32 for token weights.
         tokens: that the model computes in the largest micro-batch.
         sequence_tokens: of its sequences, each with its prompt.
@@ -52,6 +53,7 @@ class Load:
     compiled: bool = False
     state_bytes: float = STATE_BYTES[ADAMW]
     pair_tokens: int = 0
+    first_pass: bool = False
 
 
 def memory_parts(shape: Shape, load: Load, ranks: int, device: str = "cuda") -> dict[str, int]:

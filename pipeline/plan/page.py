@@ -28,15 +28,16 @@ def lines(made: Plan, served: Serving | None) -> list[str]:
     for number, advice in enumerate(made.advice, start=1):
         said.append(f"to make it fit, {number}: {advice}")
     best = made.asked if made.asked_fits or made.chosen is None else made.chosen
-    if best.step_seconds is not None and made.hours is not None:
+    if made.step_seconds is not None and made.hours is not None:
         waiting = 1 - (best.computing or 0)
         said.append(
-            f"time: {made.steps:,} steps of {best.step_seconds:,.1f} s, {best.tokens_per_second:,.0f} tokens/s a GPU,"
-            f" MFU {best.mfu:.0%}" + (f", of which {waiting:.0%} waits for links" if waiting > 0.01 else "")
+            f"time: {made.steps:,} steps of {made.step_seconds:,.1f} s{' on average' * (made.labels > 1)},"
+            f" {made.label} with {best.tokens_per_second:,.0f} tokens/s a GPU, MFU {best.mfu:.0%}"
+            + (f", of which {waiting:.0%} waits for links" if waiting > 0.01 else "")
         )
         price = f", {made.usd:,.0f} USD" if made.usd is not None else " (--price USD for their cost)"
         said.append(
-            f"training, reference and checkpoints: {duration(made.hours)}, {_gpu_hours(made):,.1f} GPU hours{price}"
+            f"training, frozen models and checkpoints: {duration(made.hours)}, {_gpu_hours(made):,.1f} GPU hours{price}"
         )
     said.append(
         f"a checkpoint: {made.checkpoint_bytes / 1e9:,.1f} GB, {made.checkpoint_seconds:,.0f} s; a trained model:"
@@ -95,6 +96,11 @@ def _serving(served: Serving, per_node: int) -> list[str]:
 def _engines(served: Serving, per_node: int) -> str:
     """What engines hold and take, or why there are none."""
     gpus = f"{served.gpus} GPU{'s' * (served.gpus > 1)}"
+    if served.heads % served.gpus:
+        return (
+            f"{gpus} of an engine (generate.tensor_parallel_size) cannot share the model's {served.heads} attention"
+            f" heads evenly: set {served.fitting or f'a divisor of {served.heads}'}"
+        )
     if not served.engines:
         return f"no node has room for an engine of {gpus} (generate.tensor_parallel_size): each has {per_node}"
     said = f"{served.engines} engine{'s' * (served.engines > 1)} of {gpus}, {served.weights / GIB:,.1f} GiB of weights"

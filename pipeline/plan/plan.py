@@ -9,8 +9,8 @@ Everything here is arithmetic on a recipe, a model's config.json and data sheets
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from otpo.training.optimizer import STATE_BYTES
 from pipeline.plan.estimate import Case, Estimate
@@ -18,9 +18,7 @@ from pipeline.plan.lengths import Lengths, assumed
 from pipeline.plan.machine import GIB, Machine
 from pipeline.plan.memory import MASTER
 from pipeline.plan.shape import Shape
-from pipeline.plan.speed import reference_seconds
 from pipeline.recipe import Recipe
-from pipeline.recipe.sections import SAVING_SHARE
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,13 @@ class Plan:
     """What training of a recipe takes.
 
     Attributes:
-        label: the one whose memory is planned: that with the most.
+        label: the one whose memory is planned: that with the most. labels: how many there are.
         asked: with the recipe's own settings. chosen: with the fastest ones that fit; None where none do.
         asked_fits: whether the recipe's own settings fit; True where the memory is unknown.
         trained: weights that are trained: the model's, or its adapters'.
-        steps: of all labels together.
-        hours: of training, reference and checkpoints, with `asked` where that fits, else with `chosen`; None on CPUs.
+        steps: of all labels together. step_seconds: their mean, each label with what fits; None on CPUs.
+        hours: of training, frozen models and checkpoints, each label as the recipe has it where that fits, else with
+            the fastest settings that fit; None on CPUs.
         chosen_hours: the same with `chosen`; None also where nothing fits.
         checkpoint_bytes: of one checkpoint. checkpoint_seconds: to write one. export_bytes: of one trained model.
         advice: what to change, first what costs least; empty where the recipe fits as it is.
@@ -44,11 +43,13 @@ class Plan:
     machine: Machine
     lengths: Lengths
     label: str
+    labels: int
     asked: Estimate
     chosen: Estimate | None
     asked_fits: bool
     trained: int
     steps: int
+    step_seconds: float | None
     hours: float | None
     chosen_hours: float | None
     checkpoint_bytes: int
@@ -93,46 +94,49 @@ def plan(
     """
     lengths = lengths or assumed(recipe)
     labels = list(labels or recipe.methods) or ["base"]
-    cases = {
-        label: Case(
-            recipe.model,
-            recipe.train_of(label),
-            None if label == "base" else recipe.method(label),
-            shape,
-            machine,
-            lengths,
-        )
-        for label in labels
-    }
-    label = max(labels, key=lambda label: cases[label].asked().total)
-    case = cases[label]
-    asked, chosen = case.asked(), case.choose()
-    fits = case.fits(asked)
-    trained = shape.adapters if recipe.model.lora else shape.parameters
+    cases = {label: _case(recipe, label, shape, machine, lengths) for label in labels}
+    asked = {label: case.asked() for label, case in cases.items()}
+    chosen = {label: case.choose() for label, case in cases.items()}
+    label = max(labels, key=lambda label: asked[label].total)
+    case, trained = cases[label], _trained(recipe, cases[label])
     checkpoint = int((MASTER + STATE_BYTES[case.train.optimizer]) * trained)
     seconds = checkpoint / (machine.disk * machine.nodes)
-    best = asked if fits or chosen is None else chosen
-    hours, chosen_hours = (
-        None if each is None else _hours(cases, each.step_seconds, seconds) for each in (best, chosen)
-    )
+    best = {each: asked[each] if cases[each].fits(asked[each]) else chosen[each] or asked[each] for each in labels}
     return Plan(
-        shape=shape,
+        shape=case.shape,
         machine=machine,
-        lengths=lengths,
+        lengths=case.lengths,
         label=label,
-        asked=asked,
-        chosen=chosen,
-        asked_fits=fits,
+        labels=len(labels),
+        asked=asked[label],
+        chosen=chosen[label],
+        asked_fits=case.fits(asked[label]),
         trained=trained,
         steps=sum(case.steps() for case in cases.values()),
-        hours=hours,
-        chosen_hours=chosen_hours,
+        step_seconds=_mean_step(cases, best),
+        hours=_hours(cases, best, seconds),
+        chosen_hours=_hours(cases, chosen, seconds),
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=seconds,
-        export_bytes=shape.saved_bytes * shape.parameters,
-        advice=() if fits else tuple(case.advice(chosen)),
+        export_bytes=shape.saved_bytes * case.shape.parameters,
+        advice=() if case.fits(asked[label]) else tuple(case.advice(chosen[label])),
         assumptions=_assumptions(case, base=recipe.base is not None and "base" not in labels),
     )
+
+
+def _case(recipe: Recipe, label: str, shape: Shape, machine: Machine, lengths: Lengths) -> Case:
+    """A label of a recipe, with the rows that its method makes of the data."""
+    spec = None if label == "base" else recipe.method(label)
+    objective = spec.method.objective if spec else "supervised"
+    if objective == "reward":
+        shape = replace(shape, head=0)  # one score in place of the vocabulary
+    if objective in ("unpaired", "supervised"):
+        lengths = lengths.single(both=objective == "unpaired")
+    return Case(recipe.model, recipe.train_of(label), spec, shape, machine, lengths)
+
+
+def _trained(recipe: Recipe, case: Case) -> int:
+    return case.shape.adapters if recipe.model.lora else case.shape.parameters
 
 
 def duration(hours: float) -> str:
@@ -142,26 +146,27 @@ def duration(hours: float) -> str:
     return f"{60 * hours:,.0f} min" if hours >= 1 / 60 else f"{math.ceil(3600 * hours):,} s"
 
 
-def _hours(cases: dict[str, Case], step: float | None, checkpoint: float) -> float | None:
-    """Hours of all labels' steps and checkpoints, and of the reference, which they share; None for unknown steps."""
-    if step is None:
-        return None
-    seconds = 0.0
-    for case in cases.values():
-        seconds += case.steps() * step + _checkpoints(case, step, checkpoint) * checkpoint
-    first = next(iter(cases.values()))
-    if any(case.spec and "reference" in case.spec.method.needs for case in cases.values()):
-        seconds += reference_seconds(first.shape, first.lengths, first.machine, first.dtype_bytes)
-    return seconds / 3600
+def _mean_step(cases: Mapping[str, Case], estimates: Mapping[str, Estimate]) -> float | None:
+    """Seconds of a step, as a mean over all labels' steps; None on CPUs."""
+    seconds = [(case.steps(), estimates[label].step_seconds) for label, case in cases.items()]
+    total = sum(steps * (each or 0.0) for steps, each in seconds)
+    return total / sum(steps for steps, _ in seconds) if all(each for _, each in seconds) else None
 
 
-def _checkpoints(case: Case, step: float, checkpoint: float) -> int:
-    """Checkpoints that a label saves; `step` and `checkpoint` in seconds."""
-    if case.train.save_every:
-        return case.steps() // case.train.save_every
-    if case.train.save_minutes is None:
-        return 0
-    return int(case.steps() * step / max(60 * case.train.save_minutes, SAVING_SHARE * checkpoint))
+def _hours(cases: Mapping[str, Case], estimates: Mapping[str, Estimate | None], checkpoint: float) -> float | None:
+    """Hours of all labels' steps and checkpoints, and of the frozen models that they share; None for unknown steps.
+
+    Args:
+        estimates: of each label. checkpoint: seconds of one.
+    """
+    seconds, frozen = 0.0, dict[tuple[str, str, str], float]()
+    for label, case in cases.items():
+        found = estimates[label]
+        if found is None or found.step_seconds is None:
+            return None
+        seconds += case.seconds(found.step_seconds, checkpoint)
+        frozen |= case.frozen_seconds()
+    return (seconds + sum(frozen.values())) / 3600
 
 
 def _assumptions(case: Case, *, base: bool) -> tuple[str, ...]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+from eval.judge.panels.members import members_of
 from eval.judge.protocols.registry import find_protocol
+from pipeline.plan.lengths import prompts_of
 from pipeline.plan.machine import Machine
 from pipeline.plan.shape import Shape
 from pipeline.plan.speed import engine_memory, engine_tokens_per_second
 from pipeline.recipe import Recipe
 
-PROMPTS = {"alpaca_eval": 805}  # rows of known tasks; others are counted, or assumed to have as many
 MEAN_OUTPUT = 400  # tokens
 MEAN_PROMPT = 100  # tokens
 JUDGE_PROMPT = 300  # tokens of a judge's instructions
@@ -23,19 +23,22 @@ class Serving:
     """What follows training.
 
     Attributes:
-        engines: how many; each has `gpus`, all of one node. 0 where no node has as many.
+        engines: how many; each has `gpus`, all of one node. 0 where no node has as many, or cannot share the heads.
+        heads: of the model's attention, which an engine's GPUs share evenly.
         weights, cache: bytes on each GPU of an engine; the cache is below 0 where the weights alone do not fit.
         fitting: fewest GPUs of an engine, a power of two and of one node, that hold the weights and a cache as large;
             None where a node has too few.
         outputs: of all models for all tasks, and of sampled pairs.
         hours: of generation.
-        calls: of the judge, and of the scorer of sampled pairs, at an address; a reward model's are not counted.
+        calls: of all judges of the panel, and of the scorer of sampled pairs, at an address; a reward model's are not
+            counted.
         usd: by the recipe's prices; 0 where it names none.
         assumptions: what the figures rest on.
     """
 
     engines: int
     gpus: int
+    heads: int
     weights: int
     cache: int
     fitting: int | None
@@ -53,25 +56,29 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
     generate, gpu = recipe.generate, machine.gpu
     size, share = generate.tensor_parallel_size, generate.gpu_memory_utilization
     weights, cache = engine_memory(shape, gpu, size=size, utilization=share)
-    counts = [_prompts(source, generate.limit) for source in generate.named_tasks().values()]
+    counts = [prompts_of(source, generate.limit) for source in generate.named_tasks().values()]
     evaluated = sum(counts) * len(recipe.labels())
-    sampled = _prompts(recipe.pairs.prompts, recipe.pairs.limit) * recipe.pairs.n if recipe.pairs else 0
+    sampled = prompts_of(recipe.pairs.prompts, recipe.pairs.limit) * recipe.pairs.n if recipe.pairs else 0
     length = min(MEAN_OUTPUT, generate.max_tokens)
     tokens = evaluated * length + sampled * min(MEAN_OUTPUT, recipe.pairs.max_tokens if recipe.pairs else 0)
-    engines = min(generate.workers, machine.nodes * (machine.per_node // size))
+    engines = 0 if shape.heads % size else min(generate.workers, machine.nodes * (machine.per_node // size))
     rate = engine_tokens_per_second(shape, gpu, size=size, utilization=share, context=MEAN_PROMPT + length / 2)
-    judged = _calls(recipe, sum(counts))
-    asked = MEAN_PROMPT + 2 * length + JUDGE_PROMPT
-    judge = recipe.judge
-    usd = judged * (asked * judge.price_input + (judge.max_tokens or 1) * judge.price_output) / 1e6
+    protocol, judges = find_protocol(recipe.judge.protocol), members_of(recipe.judge)
+    judged = _calls(recipe, sum(counts)) * recipe.judge.samples
+    asked = MEAN_PROMPT + (1 if protocol.single else 2) * length + JUDGE_PROMPT
+    usd = sum(
+        judged * (asked * judge.price_input + (judge.max_tokens or protocol.max_tokens) * judge.price_output) / 1e6
+        for judge in judges
+    )
     scored = 0
     if recipe.pairs and not recipe.pairs.scorer.reward_model:
         scored, scorer = sampled, recipe.pairs.scorer
         reply = scorer.max_tokens or 16
-        usd += scored * ((asked - length) * scorer.price_input + reply * scorer.price_output) / 1e6
+        usd += scored * ((MEAN_PROMPT + length + JUDGE_PROMPT) * scorer.price_input + reply * scorer.price_output) / 1e6
     return Serving(
         engines=engines,
         gpus=size,
+        heads=shape.heads,
         weights=weights,
         cache=cache,
         fitting=next(
@@ -84,7 +91,7 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
         ),
         outputs=evaluated + sampled,
         hours=tokens / (rate * engines) / 3600 if engines else 0.0,
-        calls=judged + scored,
+        calls=judged * len(judges) + scored,
         usd=usd,
         assumptions=(
             f"generation: {length} tokens an output on average, half of {gpu.bandwidth / 1e12:.3g} TB/s of memory",
@@ -93,18 +100,8 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
     )
 
 
-def _prompts(source: str, limit: int | None) -> int:
-    """Prompts of a task: those of a local JSON-lines file are counted."""
-    path = Path(source).expanduser()
-    count = PROMPTS.get(source, PROMPTS["alpaca_eval"])
-    if path.suffix == ".jsonl" and path.is_file():
-        with path.open("rb") as file:
-            count = sum(1 for line in file if line.strip())
-    return min(count, limit or count)
-
-
 def _calls(recipe: Recipe, prompts: int) -> int:
-    """Verdicts that a judge at an address is asked for: each model against the reference, and against each other."""
+    """Questions that a judge at an address is asked once: each model against the reference, and against each other."""
     if recipe.judge.reward_model or not recipe.judge.url:
         return 0
     trained = len(recipe.labels()) - 1

@@ -38,7 +38,7 @@ def step_seconds(
     """Seconds of an optimizer step on GPUs: while it computes, and while it moves weights and gradients.
 
     Both happen at the same time, so a step takes the longer of the two. It computes until the GPU with most rows is
-    done. Each micro-batch gathers the weights for the forward and for the backward pass, and reduces gradients in
+    done. Each micro-batch gathers the weights for each forward and for the backward pass, and reduces gradients in
     float32. Between nodes, NCCL's rings use the adapters of all GPUs of a node side by side.
 
     Args:
@@ -48,13 +48,13 @@ def step_seconds(
     gpu = _gpu(machine)
     flops = model_flops(shape, lengths, adapters=load.adapters)
     flops += forward_flops(shape, lengths)[0] if load.checkpointing else 0
-    if load.live_reference:
-        flops += sum(forward_flops(shape, lengths))
+    flops += (load.live_reference + load.first_pass) * sum(forward_flops(shape, lengths))
     computing = math.ceil(rows / machine.ranks) * flops / (gpu.peak(load.dtype_bytes) * machine.utilisation)
     if machine.ranks == 1:
         return computing, 0.0
     gradients = 4 * (shape.adapters if load.adapters else shape.parameters)
-    moved = load.micro_batches * (2 * load.dtype_bytes * shape.parameters + gradients)
+    gathers = 2 + load.first_pass
+    moved = load.micro_batches * (gathers * load.dtype_bytes * shape.parameters + gradients)
     if hybrid:  # an all-reduce moves each byte twice
         between = 2 * gradients / machine.per_node / machine.network
         return computing, (moved / gpu.links + between) / REACHED
@@ -62,8 +62,8 @@ def step_seconds(
     return computing, moved / (REACHED * link)
 
 
-def reference_seconds(shape: Shape, lengths: Lengths, machine: Machine, dtype_bytes: int) -> float:
-    """Seconds in which GPUs compute the frozen reference's log-probabilities of all rows, once."""
+def frozen_seconds(shape: Shape, lengths: Lengths, machine: Machine, dtype_bytes: int) -> float:
+    """Seconds in which GPUs compute a frozen model's log-probabilities of all rows, once."""
     flops = lengths.rows * sum(forward_flops(shape, lengths))
     return flops / (machine.ranks * _gpu(machine).peak(dtype_bytes) * machine.utilisation)
 
