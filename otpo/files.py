@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from otpo.errors import UserError, first_line
 from otpo.json_tables import NoRows, rows_of
+from otpo.lfs import POINTER, is_pointer
 
 Row = dict[str, Any]
 """A row of a data file: column -> value."""
@@ -114,6 +115,8 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
     try:
         if _is_blank(path):
             raise UserError(f"{path} is empty: expected rows")
+        if is_pointer(path):
+            raise UserError(f"{path} {POINTER}.")
         for number, row in enumerate(_READERS[suffix](path)):
             if not isinstance(row, dict):
                 raise UserError(f"{path}: expected every row to be an object with columns, row {number} is {row!r:.80}")

@@ -22,6 +22,9 @@ from otpo.errors import UserError
 PROBE = "otpo-7c1d"  # stands where the completion does; no template treats it specially
 SHOWN = 160  # characters of a text in a remark
 
+REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+"""What code of a template raises, by itself or for messages that it does not take."""
+
 BESIDE_CONTENT = {"images", "image", "video", "audio", "attachments", "documents", "context", "tools", "functions"}
 """Keys of a message that say something beside its content."""
 RESERVED = ("messages", "conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
@@ -162,7 +165,7 @@ class Chat:
             except TypeError:
                 # Some templates, such as DeepSeek's, write a call's arguments as they are and take them as JSON.
                 return self._apply(_with_json_arguments(given), tools=parts.tools, **variables)
-        except (TemplateError, ValueError, TypeError) as error:
+        except REFUSALS as error:
             raise BadRow(f"the chat template refuses the messages: {error}") from None
 
     def _apply(self, messages: Messages, **variables: Any) -> str:
@@ -176,7 +179,7 @@ class Chat:
             try:
                 if PROBE in self._apply(messages, **self.kwargs):
                     return found
-            except (TemplateError, ValueError, TypeError):
+            except REFUSALS:
                 continue
         return False
 

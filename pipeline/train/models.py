@@ -46,9 +46,10 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
         for name, source in frozen.items():
             if source not in recipe.methods:
                 _check_frozen(f"methods.{label}.{name}", resolve(source), path, recipe, limits)
+    from otpo.models.disk.architecture import own_code
     from otpo.models.disk.loaded import rounded_at_loading
 
-    notes = [note] if (note := rounded_at_loading(path)) else []
+    notes = [note for note in (own_code(path), rounded_at_loading(path)) if note]
     if limits.text_model is None:
         return notes
     return [

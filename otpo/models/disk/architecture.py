@@ -96,6 +96,18 @@ def read_config(path: str | Path) -> PreTrainedConfig:
         ) from error
 
 
+def own_code(path: str | Path) -> str:
+    """A sentence where a model's config names code of its own for an architecture that transformers knows."""
+    config = read_config(path)
+    code = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if not code:
+        return ""
+    return (
+        f"{path} names code of its own for its model ({code}), which was not run: transformers' own"
+        f" '{config.model_type}' was trained. Where that computes something else, it is another model."
+    )
+
+
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a configuration that describes the language model; of most models it is the whole."""
     return config if config.is_encoder_decoder else config.get_text_config()

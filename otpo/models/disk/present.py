@@ -12,13 +12,16 @@ from pathlib import Path
 from otpo.errors import UserError, first_line
 from otpo.files import NOT_READ, is_address
 from otpo.identity import weight_files
+from otpo.lfs import POINTER, is_pointer
+from otpo.models.disk.stored import INDEX, missing_files, not_whole
 
 SECONDS = 5.0  # that the hub may take to answer
+SHOWN = 4  # files in a message
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def check_present(key: str, path: str) -> None:
-    """Refuse a model that is not there, and a folder without weights or tokenizer.
+    """Refuse a model that is not there, and a folder without weights or tokenizer, or with weights that are not whole.
 
     Args:
         key: of the recipe, or the option, that names it.
@@ -40,6 +43,16 @@ def check_present(key: str, path: str) -> None:
         raise UserError(
             f"{key}: {path} holds no weights: expected *.safetensors beside config.json. Copy or download the model"
             " whole, or save it there with `save_pretrained` of transformers."
+        )
+    for file in weight_files(folder):
+        wrong = not_whole(file) if file.suffix == ".safetensors" else POINTER if is_pointer(file) else None
+        if wrong:
+            raise UserError(f"{key}: {file} {wrong}.")
+    if absent := missing_files(folder):
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        raise UserError(
+            f"{key}: {path} lacks {', '.join(absent[:SHOWN])}{more}, which {INDEX} names: copy or download the model"
+            " whole."
         )
     if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
         raise UserError(

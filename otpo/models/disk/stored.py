@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from otpo.lfs import POINTER, is_pointer
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK = 2**22
 
@@ -21,14 +23,39 @@ class Place(NamedTuple):
 
 
 def places(path: Path) -> Iterator[tuple[str, Place]]:
-    """The weights of one safetensors file, by name."""
+    """The weights of one safetensors file, by name. Raises ValueError, or KeyError, for what is none."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if 8 + length > path.stat().st_size:
+            raise ValueError(f"{path} is cut short, or no safetensors file")
         header: dict[str, Any] = json.loads(file.read(length))
     for name, about in header.items():
         if name != "__metadata__":
             start, end = about["data_offsets"]
             yield name, Place(path, 8 + length + start, end - start, (about["dtype"], tuple(about["shape"])))
+
+
+def not_whole(path: Path) -> str | None:
+    """What is wrong with a safetensors file, told from its header and its size; None where it is whole."""
+    if is_pointer(path):
+        return POINTER
+    size = path.stat().st_size
+    try:
+        end = max((place.start + place.size for _, place in places(path)), default=size)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"has {size:,} bytes and no whole header of safetensors: copy it anew"
+    return None if end == size else f"has {size:,} bytes, and its header names {end:,}: copy it anew"
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that the index of a folder names, and that are not there; none where no index is read."""
+    if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
+        return []
+    try:
+        named = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # a torn index is refused where the model is loaded
+    return sorted(name for name in named if not (folder / name).is_file())
 
 
 def model_places(folder: Path) -> dict[str, Place]:

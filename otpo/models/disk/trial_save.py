@@ -54,10 +54,12 @@ def check_saving(model: str | Path, *, generates: bool = True) -> None:
 
 
 def _generation_config(model: str | Path) -> GenerationConfig:
-    """As `from_pretrained` of a model reads it."""
+    """As `from_pretrained` of a model reads it, except for one that is torn, which that would leave out."""
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:
+        if (Path(model) / "generation_config.json").is_file():
+            raise
         return GenerationConfig.from_pretrained(model, config_file_name="config.json", _from_model_config=True)
 
 
