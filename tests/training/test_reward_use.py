@@ -153,6 +153,14 @@ def test_the_command_judges_with_a_reward_model(exported, tmp_path):
     assert row["win_rate"] == pytest.approx(100 * sum(wins) / 3, abs=1e-3)
     assert row["protocol"] == "reward" and row["judge"] == exported.parent.name
     assert f"scored by the reward model {exported.parent.name}" in (tmp_path / "board" / "report.html").read_text()
+    kept = tmp_path / "kept"
+    begun = otpo(tmp_path, "board", "init", kept, *files[1:3], "--reward-model", exported, "--task", "small")
+    assert begun.code == 0, begun.err
+    for words in (["add", kept, files[0]], ["update", kept], ["build", kept]):
+        done = otpo(tmp_path, "board", *words)
+        assert done.code == 0, done.err
+        pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path / n / "leaderboard.csv") for n in ("board", "kept")))
+        assert words[0] == "add" or "torch" not in done.loaded  # nothing is scored again
 
 
 @pytest.mark.parametrize(
