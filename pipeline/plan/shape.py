@@ -117,6 +117,7 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         add_adapters(lm, dict(lora), seed=0)
         sizes["adapters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     middle = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
+    middle = middle or 4 * text.hidden_size
     return Shape(
         name=str(path),
         layers=len(layers),
@@ -125,7 +126,7 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         vocabulary=text.vocab_size,
         queries=heads * width,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * width,
-        middle=(middle or 4 * text.hidden_size) * of_token,
+        middle=middle * of_token + (_shared_width(text, middle) if all_experts > 1 else 0),
         query_norms=any(module.endswith("q_norm") for module, _ in lm.named_modules()),
         gated=any(name in module for module, _ in lm.named_modules() for name in ("gate_proj", "gate_up")),
         tied=tied,
@@ -140,9 +141,27 @@ def _count(modules: list[Any]) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+OF_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k")
+SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+SHARED_WIDTH = ("shared_expert_intermediate_size", "shared_intermediate_size")
+
+
 def _experts(config: Any) -> tuple[int, int]:
-    """Experts that a token meets, and all of a layer; 1 and 1 for dense models."""
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if number := getattr(config, name, None):
-            return int(getattr(config, "num_experts_per_tok", 1) or 1), int(number)
-    return 1, 1
+    """Experts that a token meets, and all of a layer, of those that are routed to; 1 and 1 for dense models."""
+    number = _first(config, EXPERTS)
+    return (_first(config, OF_TOKEN) or 1, number) if number else (1, 1)
+
+
+def _shared_width(config: Any, middle: int) -> int:
+    """Width of the experts that every token meets beside those that it is routed to, each as wide as `middle`."""
+    return _first(config, SHARED_WIDTH) or _first(config, SHARED) * middle
+
+
+def _first(config: Any, names: tuple[str, ...]) -> int:
+    """The first of these numbers that a config has, also where it says one for each layer; 0 for none."""
+    for place in (config, getattr(config, "ffn_config", None)):
+        for name in names:
+            if value := getattr(place, name, None):
+                return int(max(value) if isinstance(value, list) else value)
+    return 0

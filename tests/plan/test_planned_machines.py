@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -114,3 +114,29 @@ def test_numbers_that_mean_nothing_are_refused(model: Path) -> None:
 def test_short_times_are_seconds() -> None:
     found = [duration(hours) for hours in (2.04, 0.5, 1 / 60, 0.004, 0.0001)]
     assert found == ["2.0 h", "30 min", "1 min", "15 s", "1 s"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "active", "middle"),
+    [
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, 2 / 8, 2 * 48),
+        ("qwen2_moe", {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 24,
+                       "shared_expert_intermediate_size": 96}, 4 / 8, 4 * 24 + 96),
+        ("deepseek_v3", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 2,
+                         "n_shared_experts": 1, "first_k_dense_replace": 0, "topk_group": 1}, 2 / 8, 3 * 24),
+        ("hunyuan_v1_moe", {"num_experts": 8, "moe_topk": [2, 2], "head_dim": 8}, 2 / 8, 2 * 48),
+        ("aria_text", {"moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 2}, 2 / 8, (2 + 2) * 48),
+    ],
+)  # fmt: skip
+def test_experts_are_counted_under_any_name(
+    tmp_path: Path, kind: str, settings: dict, active: float, middle: int
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "vocab_size": 64, "pad_token_id": 0}  # fmt: skip
+    AutoConfig.for_model(kind, **sizes | settings).save_pretrained(tmp_path)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    experts = sum(p.numel() for n, p in lm.named_parameters() if ".experts." in n)
+    found = shape_of(tmp_path)
+    assert found.decoder - found.active == pytest.approx((1 - active) * experts, abs=1) and experts
+    assert found.middle == middle
