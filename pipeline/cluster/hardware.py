@@ -7,10 +7,9 @@ import subprocess
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.placement import training_room
+from pipeline.cluster.placement import ACCELERATOR, training_room
 from pipeline.plan.machine import GPUS, Gpu, Machine, known_gpu
 
-ACCELERATOR = "accelerator_type:"  # Ray's resource of a node with a GPU of a known kind
 SECONDS = 60.0  # for nodes to say how much memory their GPUs have
 
 

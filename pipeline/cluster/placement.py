@@ -20,6 +20,8 @@ from otpo.errors import UserError
 Node = dict[str, float]
 """What a node offers: Ray's resource -> amount."""
 
+ACCELERATOR = "accelerator_type:"  # Ray's resource of a node with a GPU of a known kind
+NO_BF16 = {"K80", "P4", "P100", "V100", "T4"}  # GPUs of a compute capability below 8.0, as Ray names them
 NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler started, or may start
 
 
@@ -208,6 +210,25 @@ def _largest(gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool) -> st
         f"{said}, with {_count(largest, pool)} of the resource `{pool}`, of which an engine takes one for each GPU:"
         " start the node with as many"
     )
+
+
+def check_precision(dtype: str, nodes: Sequence[Node]) -> None:
+    """Refuse engines of vLLM in bf16 where they may be placed on GPUs that do not compute in it.
+
+    Args:
+        dtype: "auto" is bf16 on GPUs.
+
+    Raises:
+        UserError: there are such GPUs.
+    """
+    apart = [*set_apart("generate", nodes), *set_apart("train", nodes)] if set_apart("generate", nodes) else nodes
+    kinds = {name.removeprefix(ACCELERATOR) for node in apart for name in node if name.startswith(ACCELERATOR)}
+    if dtype != "fp32" and (old := sorted(kinds & NO_BF16)):
+        raise UserError(
+            f"generation computes in bf16 on GPUs (generate.dtype={dtype}), and vLLM has no bf16 on {', '.join(old)}."
+            " Set generate.dtype=fp32 or generate.backend=transformers, or give engines nodes of newer GPUs, with the"
+            " resource `generate`."
+        )
 
 
 def fewer_engines(wanted: int, found: int, *, waiting: bool) -> str | None:

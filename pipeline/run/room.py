@@ -71,7 +71,7 @@ def find_room(
     Raises:
         UserError: there is too little room.
     """
-    from pipeline.cluster.placement import TrainingRoom, check_engines, fewer_engines
+    from pipeline.cluster.placement import TrainingRoom, check_engines, check_precision, fewer_engines
 
     room, said = TrainingRoom.of(nodes), []
     for train in groups:
@@ -83,6 +83,8 @@ def find_room(
         config = engine_config(recipe)
         gpus = config.tensor_parallel_size if any(node.get("GPU") for node in nodes) else 0
         found = check_engines(config.workers, gpus, nodes)
+        if gpus and config.backend != "transformers":
+            check_precision(config.dtype, nodes)
         fewer = fewer_engines(config.workers, len(found), waiting=grows)
         said += [("engines", fewer)] if fewer else []
     return said

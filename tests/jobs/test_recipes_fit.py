@@ -76,3 +76,23 @@ def test_engines_have_the_nodes_set_apart_for_them_beside_training(file: str) ->
         size = generate.tensor_parallel_size
         found = engine_demands(generate.workers, size, nodes_at_start(most), on_training_nodes=False)
         assert found == [{"generate": size}] * generate.workers
+
+
+@pytest.mark.parametrize("pool", [{}, {"generate": 4.0}])
+def test_gpus_without_bf16_are_no_place_for_engines_in_it(pool: dict[str, float]) -> None:
+    """vLLM refuses them, and would do so only after training."""
+    recipe, _ = read_recipe(LARGEST)
+    recipe = changed(recipe, "train", workers=4)
+    train = {"CPU": 32.0, "GPU": 4.0, "accelerator_type:H100": 1.0} | ({"train": 4.0} if pool else {})
+    nodes = [train, {"CPU": 32.0, "GPU": 4.0, "accelerator_type:T4": 1.0} | pool]
+
+    def room(recipe: Recipe, nodes: list[dict[str, float]]) -> list[tuple[str, str]]:
+        return find_room(recipe, nodes, [recipe.train], generates=True, grows=False)
+
+    with pytest.raises(UserError, match=r"bf16 on GPUs \(generate\.dtype=auto\), and vLLM has no bf16 on T4"):
+        room(recipe, nodes)
+    for values in ({"dtype": "fp32"}, {"backend": "transformers"}):
+        assert room(changed(recipe, "generate", **values), nodes) == []
+    newer = nodes[1] | {"accelerator_type:L4": 1.0}
+    newer.pop("accelerator_type:T4")
+    assert room(recipe, [train, newer]) == []
