@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval import layout
-from eval.board.sentences import panel_sentences
+from eval.board.judges import panel_sentences
 from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
 from eval.judge.table import several_models

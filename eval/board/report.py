@@ -18,21 +18,17 @@ from eval import layout
 from eval.board.curves import training_curves
 from eval.board.effective_tokens import run_sentence
 from eval.board.figures import MANY_LABELS, Style, pareto_front, styles, win_rate_against_length
+from eval.board.judges import AGREEMENT_HEADINGS, agreement_rows, agreement_sentences, badge, panel_health
 from eval.board.leaderboard import board_title, write_leaderboard
 from eval.board.numbers import count
 from eval.board.pages import render, write_page
 from eval.board.run_files import Board, RunFiles, boards, read_run, shown_names
 from eval.board.sentences import (
-    AGREEMENT_HEADINGS,
     PUBLISHED,
-    agreement_rows,
-    agreement_sentences,
-    badge,
     claim,
     explanation,
     front_sentence,
     judge_health,
-    panel_health,
     published_sentence,
     score_columns,
     scores_note,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from eval.board.judges import AGREEMENT_HEADINGS, agreement_rows, judges_named
 from eval.board.numbers import number, shown_rank
-from eval.board.sentences import AGREEMENT_HEADINGS, agreement_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,7 +89,7 @@ def migration_table(figures: Mapping[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{figures['old_judge']}, then {figures['new_judge']}", title_justify="left")
+    table = Table(title=", then ".join(judges_named(figures)), title_justify="left")
     table.add_column("model")
     for heading in ("rank", "win rate, old", "win rate, new", "difference", "95% interval", "same winner", "prompts"):
         table.add_column(heading, justify="right")

@@ -104,7 +104,7 @@ def with_imports(board: pd.DataFrame, folder: Path, state: State, reference: lis
             ours = _why_other(folder, state, reference, str(each.judge)) == ""
             own = {row for table in tables for row in table["name"]}
             task = state.task if ours else TASK
-            tables.append(published_rows(frame, judge=str(each.judge), task=task, file=each.file, taken=own))
+            tables.append(published_rows(frame, judge=str(each.judge), task=task, file=Path(each.file).name, taken=own))
     if len(tables) == 1:
         return board
     whole = pd.concat([table for table in tables if len(table)] or [board], ignore_index=True)

@@ -157,7 +157,7 @@ def rejudge(folder: Folder, asked: JudgeOptions) -> None:
         made, found = judge_again(kept, _config(kept, asked), template=None, progress=progress)
     if found is not None:
         from eval import layout
-        from eval.board.sentences import migration_sentences
+        from eval.board.judges import migration_sentences
         from eval.board.terminal import migration_table
 
         console.print(migration_table(found))

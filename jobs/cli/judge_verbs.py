@@ -146,7 +146,7 @@ def agreement(
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_agreement(pairs, config, out, progress=bars.show)
     from eval import layout
-    from eval.board.sentences import agreement_sentences
+    from eval.board.judges import agreement_sentences
     from eval.board.terminal import agreement_table
 
     console.print(agreement_table(found))
@@ -171,7 +171,7 @@ def rejudge(
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_again(board, config, out, task=task, protocol=asked.protocol, progress=bars.show)
     from eval import layout
-    from eval.board.sentences import migration_sentences
+    from eval.board.judges import migration_sentences
     from eval.board.terminal import migration_table
     from pipeline.run.folder import RunFolder
 

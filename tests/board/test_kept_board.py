@@ -268,7 +268,7 @@ def test_another_judge_takes_over_the_whole_board_and_the_old_one_comes_back_for
     assert "judge-model is b on the board" in desk.refused("add", desk.board, "one.json", "--judge-model", "a")
     desk("rejudge", "--judge-model", "a", "--set", "judge.both_orders=true")
     assert desk.asked == 3 * calls  # one of the two orders is known
-    desk("rejudge", "--set", "judge.both_orders=false")
+    assert "a now and a before name the same winner" in desk("rejudge", "--set", "judge.both_orders=false")
     assert desk.asked == 3 * calls
     pd.testing.assert_frame_equal(desk.table, before)
 
@@ -490,6 +490,7 @@ def test_published_rows_stand_apart_from_a_board_that_is_judged_otherwise(desk):
     ours = table[table["imported"].isna()].set_index("name")
     pd.testing.assert_frame_equal(ours, own, check_dtype=False)
     theirs = table[table["imported"].notna()].set_index("name")
+    assert set(theirs["imported"]) == {"published.csv"}
     assert list(theirs.index) == ["strong", "gpt4_1106_preview", "one (published)"]
     assert theirs.loc["strong", ["win_rate", "judge", "rank"]].tolist()[:2] == [60.5, "gpt-4-1106-preview"]
     assert theirs["rank"].isna().all() and (theirs["reference"] == "gpt4_1106_preview").all()
