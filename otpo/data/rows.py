@@ -90,6 +90,8 @@ def check_completions(completions: tuple[Text, ...]) -> None:
             raise BadRow(f"{side} is more than one message")
         if isinstance(completion, list) and completion and completion[0]["role"] != "assistant":
             raise BadRow(f"{side} is not the assistant's")
+        if isinstance(completion, list) and any(map(_not_trained, completion)):
+            raise BadRow(f"{side} is marked as not to be trained on")
         if not content(completion).strip() and not _says_more(completion):
             raise BadRow(f"{side} is empty")
     if len(completions) == 2 and _said(completions[0]) == _said(completions[1]):
@@ -99,6 +101,12 @@ def check_completions(completions: tuple[Text, ...]) -> None:
 def content(text: Text) -> str:
     """A string as it is; of messages, the contents one after the other."""
     return text if isinstance(text, str) else "".join(message.get("content") or "" for message in text)
+
+
+def _not_trained(message: dict[str, Any]) -> bool:
+    """Whether a message says so of itself: `weight: 0` as in OpenAI's files, `train: false` as in axolotl's."""
+    weight = message.get("weight")
+    return (weight is not None and weight == 0) or any(message.get(key) is False for key in ("train", "trainable"))
 
 
 def _says_more(text: Text) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,14 @@ class LoraConfig(Section):
     def _some_modules(self) -> LoraConfig:
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, for example [q_proj, v_proj], or set all-linear")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ValueError(
+                    f"target_modules: '{self.target_modules}' is no regular expression ({error}): name modules in a"
+                    " list, for example [q_proj, v_proj], or set all-linear"
+                ) from error
         return self
 
 

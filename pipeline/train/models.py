@@ -43,6 +43,11 @@ def check_models(recipe: Recipe, labels: Sequence[str], resolve: Callable[[str],
                 f"train.activation_checkpointing: the architecture of {path} has none in transformers. Set it to false."
             )
         frozen = {} if label == "base" else recipe.method(label).frozen_models
+        _check_apart(
+            label,
+            {name: source if source in recipe.methods else resolve(source) for name, source in frozen.items()},
+            reference=None if recipe.base else path,
+        )
         for name, source in frozen.items():
             if source not in recipe.methods:
                 _check_frozen(f"methods.{label}.{name}", resolve(source), path, recipe, limits)
@@ -90,6 +95,23 @@ def _limits(path: str, attn_implementation: str, rewards: bool) -> Limits:
 
     check = check_reward_start if rewards else check_language_model
     return check(path, attn_implementation=attn_implementation)
+
+
+def _check_apart(label: str, frozen: dict[str, str], *, reference: str | None) -> None:
+    """Refuse frozen models between which no token has a log-ratio: weights by it would say nothing.
+
+    Args:
+        frozen: name -> folder, or a label that is trained first. reference: the folder of the reference; None where it
+            is trained in this run.
+    """
+    names = list(frozen) if len(set(frozen.values())) < len(frozen) else []
+    if reference is not None and frozen.get("oracle") == reference:
+        names = ["oracle", "reference"]
+    if names:
+        raise UserError(
+            f"methods.{label}: {' and '.join(names)} are one model, {frozen[names[0]]}. Their log-ratio is 0 for every"
+            " token, so weights by it would say nothing: name models that were trained on preferences from it."
+        )
 
 
 def _check_frozen(key: str, path: str, policy: str, recipe: Recipe, limits: Limits) -> None:

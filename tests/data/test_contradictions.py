@@ -66,6 +66,17 @@ def test_a_base_takes_only_what_is_not_labelled_bad():
         list(read_tokens(rows[1::2], tokenizer, pairs=False, good=True)[0])
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}])
+def test_an_answer_that_is_not_to_be_trained_on_is_not(mark):
+    asked, said = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    marked = [{"messages": [asked, said | mark]}, {"messages": [asked, said | {"weight": 1, "train": True}]}]
+    examples, report = convert(marked)
+    assert [example.row for example in examples] == [1]
+    assert report.problems == {"completion is marked as not to be trained on": [0]}
+    rows = [{"prompt": [asked | mark], "chosen": [said], "rejected": [said | {"content": "b"}]}]
+    assert convert(rows)[1].n_usable == 1  # a prompt never is
+
+
 def test_the_base_of_a_run_is_trained_on_good_completions_alone(tmp_path, tiny_llama):
     rows = [{"prompt": f"q{i}", "completion": f"answer {i}", "label": i % 2 == 0} for i in range(4)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

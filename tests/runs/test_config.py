@@ -191,6 +191,7 @@ def test_shipped_recipes_are_recipes():
         (["methods=[dpo, dpo]"], ["methods", "dictionary"]),
         (["methods={dpo: {}, dpo: {beta: 1}}"], ["'dpo' stands twice, in line 1"]),
         (["data.validation=1.5"], ["data.validation", "below 1 or a whole number of rows, found 1.5"]),
+        (["model.lora.target_modules='(['"], ["target_modules: '([' is no regular expression", "in a list"]),
         (["train.max_steps=true"], ["train.max_steps: expected a number, found true"]),
         (["train.epochs=off"], ["train.epochs: expected a number, found false"]),
         (["methods.dpo.max_steps=yes"], ["methods.dpo: max_steps: expected a number, found true"]),

@@ -76,6 +76,23 @@ def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"sepo": {"oracle": "START"}}, "methods.sepo: oracle and reference are one model"),
+        ({"dpo": {}, "tis-dpo": {"positive": "dpo", "negative": "dpo"}}, "positive and negative are one model, dpo"),
+    ],
+)
+def test_frozen_models_that_are_one_are_refused(tmp_path, tiny_llama, methods, words):
+    """Their log-ratio is 0 for every token: which tokens count would be decided by ties."""
+    named = {
+        label: {key: value.replace("START", str(tiny_llama)) for key, value in keys.items()}
+        for label, keys in methods.items()
+    }
+    with pytest.raises(UserError, match=words):
+        run(make_recipe(settings(tmp_path, tiny_llama, methods=named)), tmp_path / "runs" / "small", until="train")
+
+
 def test_engines_of_sampled_pairs_are_looked_at_before_a_base_is_trained(tmp_path, tiny_llama):
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "What is this?"}\n')
     tree = settings(tmp_path, tiny_llama, methods={"dpo": {}}, data={"validation": 0.2})
