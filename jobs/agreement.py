@@ -14,6 +14,7 @@ from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import protocol_label
 from eval.labelled_pairs import LabelledPair, load_pairs
 from eval.stats.agreement import TIE, agreement, longer_is_right, majority
+from eval.stats.calibration import calibration
 from eval.stats.position_bias import position_bias
 from jobs.judging import most_frequent
 from otpo.errors import UserError, WorkError
@@ -98,6 +99,7 @@ def _figures(pairs: Sequence[LabelledPair], verdicts: pd.DataFrame, members: lis
     return {
         **agreement(first, second, labels, [pair.instruction for pair in chosen]),
         "accuracy_longer": longer_is_right(lengths_1, lengths_2, labels),
+        "calibration": calibration(first, second, labels, [pair.instruction for pair in chosen]),
         **{
             name: None if share is None else share / 100
             for name, share in (

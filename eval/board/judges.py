@@ -23,6 +23,7 @@ def agreement_sentences(figures: Mapping[str, Any]) -> list[str]:
             f"It agrees with one person in {share(figures, 'judge_agreement_on_winners')}, and two people with each "
             f"other in {share(figures, 'human_agreement_on_winners')}, of the pairs where both name a winner."
         )
+    sentences += _calibration_sentences(figures.get("calibration") or {})
     if figures["first_share_low"] is not None and not figures["first_share_low"] <= 0.5 <= figures["first_share_high"]:
         sentences.append(f"It prefers the output that is shown first in {share(figures, 'first_share')}.")
     if figures["n_failed"]:
@@ -35,6 +36,21 @@ def agreement_sentences(figures: Mapping[str, Any]) -> list[str]:
     if parts := [f"{figures[key]:,} that {about}" for key, about in left.items() if figures[key]]:
         sentences.append(f"Not counted, of {count(figures['pairs'], 'pair')}: {' and '.join(parts)}.")
     return sentences
+
+
+def _calibration_sentences(found: Mapping[str, Any]) -> list[str]:
+    """Whether the judge is as often right as it is sure. Whole verdicts say nothing of how sure it is."""
+    if found.get("temperature") is None:
+        return []
+    gap = found["confidence"] - found["right"]
+    outside = not found["right_low"] <= found["confidence"] <= found["right_high"]
+    how = ("overconfident" if gap > 0 else "less sure than it could be") if outside else "about as often right as sure"
+    error, brier = number(100 * found["calibration_error"]), number(found["brier"], 3)
+    return [
+        f"It is {how}: {number(100 * found['confidence'])}% sure on average and right in {share(found, 'right')} of its"
+        f" verdicts, calibration error {error} points, Brier score {brier}; log-odds divided by"
+        f" {number(found['temperature'], 2)} would fit people best."
+    ]
 
 
 AGREEMENT_HEADINGS = (

@@ -1,6 +1,7 @@
 """`otpo agreement`: labelled pairs in, a judge asked in both orders over HTTP, figures out."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +79,9 @@ def test_llmbar_natural_by_the_command(tmp_path, shared_data):
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert "categories" not in found and "human_agreement" not in found
     assert "95.5" in done.output and "0.90 (0.78 to 0.96)" in done.output
+    # the endpoint here says each winner with .999, and 191 of 200 are people's
+    assert found["calibration"]["temperature"] == pytest.approx(math.log(999) / math.log(191 / 9), rel=1e-4)
+    assert "It is overconfident: 99.9% sure on average and right in 95.5%" in " ".join(done.output.split())
 
 
 def test_nothing_is_asked_twice_and_failures_are_asked_again(tmp_path):
