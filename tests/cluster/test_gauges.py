@@ -39,7 +39,10 @@ def test_prometheus_finds_how_far_the_work_is_and_how_fast_training_goes():
         until, found = time.monotonic() + 90, {}
         while len(found) < 5 and time.monotonic() < until:
             time.sleep(1)
-            text = urllib.request.urlopen(address, timeout=10).read().decode()
+            try:
+                text = urllib.request.urlopen(address, timeout=10).read().decode()
+            except OSError:  # the agent is not up yet, or busy
+                continue
             lines = re.findall(r'^ray_(otpo_\w+)\{([^}]*run="mine"[^}]*)\} (\S+)$', text, re.MULTILINE)
             found = {(name, re.search(r'work="([^"]*)"', tags)[1]): float(value) for name, tags, value in lines}
         assert found == {
