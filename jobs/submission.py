@@ -108,8 +108,10 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
         *(("data", "datasets", name, "path") for name in tree["data"]["datasets"]),
         ("pairs", "prompts"),
         ("pairs", "scorer", "reward_model"),
+        ("pairs", "scorer", "vllm", "model"),
         ("judge", "reference"),
         ("judge", "reward_model"),
+        ("judge", "vllm", "model"),
         ("judge", "calibration"),
         *(("generate", "tasks", name) for name in tree["generate"]["tasks"]),
     ):

@@ -39,11 +39,34 @@ class PanelMember(BaseModel):
     price_output: float | None = Field(None, ge=0, description="USD per million completion tokens.")
 
 
-class JudgeConfig(BaseModel):
-    """An OpenAI-compatible chat-completions endpoint and how it is asked; or a reward model, whose scores are compared.
+class ServedModel(BaseModel):
+    """A judge of one's own: vLLM's OpenAI server, started before it is asked and ended after."""
 
-    The API key is read from the environment variable named by `api_key_env` and is written nowhere. With
-    `reward_model`, `model` is its name on the board (by default the folder's) and `protocol` is "reward".
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="The model that vLLM serves: a folder, a hub name, or a label of the run.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model's weights.")
+    data_parallel_size: int = Field(1, ge=1, description="Copies of the model, each on GPUs of its own on one node.")
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU and fp32 on a CPU.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Tokens of a question and its reply. Unset: what the model knows, at most 16,384."
+    )
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM may fill.")
+    start_timeout: float = Field(900.0, gt=0, description="Seconds that the server may take to start.")
+
+
+def _name_of(model: object) -> str:
+    """What a model is called: the end of its path or hub name, or the label of a run's folder."""
+    path = PurePath(str(model))
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+class JudgeConfig(BaseModel):
+    """Who judges, and how: an OpenAI-compatible endpoint, a model that vLLM serves meanwhile, or a reward model.
+
+    The API key is read from the environment variable named by `api_key_env` and is written nowhere. With `vllm` or
+    `reward_model`, `model` is the judge's name on the board (by default the folder's); with `reward_model`, `protocol`
+    is "reward".
     """
 
     model_config = CHECKED
@@ -54,6 +77,9 @@ class JudgeConfig(BaseModel):
     protocol: str = Field(
         "preference",
         description="How the judge is asked: the name of a protocol such as alpaca_eval, or a YAML file of your own.",
+    )
+    vllm: ServedModel | None = Field(
+        None, description="A model that vLLM serves while it judges, in place of url: its folder, or {model, ...}."
     )
     reward_model: str | None = Field(
         None,
@@ -122,16 +148,34 @@ class JudgeConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _reward_model(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not value.get("reward_model"):
+    def _own_model(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
             return value
-        path = PurePath(str(value["reward_model"]))
-        name = path.parent.name if path.name == "model" and path.parent.name else path.name
-        if value.get("url"):
-            raise ValueError("reward_model stands in place of a judge's url: keep one, and set the other to null")
-        if value.get("panel"):
-            raise ValueError("panel: a reward model judges alone; leave one of the two out")
-        return {**value, "model": value.get("model") or name, "protocol": "reward"}
+        if isinstance(value.get("vllm"), str):
+            value = {**value, "vllm": {"model": value["vllm"]}}
+        given = [name for name in ("url", "vllm", "reward_model") if value.get(name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[-1]} stands in place of a judge's {given[0]}: keep one, and set the other to null"
+            )
+        if value.get("reward_model"):
+            if value.get("panel"):
+                raise ValueError("panel: a reward model judges alone; leave one of the two out")
+            return {**value, "model": value.get("model") or _name_of(value["reward_model"]), "protocol": "reward"}
+        served = value.get("vllm")
+        if isinstance(served, dict) and served.get("model"):
+            return {**value, "model": value.get("model") or _name_of(served["model"])}
+        return value
+
+    @property
+    def named(self) -> bool:
+        """Whether it says who judges."""
+        return bool(self.reward_model or self.vllm or (self.url and self.model))
+
+    @property
+    def own_model(self) -> str | None:
+        """The model that the pipeline itself loads to judge, if it does: served by vLLM, or a reward model."""
+        return self.vllm.model if self.vllm else self.reward_model
 
     @model_validator(mode="after")
     def _each_judge_once(self) -> JudgeConfig:

@@ -103,7 +103,7 @@ class VLLMEngine:
         limit = model.context(config.max_model_len)
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
-            settings = {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_cache_bytes(model, limit, config.dtype)}
+            settings = {"enforce_eager": True, "kv_cache_memory_bytes": cpu_cache_bytes(model, limit, config.dtype)}
         if config.tensor_parallel_size > 1:
             settings |= {"tensor_parallel_size": config.tensor_parallel_size, "distributed_executor_backend": "mp"}
         self.llm = vllm.LLM(
@@ -247,7 +247,7 @@ def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
     return ids
 
 
-def _cpu_cache_bytes(model: ModelFolder, limit: int, dtype: str) -> int:
+def cpu_cache_bytes(model: ModelFolder, limit: int, dtype: str) -> int:
     """Bytes of a key-value cache for 256 full sequences (what vLLM runs at once), from 64 MiB to 4 GiB."""
     token = 2 * model.layers * model.kv_heads * model.head_dim * {"fp32": 4, "bf16": 2}[dtype]
     return min(max(256 * limit * token, 64 << 20), 4 << 30)

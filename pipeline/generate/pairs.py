@@ -127,6 +127,7 @@ def sample_pairs(
         WorkError: an engine or the judge failed, or not one pair came of it; what was finished is kept.
     """
     from eval.judge.ratings import rate
+    from pipeline.judge.served import served
 
     if sampling.n < 2:
         raise UserError(f"pairs need at least 2 outputs for each prompt, found n={sampling.n}: set pairs.n.")
@@ -159,14 +160,17 @@ def sample_pairs(
         ratings = rewards(list(asked), list(asked.values()))
         rewards.unload()
     else:
-        ratings = rate(
-            [{"instruction": instruction, "output": output} for instruction, output in asked],
-            judge,
-            out.with_name(f"{out.stem}.ratings.sqlite"),
-            lambda done, total, failures: progress(
-                "rate outputs", done, total, f"{failures} failed" if failures else ""
-            ),
-        )
+        if judge.vllm and pool.config.device == "gpu":
+            pool.close()  # so does the judge
+        with served(judge, progress) as rater:
+            ratings = rate(
+                [{"instruction": instruction, "output": output} for instruction, output in asked],
+                rater,
+                out.with_name(f"{out.stem}.ratings.sqlite"),
+                lambda done, total, failures: progress(
+                    "rate outputs", done, total, f"{failures} failed" if failures else ""
+                ),
+            )
     rating = dict(zip(asked, ratings, strict=True))
     scores = [
         [rating.get((prompt.instruction, output["output"])) for output in given]
@@ -179,7 +183,7 @@ def sample_pairs(
         "template": str(rendering),
         "scorer": {"reward_model": judge.reward_model}
         if judge.reward_model
-        else {"url": judge.url, "model": judge.model},
+        else {"url": judge.url, "model": judge.model if judge.vllm is None else judge.vllm.model},
     }
     write_json(out.with_name(f"{out.stem}.report.json"), report)
     if not rows:

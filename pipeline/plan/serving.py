@@ -101,8 +101,8 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
 
 
 def _calls(recipe: Recipe, prompts: int) -> int:
-    """Questions that a judge at an address is asked once: each model against the reference, and against each other."""
-    if recipe.judge.reward_model or not recipe.judge.url:
+    """Questions that a judge who is sent requests is asked: each model against the reference, and against each other."""
+    if not (recipe.judge.url or recipe.judge.vllm):
         return 0
     trained = len(recipe.labels()) - 1
     against_reference = trained if recipe.judge.reference == "base" else trained + 1

@@ -19,6 +19,10 @@ JUDGE_EXECUTION_KEYS = (
     "budget_usd",
     "max_requests_per_minute",
     "max_tokens_per_minute",
+    "vllm.tensor_parallel_size",
+    "vllm.data_parallel_size",
+    "vllm.gpu_memory_utilization",
+    "vllm.start_timeout",
 )
 EXECUTION_KEYS = (
     "cluster",
@@ -30,6 +34,7 @@ EXECUTION_KEYS = (
 )
 # Keys that finished runs did not have: with these values they change nothing.
 LATER_KEYS_OF_JUDGES = {
+    "vllm": None,
     "verdict": "auto",
     "samples": 1,
     "columns": {},
@@ -56,7 +61,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
             section.pop(last, None)
     for section in (tree["judge"], (tree["pairs"] or {}).get("scorer") or {}):
         for key, default in LATER_KEYS_OF_JUDGES.items():
-            if section.get(key) == default:
+            if key in section and section[key] == default:
                 del section[key]
     trainings = (tree["train"], tree["base"] or {}, *tree["methods"].values())
     defaults = LATER_KEYS_OF_TRAINING.items()

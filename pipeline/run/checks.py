@@ -44,11 +44,12 @@ def check_judges(recipe: Recipe, manifest: Manifest, *, evaluates: bool) -> None
         _check_named(recipe, "pairs.scorer", recipe.pairs.scorer)
     if not evaluates or all(manifest.finished(f"judge/{name}") for name in tasks):
         return
-    if judge.url or judge.reward_model:
+    if judge.url or judge.own_model:
         _check_named(recipe, "judge", judge)
     elif recipe.methods:
         raise UserError(
-            "judge.url or judge.reward_model is needed to judge the outputs of generate.tasks; or use `otpo train`."
+            "judge.url, judge.vllm or judge.reward_model is needed to judge the outputs of generate.tasks; or use"
+            " `otpo train`."
         )
 
 
@@ -60,7 +61,13 @@ def _check_named(recipe: Recipe, key: str, config: JudgeConfig) -> None:
                 f"{key}.reward_model: expected a reward model that exists by then, found the label"
                 f" '{config.reward_model}'. Name a label of `method: reward-model` (of judge only), or a folder."
             )
-    elif not config.reward_model and not (config.url and config.model):
+    elif config.vllm and config.vllm.model in recipe.methods:
+        if key != "judge" or recipe.trains_rewards(config.vllm.model):
+            raise UserError(
+                f"{key}.vllm: expected a model that exists by then and writes text, found the label"
+                f" '{config.vllm.model}'. Name a label of a policy (of judge only), a folder, or a hub name."
+            )
+    elif not config.named:
         raise UserError(f"{key}.url and {key}.model are needed: the server's address, and the model as it knows it.")
 
 
@@ -281,10 +288,21 @@ def _check_prompts(run: RunContext, task: Task) -> None:
 
 def _check_judge(run: RunContext, key: str, config: JudgeConfig) -> None:
     """Ask a judge whether it responds. `key` is its section of the recipe; `check_judges` has passed."""
-    if config.reward_model in run.recipe.methods:
+    if config.own_model in {"base", *run.recipe.methods}:
+        if config.vllm and not run.sources.tokenizer.chat_template:
+            raise UserError(
+                f"{key}.vllm: a judge is asked through its chat template, and the tokenizer of '{config.own_model}' has"
+                " none. Put chat_template.jinja beside it, or name another model."
+            )
         return
     if config.reward_model:
         return check_reward_model(f"{key}.reward_model", run.sources.resolve(config.reward_model))
+    if config.vllm:
+        from pipeline.judge.served import check_served
+
+        model = run.sources.resolve(config.vllm.model)
+        check_served(f"{key}.vllm", config.vllm.model_copy(update={"model": model}))
+        return None
     if config.url and not config.url.startswith(WORLD_PREFIX):
         from eval.judge.check import check_each
 

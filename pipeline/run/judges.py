@@ -74,20 +74,21 @@ def judge_config(recipe: Recipe, task: Task) -> JudgeConfig:
     return judge.model_copy(update={"protocol": "summary"}) if summary else judge
 
 
-def reward_model_of(run: RunContext, config: JudgeConfig) -> str | None:
-    """Folder or hub name of the reward model that judges, if one does."""
-    name = config.reward_model
+def own_model_of(run: RunContext, config: JudgeConfig) -> str | None:
+    """Folder or hub name of the model that the pipeline loads to judge, if it does."""
+    name = config.own_model
     if name is None:
         return None
-    return run.sources.model(name) if name in run.recipe.methods else run.sources.resolve(name)
+    return run.sources.model(name) if name in {"base", *run.recipe.methods} else run.sources.resolve(name)
 
 
-def reward_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
-    """What the reward model that judges was made from; nothing for a judge behind an address."""
-    path = reward_model_of(run, config)
+def own_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
+    """What the model that judges was made from; nothing for a judge behind an address."""
+    path = own_model_of(run, config)
     if path is None:
         return {}
-    return {"reward_model": run.manifest.inputs.get(f"train/{config.reward_model}") or source_identity(path)}
+    made_from = run.manifest.inputs.get(f"train/{config.own_model}") or source_identity(path)
+    return {"served_model" if config.vllm else "reward_model": made_from}
 
 
 def reward_template(run: RunContext, reward_model: str | None) -> str:
@@ -104,4 +105,6 @@ def ready_judge(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
     """
     ours = run.world if (config.url or "").startswith(WORLD_PREFIX) else None
     with ours.serve(run.folder.world) if ours else nullcontext(config.url) as url:
-        yield config.model_copy(update={"url": url, "reward_model": reward_model_of(run, config)})
+        own = own_model_of(run, config)
+        changed = {"vllm": config.vllm.model_copy(update={"model": own})} if config.vllm else {"reward_model": own}
+        yield config.model_copy(update={"url": url} | changed)

@@ -300,6 +300,11 @@ def _check_metric(recipe: Recipe, label: str, metric: str) -> str | None:
                 " eval_rewards/accuracies or eval_loss."
             )
         tasks = list(recipe.generate.named_tasks())
+        if recipe.judge.vllm:
+            raise UserError(
+                "judge.vllm: a sweep's judge answers while trials train, so it needs a place of its own: serve the"
+                " model with `vllm serve MODEL` on a node that the sweep leaves alone, and set judge.url."
+            )
         judge = recipe.judge.url or recipe.judge.reward_model
         if not tasks or not judge:
             needed = (("generate.tasks", tasks), ("judge.url or judge.reward_model", judge))

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from otpo.files import Row, write_atomically
 from pipeline.judge.board import write_panel
 from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.served import served
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
 from pipeline.run.judges import (
     judge_config,
+    own_model_inputs,
     ready_judge,
     reference_inputs,
     reference_of,
     reference_rows,
-    reward_model_inputs,
     reward_template,
 )
 from pipeline.run.stages.generate import read_outputs
 
 if TYPE_CHECKING:
+    from eval.judge.config import JudgeConfig
     from eval.tasks import Task
 
 
@@ -40,7 +43,7 @@ def judge(run: RunContext) -> None:
             "answers": {label: run.manifest.inputs[f"generate/{label}/{task.name}"] for label in run.recipe.labels()}
         }
         config = judge_config(run.recipe, task)
-        judged = _judged_labels(run, task) and (config.url or config.reward_model)
+        judged = _judged_labels(run, task) and config.named
         if judged and run.manifest.needs(f"judge/{task.name}", inputs):
             spent_usd = _judge(run, task, inputs, spent_usd)
 
@@ -52,7 +55,7 @@ def judging_inputs(run: RunContext, task: Task) -> dict[str, Any]:
     config = judge_config(run.recipe, task)
     protocol = {"protocol": protocol_label(config.protocol)}
     return {
-        "judge": identity(run.recipe)["judge"] | protocol | reward_model_inputs(run, config),
+        "judge": identity(run.recipe)["judge"] | protocol | own_model_inputs(run, config),
         "reference": reference_inputs(run, task),
     }
 
@@ -65,11 +68,9 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
     run.manifest.begin(stage, inputs, [out])
     with (
         run.manifest.doing(stage, inputs, [out]) as figures,
-        ready_judge(run, judge_config(run.recipe, task)) as config,
+        ready_judge(run, judge_config(run.recipe, task)) as ready,
+        _answering(run, ready) as config,
     ):
-        if config.reward_model:
-            run.engines.close()  # scoring wants their memory
-            run.engines.join_cluster()
         asked = Judge(
             config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress, spent_usd
         )
@@ -93,6 +94,21 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
             " and the same command asks for them again."
         )
     return asked.spent_usd
+
+
+@contextmanager
+def _answering(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
+    """The judge's settings while it can be asked: a model of one's own gets the engines' memory."""
+    if config.own_model:
+        run.engines.close()
+        run.engines.join_cluster()
+    with served(config, run.progress) as answering:
+        if config.vllm:
+            from eval.judge.check import check_each
+
+            for model, way in check_each(answering, run.folder.judge_store):
+                run.progress(f"judge {model}", 0, 0, str(way))
+        yield answering
 
 
 def _judged_labels(run: RunContext, task: Task) -> list[str]:

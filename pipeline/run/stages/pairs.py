@@ -6,7 +6,7 @@ from otpo.identity import source_identity
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import engine_inputs
-from pipeline.run.judges import ready_judge, reward_model_inputs
+from pipeline.run.judges import own_model_inputs, ready_judge
 
 
 def pairs(run: RunContext) -> None:
@@ -25,7 +25,7 @@ def pairs(run: RunContext) -> None:
         "prompts": source_identity(prompts),
         "base": manifest.inputs["base"],
         "engine": engine_inputs(run.recipe, run.sources.generation_template),
-        **reward_model_inputs(run, settings.scorer),
+        **own_model_inputs(run, settings.scorer),
     }
     if not manifest.needs("pairs", inputs):
         return
