@@ -20,6 +20,7 @@ from jobs.judging import most_frequent
 from otpo.errors import UserError, WorkError
 from otpo.files import write_json
 from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.served import served
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,14 +54,15 @@ def judge_agreement(files: Sequence[Path], config: JudgeConfig, out: Path, *, pr
         raise UserError(
             f"{', '.join(map(str, files))}: every label is a tie, so there is nothing to ask a judge about."
         )
-    for model, way in check_each(config, out / layout.STORE):
-        progress(f"judge {model}", 0, 0, str(way))
     outputs, reference = (
         [{"instruction": pairs[i].instruction, "output": getattr(pairs[i], name), "generator": name} for i in asked]
         for name in (SECOND, FIRST)
     )
-    judge = Judge(config, out / layout.STORE, progress=progress)
-    verdicts = judge_task(judge, [Match("pairs", "people's labels", outputs, reference)], "agreement")
+    with served(config, progress) as answering:
+        for model, way in check_each(answering, out / layout.STORE):
+            progress(f"judge {model}", 0, 0, str(way))
+        judge = Judge(answering, out / layout.STORE, progress=progress)
+        verdicts = judge_task(judge, [Match("pairs", "people's labels", outputs, reference)], "agreement")
     verdicts["index"] = [asked[i] for i in verdicts["index"]]
     _write_verdicts(out, pairs, verdicts)
     if not verdicts["preference"].notna().any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged, write_panel
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.judge.reward_model import check_reward_model
+from pipeline.judge.served import served
 from pipeline.progress import Progress
 from pipeline.run.folder import RunFolder
 
@@ -96,20 +98,21 @@ def ask(
     replies = None
     if config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in reference):
         progress(config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
-    if config.reward_model:
-        check_reward_model("--reward-model", config.reward_model)
-    elif batch:
-        know_the_way(config, out, progress, ask=False)
-        replies = read_batch(batch, progress)
-    else:
-        for model, way in check_each(config, out / layout.STORE):
-            progress(f"judge {model}", 0, 0, str(way))
-        if config.price_input or config.price_output:
-            cost = estimate(outputs, reference, config, out, task, subset=subset)
-            progress(f"judge {config.model}", 0, 0, str(cost))
-    judge = Judge(config, out / layout.STORE, template, progress, answer=replies)
-    matches = [Match(name, against, rows, reference) for name, rows in outputs.items()]
-    verdicts = judge_task(judge, matches, task, subset=subset)
+    with served(config, progress) if not batch else nullcontext(config) as asked:
+        if asked.reward_model:
+            check_reward_model("--reward-model", asked.reward_model)
+        elif batch:
+            know_the_way(asked, out, progress, ask=False)
+            replies = read_batch(batch, progress)
+        else:
+            for model, way in check_each(asked, out / layout.STORE):
+                progress(f"judge {model}", 0, 0, str(way))
+            if asked.price_input or asked.price_output:
+                cost = estimate(outputs, reference, asked, out, task, subset=subset)
+                progress(f"judge {asked.model}", 0, 0, str(cost))
+        judge = Judge(asked, out / layout.STORE, template, progress, answer=replies)
+        matches = [Match(name, against, rows, reference) for name, rows in outputs.items()]
+        verdicts = judge_task(judge, matches, task, subset=subset)
     if replies is not None:
         tell_used(replies, progress)
     return judge, verdicts

@@ -83,7 +83,7 @@ def add(
         know_the_way(config, kept.folder, progress, ask=False)
         asked = {name: rows for name, rows in given.items() if name in changed}
         return str(estimate(asked, against, config, kept.folder, state.task, subset=False))
-    if changed and not config.reward_model:
+    if changed and not config.own_model:
         check_each(config, kept.folder / layout.STORE)
     for name in changed:
         write_atomically(kept.path(name), texts[name])

@@ -11,6 +11,7 @@ from eval.judge.store import open_store
 from jobs.boards.kept import Kept
 from jobs.boards.state import differences
 from otpo.errors import UserError
+from pipeline.judge.served import served_name
 from pipeline.progress import Progress
 
 
@@ -54,12 +55,19 @@ def _mixed(kept: Kept, config: JudgeConfig, verdicts: pd.DataFrame) -> str:
     """That a board has the verdicts of several models of one name, and the ways out; empty where it has not."""
     store = kept.folder / layout.STORE
     counts = verdicts["judge_model"].value_counts()
-    if config.reward_model or config.panel or len(counts) < 2 or not store.is_file():
+    if config.reward_model or config.panel:
         return ""
-    with open_store(store) as opened:
-        first, present = opened.identity(str(config.model)) or ("", "")
-    if first == present:
+    if config.vllm:  # its name says which weights it has
+        present = served_name(config)
+        if set(counts.index) <= {present}:
+            return ""
+    elif len(counts) < 2 or not store.is_file():
         return ""
+    else:
+        with open_store(store) as opened:
+            first, present = opened.identity(str(config.model)) or ("", "")
+        if first == present:
+            return ""
     listed = ", ".join(f"{name} gave {count:,} verdicts" for name, count in counts.items())
     return (
         f"The judge {config.model} of {kept.folder} has come to answer as another model: {listed}, and it answers as "

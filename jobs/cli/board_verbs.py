@@ -60,7 +60,7 @@ def init(
     from jobs.boards.making import init as make
     from pipeline.lock.lock import one_writer
 
-    one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model)
+    one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model, asked.judge_vllm)
     setting = one_of("--template", template, "auto", "chat", "literal")
     if reward_model:
         from otpo.data.template import of_model

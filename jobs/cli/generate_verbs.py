@@ -20,7 +20,7 @@ from jobs.cli.options import (
     kwargs_of,
     local,
 )
-from jobs.cli.options.judge import JudgeModel, JudgeSettings, JudgeUrl, judge_of
+from jobs.cli.options.judge import JudgeModel, JudgeSettings, JudgeUrl, JudgeVllm, judge_of, served_model
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
 
@@ -83,6 +83,7 @@ def pairs(
     out: Out,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
+    judge_vllm: JudgeVllm = None,
     n: Annotated[int, typer.Option("--n", help="outputs for each prompt")] = 8,
     scorer: Annotated[
         str, typer.Option("--scorer", help="who rates the outputs: judge (at --judge-url), or a reward model's folder")
@@ -108,20 +109,25 @@ def pairs(
     from pipeline.generate.pairs import sample_pairs
     from pipeline.generate.pool import EnginePool, check_prompts, preflight
     from pipeline.judge.reward_model import check_reward_model
+    from pipeline.judge.served import check_served
     from pipeline.lock.lock import one_writer
 
     reward_model = None if scorer == "judge" else scorer
-    one_judge("--scorer", reward_model, judge_url, judge_model)
+    one_judge("--scorer", reward_model, judge_url, judge_model, judge_vllm)
     setting = one_of("--template", template, "auto", "chat", "literal")
     task = load_task(prompts, limit=limit)
-    config = judge_of(settings, url=judge_url, model=judge_model, protocol="rating", reward_model=reward_model)
+    vllm = served_model(judge_vllm)
+    named = {"url": judge_url, "model": judge_model, "vllm": vllm, "reward_model": reward_model}
+    config = judge_of(settings, protocol="rating", **named)
     engine = EngineConfig(workers=workers)
     if reward_model:
         check_reward_model("--scorer", reward_model)
     kwargs = kwargs_of(chat_template_kwargs)
     choice = of_model(setting, preflight(model, engine, setting).path, kwargs)
     check_prompts(task.prompts, choice.for_generation)
-    if not reward_model:
+    if config.vllm:
+        check_served("--judge-vllm", config.vllm)
+    elif not reward_model:
         say(f"judge {config.model}: {check(config)}")
     say(f"template  {choice}")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, n=n, seed=seed)

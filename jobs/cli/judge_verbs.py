@@ -62,10 +62,11 @@ def judge(
     offline = [option for option, given in (
         ("--batch-write", batch_write), ("--batch-read", batch_read), ("--dry-run", dry_run),
     ) if given]  # fmt: skip
-    if len(offline) > 1 or (offline and reward_model):
-        raise UserError(f"{' and '.join(offline)}{' and --reward-model' * bool(reward_model)}: keep one.")
+    own = [option for option, given in (("--reward-model", reward_model), ("--judge-vllm", asked.judge_vllm)) if given]
+    if len(offline) > 1 or (offline and own):
+        raise UserError(f"{' and '.join(offline + own)}: keep one.")
     if not offline:
-        one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model)
+        one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model, asked.judge_vllm)
     config = asked.config(
         reward_model=reward_model,
         both_orders=both_orders,
@@ -141,7 +142,7 @@ def agreement(
     from jobs.agreement import judge_agreement
     from pipeline.lock.lock import one_writer
 
-    one_judge("", None, asked.judge_url, asked.judge_model)
+    one_judge("", None, asked.judge_url, asked.judge_model, asked.judge_vllm)
     config = asked.config(both_orders=True)
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_agreement(pairs, config, out, progress=bars.show)
@@ -166,7 +167,7 @@ def rejudge(
     from jobs.rejudging import rejudge as judge_again
     from pipeline.lock.lock import one_writer
 
-    one_judge("", None, asked.judge_url, asked.judge_model)
+    one_judge("", None, asked.judge_url, asked.judge_model, asked.judge_vllm)
     config = asked.config()
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_again(board, config, out, task=task, protocol=asked.protocol, progress=bars.show)

@@ -63,8 +63,8 @@ def check_served(key: str, served: ServedModel) -> ModelFolder:
 def served(config: JudgeConfig, progress: Progress = silent) -> Iterator[JudgeConfig]:
     """The judge's settings with an address that answers. A judge that has one is left as it is.
 
-    The model's name gets eight digits of its hash, so that stored replies of other weights under the same name are not
-    taken for its own.
+    The model goes by `served_name`, so that stored replies of other weights under the same name are not taken for its
+    own.
 
     Raises:
         UserError: as `check_served`, or no node has the GPUs.
@@ -74,7 +74,7 @@ def served(config: JudgeConfig, progress: Progress = silent) -> Iterator[JudgeCo
         yield config
         return
     model = check_served("judge.vllm", config.vllm)
-    name, key = f"{config.model}@{model.digest[:8]}", secrets.token_urlsafe(24)
+    name, key = served_name(config), secrets.token_urlsafe(24)
     progress("judge", 0, 0, f"vLLM loads {model.name}")
     start = _start_on_cluster if _cluster_has_gpus() else _start_here
     address, end = start(config.vllm, model, name, key)
@@ -84,6 +84,16 @@ def served(config: JudgeConfig, progress: Progress = silent) -> Iterator[JudgeCo
     finally:
         del os.environ[KEY]
         end()
+
+
+def served_name(config: JudgeConfig) -> str:
+    """What the server calls the model of `config.vllm`: the judge's name, and eight digits of the weights' hash.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    assert config.vllm is not None
+    return f"{config.model}@{open_model(config.vllm.model).digest[:8]}"
 
 
 def _cluster_has_gpus() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -21,6 +22,10 @@ JudgeUrl = Annotated[
     typer.Option("--judge-url", help="base URL of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1"),
 ]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="the judge's model as its server knows it")]
+JudgeVllm = Annotated[
+    str | None,
+    typer.Option("--judge-vllm", help="folder or hub name of a model that vLLM serves meanwhile, in place of a URL"),
+]
 JudgeSettings = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,6 +55,7 @@ class JudgeOptions:
 
     judge_url: JudgeUrl = None
     judge_model: JudgeModel = None
+    judge_vllm: JudgeVllm = None
     protocol: Protocol = None
     concurrency: Concurrency = None
     budget_usd: BudgetUsd = None
@@ -65,9 +71,17 @@ class JudgeOptions:
         Raises:
             UserError: as `judge_of`.
         """
-        named = {"judge_url": "url", "judge_model": "model"}
+        named = {"judge_url": "url", "judge_model": "model", "judge_vllm": "vllm"}
         said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
+        said["judge_vllm"] = served_model(self.judge_vllm)
         return judge_of(self.settings, **given | {named.get(k, k): v for k, v in said.items() if v is not None})
+
+
+def served_model(model: str | None) -> dict[str, str] | None:
+    """`--judge-vllm` as `judge.vllm`. A folder is found from elsewhere too."""
+    if model is None:
+        return None
+    return {"model": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
 def with_judge(verb: Callable[..., None]) -> Callable[..., None]:
