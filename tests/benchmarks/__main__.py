@@ -12,6 +12,7 @@ import sys
 from otpo.kernels.cpu.allocator import ALLOCATOR
 from tests.benchmarks import board, coverage, growth, loading, memory, methods, profile, rows, step
 from tests.benchmarks.disk import saving
+from tests.benchmarks.overhead import client, ray_cost
 
 BENCHMARKS = {
     "step": step.main,
@@ -23,7 +24,9 @@ BENCHMARKS = {
     "coverage": coverage.main,
     "loading": loading.main,
     "board": board.main,
+    "client": client.main,
     "saving": saving.main,
+    "ray": ray_cost.main,
 }
 
 if __name__ == "__main__":
