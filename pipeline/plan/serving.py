@@ -101,7 +101,7 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
 
 
 def _calls(recipe: Recipe, prompts: int) -> int:
-    """Questions that a judge who is sent requests is asked: each model against the reference, and against each other."""
+    """Questions that a judge is sent, not a reward model: each model against the reference, and against each other."""
     if not (recipe.judge.url or recipe.judge.vllm):
         return 0
     trained = len(recipe.labels()) - 1

@@ -174,8 +174,8 @@ def test_tokens_per_minute_are_kept_and_what_a_reply_did_not_need_is_given_back(
                   tmp_path / f"{limit}.sqlite", "t")  # fmt: skip
             return np.diff([call.at for call in server.calls])
 
-    # A call books 20,000 tokens and more, and its reply says that it was 101: 0.3 s at 20,000 tokens a minute. The first
-    # call may reach a busy server late.
+    # A call books 20,000 tokens and more, and its reply says that it was 101: 0.3 s at 20,000 tokens a minute. A busy
+    # server may see the first call late.
     assert times(20_200).sum() > 2 * 0.3 and (times(20_200) < 20).all()
     assert times(10**9).max() < 5
 

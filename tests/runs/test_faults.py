@@ -67,7 +67,10 @@ def test_a_killed_driver(tmp_path, tiny_llama, undisturbed):
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_a_part_of_ray_dies_on_this_machine(tmp_path, tiny_llama, undisturbed, part):
-    """Ray's native code ends the command without a word of Python's. It is told all the same, and Ray's dump is not."""
+    """Ray's native code ends the command without a word of Python's. It is told all the same, and Ray's dump is not.
+
+    Of a raylet the command may hear first that the process that led training is gone with its node.
+    """
     folder = workers_recipe(tmp_path, tiny_llama)
     with driving(folder) as driver:
         driver.wait_for(lambda: driver.steps() >= 7)
@@ -75,7 +78,8 @@ def test_a_part_of_ray_dies_on_this_machine(tmp_path, tiny_llama, undisturbed, p
         assert driver.wait(60) == 1
         assert not driver.left_behind(AGENTS_GONE_SECONDS)
         said = driver.log.read_text()
-    assert said.count("failed: Ray has ended this command: ") == 1 and "the same command goes on" in said, said
+    assert said.count("failed: ") == 1 and "the same command goes on" in said, said
+    assert "Ray has ended this command: " in said or (part == "raylet" and "is gone with its node" in said), said
     assert "state-dump" not in said and "core_worker.cc" not in said, said
     with driving(folder) as driver:
         assert driver.wait() == 0, driver.log.read_text()

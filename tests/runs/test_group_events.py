@@ -27,6 +27,8 @@ killed by SIGKILL by OOM killer due to high memory usage."""
 NODE = """A worker health check failed.
 The actor died unexpectedly before finishing this task.
 The actor died because its node has died. Node Id: 3f. the actor's node was terminated unexpectedly"""
+CRASHED = """The actor died unexpectedly before finishing this task.
+The actor is dead because its owner has died. Owner Id: 3f. exit detail: Owner's node has crashed."""
 PEER = """Traceback (most recent call last):
   File "step.py", line 3, in step
 RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3021"""
@@ -41,6 +43,7 @@ ValueError: no row 3."""
         (OOM, "memory", ["rank 1 (process 77 on 10.0.0.7)", "23.10GB of 24.00GB", "96%"]),
         (KILLED, "killed", ["rank 1", "its process was killed"]),
         (NODE, "node", ["rank 1", "gone with its node"]),
+        (CRASHED, "node", ["rank 1", "gone with its node"]),
         (ERROR, "error", ["rank 1", "raised ValueError: no row 3"]),
     ],
 )

@@ -61,7 +61,7 @@ def cause(who: str, text: str) -> Cause:
         )
     if "low on memory" in text or ("OutOfMemoryError" in text and "CUDA" not in text):
         return Cause("memory", f"{who} was killed because its node ran out of memory", "Take fewer workers on a node.")
-    if re.search(r"node has died|node (was|is) (dead|terminated|preempted)|node_death|NodeDied|its node", text):
+    if re.search(r"node (has|was|is) (died|crashed|dead|terminated|preempted)|node_death|NodeDied|its node", text):
         return Cause("node", f"{who} is gone with its node")
     if "health check has been hanging" in text:
         return Cause("silent", f"{who} no longer responded")
