@@ -89,8 +89,8 @@ def test_through_tune_it_takes_the_path_of_solve_to_the_optimum(tmp_path: Path, 
 @pytest.mark.slow
 def test_it_is_about_as_fast_as_solve_over_several_draws() -> None:
     ours, theirs = [], []
-    for seed in range(3):
-        search, seen = PreferenceSearch(SPACE, "win_rate", TRIALS, [], seed=seed + 10), dict[str, dict[str, Any]]()
+    for seed in range(5):  # the same draws: how near 21 trials come differs more between draws than between the two
+        search, seen = PreferenceSearch(SPACE, "win_rate", TRIALS, [], seed=seed), dict[str, dict[str, Any]]()
         for _ in range(TRIALS):
             step(search, camel, seen)
         assert search.suggest("t") == "FINISHED"
