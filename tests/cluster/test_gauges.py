@@ -27,30 +27,26 @@ assert said == [("judge", 3, 8, "x")] and "ray" not in sys.modules
 
 
 @pytest.mark.slow
-def test_prometheus_finds_how_far_the_work_is_and_how_fast_training_goes():
+def test_prometheus_finds_how_far_the_work_is_and_how_fast_training_goes(ray_cluster):
     import ray
 
-    ray.init(num_cpus=1, log_to_driver=False)
-    try:
-        gauged(lambda *_: None, "mine")("judge dpo", 3, 8, "")
-        set_training("mine", "dpo", {"loss": 0.5, "step": 7, "tokens_per_second": 1234.0, "epoch": 1})
-        (node,) = ray.nodes()
-        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        until, found = time.monotonic() + 90, {}
-        while len(found) < 5 and time.monotonic() < until:
-            time.sleep(1)
-            try:
-                text = urllib.request.urlopen(address, timeout=10).read().decode()
-            except OSError:  # the agent is not up yet, or busy
-                continue
-            lines = re.findall(r'^ray_(otpo_\w+)\{([^}]*run="mine"[^}]*)\} (\S+)$', text, re.MULTILINE)
-            found = {(name, re.search(r'work="([^"]*)"', tags)[1]): float(value) for name, tags, value in lines}
-        assert found == {
-            ("otpo_work_done", "judge dpo"): 3,
-            ("otpo_work_total", "judge dpo"): 8,
-            ("otpo_train_tokens_per_second", "dpo"): 1234,
-            ("otpo_train_loss", "dpo"): 0.5,
-            ("otpo_train_step", "dpo"): 7,
-        }
-    finally:
-        ray.shutdown()
+    gauged(lambda *_: None, "mine")("judge dpo", 3, 8, "")
+    set_training("mine", "dpo", {"loss": 0.5, "step": 7, "tokens_per_second": 1234.0, "epoch": 1})
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    until, found = time.monotonic() + 90, {}
+    while len(found) < 5 and time.monotonic() < until:
+        time.sleep(1)
+        try:
+            text = urllib.request.urlopen(address, timeout=10).read().decode()
+        except OSError:  # the agent is not up yet, or busy
+            continue
+        lines = re.findall(r'^ray_(otpo_\w+)\{([^}]*run="mine"[^}]*)\} (\S+)$', text, re.MULTILINE)
+        found = {(name, re.search(r'work="([^"]*)"', tags)[1]): float(value) for name, tags, value in lines}
+    assert found == {
+        ("otpo_work_done", "judge dpo"): 3,
+        ("otpo_work_total", "judge dpo"): 8,
+        ("otpo_train_tokens_per_second", "dpo"): 1234,
+        ("otpo_train_loss", "dpo"): 0.5,
+        ("otpo_train_step", "dpo"): 7,
+    }

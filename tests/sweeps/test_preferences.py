@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,10 @@ def step(search: PreferenceSearch, function: Callable[..., float], seen: dict[st
 
 @pytest.mark.slow
 def test_through_tune_it_takes_the_path_of_solve_to_the_optimum(tmp_path: Path, ray_cluster: None) -> None:
-    from ray import tune
+    from ray import cloudpickle, tune
 
+    # workers of a cluster that another test has started do not find this module
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     own = own_solve(camel, 0)
     search = PreferenceSearch(SPACE, "win_rate", TRIALS, [], seed=0)
     tuner = tune.Tuner(
