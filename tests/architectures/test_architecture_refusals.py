@@ -234,7 +234,7 @@ def test_a_frozen_model_of_another_tokenizer(tmp_path):
     other = save(llama(), tmp_path / "other")
     make_tokenizer(SENTENCES[::-1] + ["zebras zip zealously"] * 9, 300).save_pretrained(other)
     small = save(llama(vocab_size=280), tmp_path / "small")
-    for oracle in (model, padded):
+    for oracle in (save(llama(), tmp_path / "trained"), padded):
         checked(tmp_path, model, methods={"sepo": {"oracle": str(oracle)}})
     with pytest.raises(
         UserError, match=r"methods.sepo.oracle: .*other has another tokenizer.*\d+ tokens have other ids"

@@ -81,7 +81,7 @@ def test_a_reward_model_answers_nothing_and_is_no_scorer_of_tokens(tmp_path, tin
         ({"reward_model": "dpo"}, ["judge.reward_model", "expected a reward model", "label 'dpo'"]),
         ({"reward_model": "START"}, ["judge.reward_model", "expected a reward model", "LlamaForCausalLM"]),
         ({"reward_model": "rm", "url": "http://127.0.0.1:9/v1"}, ["in place of a judge's url"]),
-        ({}, ["judge.url or judge.reward_model"]),
+        ({}, ["judge.url, judge.vllm or judge.reward_model"]),
     ],
 )
 def test_a_judge_that_cannot_be_is_refused_before_anything_starts(tmp_path, tiny_llama, judge, words):
