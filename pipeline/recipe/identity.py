@@ -33,7 +33,7 @@ EXECUTION_KEYS = (
     "generate.template",  # follows from data.template and the rows; stages keep what was rendered among their inputs
 )
 # Keys that finished runs did not have: with these values they change nothing.
-LATER_KEYS_OF_JUDGES = {
+LATER_KEYS_OF_JUDGES: dict[str, Any] = {
     "vllm": None,
     "verdict": "auto",
     "samples": 1,
