@@ -193,6 +193,7 @@ def test_missing_files_and_wrong_addresses_are_refused(recipe: Path) -> None:
         connect(f"http://127.0.0.1:{free_port()}")
 
 
+@pytest.mark.slow
 def test_a_job_trains_once_and_wrong_tokens_are_refused(head: Head, recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     refused = head.submit(str(recipe), env=head.env | {"RAY_AUTH_TOKEN": "wrong" * 9})

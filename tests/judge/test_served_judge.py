@@ -152,6 +152,7 @@ def test_a_run_is_judged_by_a_model_that_it_serves(letter_judge: Path, tiny_llam
     assert again.code == 0 and "vLLM loads" not in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

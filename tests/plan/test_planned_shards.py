@@ -43,7 +43,7 @@ def hollow(shape: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world", [8, 16])
+@pytest.mark.parametrize("world", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_a_rank_of_a_70b_model_has_the_shards_that_are_planned(tmp_path, monkeypatch, world):
     monkeypatch.setattr(otpo.models.sharding, "read_weights", lambda lm, device: None)  # 141 GB that are not there
     folder = hollow(SHAPES / "llama3-70b", tmp_path)
