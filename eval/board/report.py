@@ -40,7 +40,7 @@ from eval.board.verdicts.model_pages import write_model_pages
 from eval.board.verdicts.prompt_pages import write_prompt_pages
 from eval.board.weights_page import pair_views
 from eval.stats.wording import BUCKETS
-from eval.sweeps.view import sweep_view
+from eval.sweeps.view import labels_view, sweep_view
 
 EXAMPLES_SHOWN = 30
 OUTPUTS_SHOWN = 1_000  # where models are many, fewer prompts are shown
@@ -119,6 +119,7 @@ def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path
         "has_examples": any(view["examples"] for view in views),
         "has_failures": any(view["failures"] for view in views),
         "sweeps": [sweep_view(sweep) for run in runs for sweep in run.sweep],
+        "swept_labels": [view for run in runs if (view := labels_view(run.sweep))],
         "truths": [_truth(run.name, run.world) for run in runs if run.world],
         "agreements": [_agreement(run.agreement) for run in runs if run.agreement],
         "agreement_headings": AGREEMENT_HEADINGS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -43,6 +43,38 @@ def sweep_view(sweep: Mapping[str, Any]) -> dict[str, Any]:
         "held_out": [{"trial": row["trial"], "seed": row["seed"], **_judged(row)} for row in sweep["held_out"]],
         "flattering": {"trial": done["trial"][0], **_judged(done.iloc[0].to_dict())} if len(done) else None,
     }
+
+
+def labels_view(sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best trial of each label of one sweep, side by side; None for a sweep of one label.
+
+    Args:
+        sweeps: as for `sweep_view`, one for each label.
+
+    Returns:
+        `headings`, the names of the objectives; `judged`, whether the winners were judged on fresh prompts; `rows`:
+        label, trial (None where none came to its end), its `values` by short name, the `figures` that it was chosen
+        by, `fresh` as a row of `held_out`, n trials and failed ones.
+    """
+    if len(sweeps) < 2:
+        return None
+    rows = []
+    for sweep in sweeps:
+        done = [trial for trial in sweep["trials"] if trial["state"] == "done"]
+        best = done[0] if done else {}
+        row = {
+            "label": sweep["label"],
+            "trial": best.get("trial"),
+            "values": {short: best.get(key) for key, short in sweep["keys"].items()},
+            "figures": [best.get(name) for name in sweep["objectives"]],
+            "fresh": _judged(sweep["held_out"][0] if sweep["held_out"] else {}),
+            "n": len(sweep["trials"]),
+            "failed": sum(trial["state"] == "failed" for trial in sweep["trials"]),
+        }
+        rows.append(row)
+    headed = headings(list(sweeps[0]["objectives"]))
+    judged = any(sweep["held_out"] for sweep in sweeps)
+    return {"headings": headed, "judged": judged, "rows": rows}
 
 
 def _judged(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -96,23 +96,27 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo
     from jobs.worlds import world_of
     from pipeline.recipe import load_recipe
     from pipeline.storage.stored import run_folder
-    from pipeline.sweep.results import render
+    from pipeline.sweep.results import render, render_best
     from pipeline.sweep.sweep import sweep as sweep_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     world = world_of(loaded)
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     with Bars(stderr) as bars, run_folder(runs, loaded.name, progress=bars.show) as place:
-        outcome = sweep_recipe(loaded, place, world=world, progress=bars.show, say=say, redo=redo)
-    if not outcome.did:
+        outcomes = sweep_recipe(loaded, place, world=world, progress=bars.show, say=say, redo=redo)
+    if not outcomes[0].did:
         console.print("Nothing to do: every trial is finished and its inputs are unchanged.")
-    console.print(render(outcome))
-    if outcome.caution:
-        console.print(outcome.caution, soft_wrap=True, highlight=False)
-    folder = outcome.folder
+    for outcome in outcomes:
+        console.print(render(outcome))
+    if len(outcomes) > 1:
+        console.print(render_best(outcomes))
+    for caution in filter(None, [outcome.caution for outcome in outcomes]):
+        console.print(caution, soft_wrap=True, highlight=False)
+    folder = outcomes[0].folder
     for path in (folder.plot, folder.report, folder.best):
         console.print(f"{path.name}: {path}", soft_wrap=True, highlight=False)
-    console.print(f"Best: {outcome.best}; train it with `otpo run {folder.best}`.", soft_wrap=True)
+    best = ", ".join(outcome.best for outcome in outcomes if outcome.best)
+    console.print(f"Best: {best}; train it with `otpo run {folder.best}`.", soft_wrap=True)
 
 
 def submit(

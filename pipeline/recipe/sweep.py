@@ -31,7 +31,10 @@ class SweepConfig(Section):
     params: dict[str, list[bool | int | float | str] | SweepRange] = Field(
         {}, description="Dotted key of the recipe, and the values to try: a list, or {low, high, log, integer}."
     )
-    label: str | None = Field(None, description="Which of `methods` is trained. Unset: the one that `params` names.")
+    label: str | list[str] | None = Field(
+        None,
+        description="Which of `methods` is tuned; of a list, each with as many trials. Unset: the one in `params`.",
+    )
     search: Literal["grid", "random", "optuna", "glisp"] = Field(
         "grid", description="How values are chosen. glisp knows only which of two trials' outputs the judge prefers."
     )
@@ -75,6 +78,11 @@ class SweepConfig(Section):
         return value
 
     @property
+    def labels(self) -> list[str]:
+        """The labels that are named; none where `params` tells the one."""
+        return [self.label] if isinstance(self.label, str) else self.label or []
+
+    @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
         """Metric -> whether less or more of it is better; the first one names the winner."""
         metrics = [self.metric] if isinstance(self.metric, str) else self.metric
@@ -84,6 +92,12 @@ class SweepConfig(Section):
             metric: mode or ("min" if metric.endswith(small) or metric == "length_ratio" else "max")
             for metric, mode in zip(metrics, modes, strict=True)
         }
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> SweepConfig:
+        if isinstance(self.label, list) and (not self.label or len(set(self.label)) < len(self.label)):
+            raise ValueError(f"label: expected at least one label, each once, found {self.label}")
+        return self
 
     @model_validator(mode="after")
     def _a_mode_for_each_metric(self) -> SweepConfig:

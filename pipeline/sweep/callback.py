@@ -45,7 +45,9 @@ class SweepCallback(tune.Callback):
 
     def _end(self, trial: Any, end: dict[str, Any]) -> None:
         self.ended += 1
-        self.progress("trials", self.ended, self.settings.search.n_trials, "")
+        search = self.settings.search
+        what = f"trials of {search.label}" if search.of_several else "trials"
+        self.progress(what, self.ended, search.n_trials, "")
         for record in trial_records(self.settings):
             if record["tune"] == trial.trial_id and record["state"] == RUNNING:
                 folder = self.settings.folder.label(record["name"])

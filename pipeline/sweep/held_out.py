@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from otpo.errors import UserError
 from otpo.files import Row
 from pipeline.progress import Progress
-from pipeline.sweep.search import trial_training
+from pipeline.sweep.trial_recipes import trial_training
 
 if TYPE_CHECKING:
     from eval.tasks import Task

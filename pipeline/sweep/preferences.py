@@ -15,7 +15,8 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pipeline.recipe import SweepRange
-from pipeline.sweep.search import LEVEL, Params, rounded, trial_name
+from pipeline.sweep.search import LEVEL
+from pipeline.sweep.space import Params, rounded, trial_name
 
 
 class PreferenceSearch(Searcher):
@@ -29,18 +30,26 @@ class PreferenceSearch(Searcher):
             first samples; the others are suggested again under their names.
 
         seed: of what GLISp draws.
+        label: what names of trials begin with, if with anything.
 
     A suggestion is {"params": values, "name": the trial's, "against": name of the best trial so far, None for the
     first}. A trial without a result has lost.
     """
 
     def __init__(
-        self, space: dict[str, SweepRange], metric: str, n_trials: int, earlier: list[dict[str, Any]], *, seed: int
+        self,
+        space: dict[str, SweepRange],
+        metric: str,
+        n_trials: int,
+        earlier: list[dict[str, Any]],
+        *,
+        seed: int,
+        label: str | None = None,
     ):
         super().__init__()
         from glis.solvers import GLISp
 
-        self.space, self.win_rate, self.n_trials = space, metric, n_trials
+        self.space, self.win_rate, self.n_trials, self.label = space, metric, n_trials, label
         done = [record for record in earlier if record["state"] == "done"]
         begun = [record for record in earlier if record["state"] != "done"]
         self.known = [*done, *begun][:n_trials]
@@ -121,7 +130,7 @@ class PreferenceSearch(Searcher):
             np.random.set_state(outer)  # noqa: NPY002
 
     def _new_name(self, params: Params) -> str:
-        name = trial_name(params)
+        name = trial_name(params, self.label)
         if name in self.names:  # near the optimum, values may be equal to the digits that are kept
             name = f"{name}.{self.asked + 1}"
         self.names.add(name)

@@ -1,9 +1,10 @@
-"""What comes out of a sweep: `results.csv`, `plot.svg`, `best.yaml`, and a table for the terminal."""
+"""What comes out of a sweep: `results.csv`, `plot.svg`, `best.yaml`, and tables for the terminal."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from eval.sweeps.front import on_front
 from otpo.files import write_json
 from pipeline.recipe import Recipe, dump_yaml
 from pipeline.run.folder import SweepFolder
-from pipeline.sweep.search import LEVEL, Search, best_recipe, short_keys
+from pipeline.sweep.plot import plot
+from pipeline.sweep.search import LEVEL, Search
+from pipeline.sweep.space import Params, short_keys
+from pipeline.sweep.trial_recipes import best_recipe, of_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,20 +33,25 @@ SHOWN = ("front", "against", "win_rate_low", "win_rate_high", "length_adjusted_w
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished sweep.
+    """A finished search of one label.
 
     Attributes:
-        results: a row a trial, best first; written to `results.csv`.
+        results: a row a trial, best first; `results.csv` has those of all labels.
         held_out: the winner's figures on prompts that no trial was judged on, and those of its values with fresh seeds:
-            a row each, the winner first; written to `held_out.csv`. None where nothing is held out.
+            a row each, the winner first; in `held_out.csv`. None where nothing is held out.
         did: whether this call did anything.
     """
 
+    search: Search
     folder: SweepFolder
-    metric: str
     results: pd.DataFrame
     held_out: pd.DataFrame | None = None
     did: bool = True
+
+    @property
+    def metric(self) -> str:
+        """The objective that names the winner."""
+        return self.search.metric
 
     @property
     def best(self) -> str | None:
@@ -59,9 +68,10 @@ class Outcome:
     def caution(self) -> str | None:
         """A best win rate beside that on fresh prompts, or a warning: it was chosen on what it is measured on."""
         done = self.results[self.results["state"] == "done"]
+        said = f"{self.search.label}: " if self.search.of_several else ""
         if self.held_out is not None:
             best, fresh = done.iloc[0], self.held_out.iloc[0]
-            said = (
+            said += (
                 f"Win rate of {best['trial']} on {fresh['n_total']:.0f} fresh prompts: {fresh['win_rate']:.1f}%"
                 f" ({fresh['win_rate_low']:.1f} to {fresh['win_rate_high']:.1f})."
             )
@@ -74,24 +84,41 @@ class Outcome:
             return None
         equals = int((done["win_rate_high"].iloc[1:] >= done["win_rate_low"].iloc[0]).sum())
         overlap = f" The intervals of {equals} other trials overlap that of the best." if equals else ""
-        return (
-            f"The best of {len(done)} trials was chosen by the win rate shown, which is therefore optimistic.{overlap}"
-        )
+        chosen = f"The best of {len(done)} trials was chosen by the win rate shown, which is therefore optimistic."
+        return f"{said}{chosen}{overlap}"
 
 
-def write_results(recipe: Recipe, search: Search, folder: SweepFolder, trials: list[dict[str, Any]]) -> Outcome:
-    """Write the table, the plot and the best recipe.
+def write_results(
+    recipe: Recipe, searches: Sequence[Search], folder: SweepFolder, trials: Sequence[list[dict[str, Any]]]
+) -> list[Outcome]:
+    """Write the table, the plot and the recipe with the best values of each label.
 
     Args:
-        trials: records of the trials (`trial.json`).
+        trials: the records (`trial.json`) of each search.
 
     Returns:
-        The outcome. Trials that failed or that ASHA stopped are rows too, after the others.
+        The outcome of each search. Trials that failed or that ASHA stopped are rows too, after the others.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.held_out.unlink(missing_ok=True)
-    keys = list(recipe.sweep.params)
-    results = pd.DataFrame([_row(trial, keys, list(search.objectives)) for trial in trials])
+    outcomes = [
+        Outcome(search, folder, _table(search, records)) for search, records in zip(searches, trials, strict=True)
+    ]
+    _joined(outcomes, [outcome.results for outcome in outcomes]).to_csv(folder.results, index=False)
+    best: Params = {}
+    for outcome, records in zip(outcomes, trials, strict=True):
+        params = next((trial["params"] for trial in records if trial["name"] == outcome.best), {})
+        best |= of_label(params, outcome.search.label) if outcome.search.of_several else params
+    if best:
+        folder.best.write_text(dump_yaml(best_recipe(recipe, best)))
+        finished = [outcome for outcome in outcomes if outcome.best is not None]
+        plot([(outcome.results, outcome.search) for outcome in finished]).savefig(folder.plot)
+    return outcomes
+
+
+def _table(search: Search, trials: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row a trial, the best first."""
+    results = pd.DataFrame([_row(trial, list(search.space), list(search.objectives)) for trial in trials])
     results["done"] = results["state"] == "done"
     by, ascending = ["done", search.metric], [False, search.mode == "min"]
     if search.by_preference:  # the winner first; the figures of the others, each against another trial, have no order
@@ -100,16 +127,35 @@ def write_results(recipe: Recipe, search: Search, folder: SweepFolder, trials: l
     results = results.sort_values(by, ascending=ascending, kind="stable", ignore_index=True)
     if len(search.objectives) > 1:
         results.insert(1, "front", on_front(results.where(results["done"]), search.objectives))
-    results = results.drop(columns="done").dropna(axis="columns", how="all")
-    if "error" not in results:
-        results["error"] = None
-    results.to_csv(folder.results, index=False)
-    outcome = Outcome(folder, search.metric, results)
-    if outcome.best is not None:
-        params = next(trial["params"] for trial in trials if trial["name"] == outcome.best)
-        folder.best.write_text(dump_yaml(best_recipe(recipe, params)))
-        _plot(results, keys, search).savefig(folder.plot)
-    return outcome
+    return _known(results.drop(columns="done"))
+
+
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that hold something, and `error` always."""
+    table = table.dropna(axis="columns", how="all")
+    return table if "error" in table else table.assign(error=None)
+
+
+def _joined(outcomes: Sequence[Outcome], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all labels as one, the label in front; that of a sweep of one label as it is."""
+    if not outcomes[0].search.of_several:
+        return tables[0]
+    named = [
+        table.assign(label=outcome.search.label).astype(object) for outcome, table in zip(outcomes, tables, strict=True)
+    ]
+    joined = pd.concat(named, ignore_index=True)
+    first = [name for name in ("label", "trial", "front", "against") if name in joined]
+    first += [name for name in joined if str(name).startswith(("methods.", "train."))]
+    last = [name for name in ("seconds", "attempts", "state", "error") if name in joined]
+    others = [name for name in joined if name not in (*first, *last)]
+    return joined[[*first, *others, *last]]
+
+
+def _of_label(table: pd.DataFrame, search: Search) -> pd.DataFrame:
+    """The rows of one label of a table that `_joined` made."""
+    if not search.of_several:
+        return table
+    return _known(table[table["label"] == search.label].drop(columns="label")).reset_index(drop=True)
 
 
 def winner_of(trials: list[dict[str, Any]], metric: str) -> str | None:
@@ -128,23 +174,40 @@ def winner_of(trials: list[dict[str, Any]], metric: str) -> str | None:
     return best
 
 
-def read_outcome(folder: SweepFolder, search: Search) -> Outcome:
-    """The outcome that an earlier call wrote."""
+def read_outcomes(folder: SweepFolder, searches: Sequence[Search]) -> list[Outcome]:
+    """The outcomes that an earlier call wrote."""
+    results = pd.read_csv(folder.results)
     held_out = pd.read_csv(folder.held_out) if folder.held_out.exists() else None
-    return Outcome(folder, search.metric, pd.read_csv(folder.results), held_out, did=False)
+    outcomes = []
+    for search in searches:
+        fresh = None if held_out is None else _of_label(held_out, search).drop(columns="error", errors="ignore")
+        fresh = None if fresh is None or fresh.empty else fresh
+        outcomes.append(Outcome(search, folder, _of_label(results, search), fresh, did=False))
+    return outcomes
 
 
 def with_held_out(outcome: Outcome, rows: list[dict[str, Any]]) -> Outcome:
-    """The outcome with the winner's figures on fresh prompts, which are written to `held_out.csv`."""
+    """The outcome with the winner's figures on fresh prompts."""
     names = ["trial", "seed", *(name for name in FIGURES if any(row.get(name) is not None for row in rows))]
-    table = pd.DataFrame(rows)[names]
-    table.to_csv(outcome.folder.held_out, index=False)
-    return replace(outcome, held_out=table)
+    return replace(outcome, held_out=pd.DataFrame(rows)[names])
 
 
-def write_summary(search: Search, recipe: Recipe, outcome: Outcome) -> None:
+def write_held_out(outcomes: Sequence[Outcome]) -> None:
+    """Write `held_out.csv`, where something was held out."""
+    judged = [outcome for outcome in outcomes if outcome.held_out is not None]
+    if judged:
+        tables = [outcome.held_out for outcome in judged if outcome.held_out is not None]
+        _joined(judged, tables).to_csv(judged[0].folder.held_out, index=False)
+
+
+def write_summary(outcomes: Sequence[Outcome]) -> None:
     """Write what the page shows of the sweep."""
-    keys = short_keys(list(recipe.sweep.params))
+    write_json(outcomes[0].folder.summary, [_summary(outcome) for outcome in outcomes])
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    search = outcome.search
+    keys = short_keys(list(search.space))
     columns = [
         "trial",
         "state",
@@ -152,15 +215,13 @@ def write_summary(search: Search, recipe: Recipe, outcome: Outcome) -> None:
         *search.objectives,
         *(name for name in FIGURES if name not in search.objectives),
     ]
-    held_out = [] if outcome.held_out is None else _records(outcome.held_out)
-    summary = {
+    return {
         "label": search.label,
         "keys": keys,
         "objectives": {} if search.by_preference else search.objectives,  # figures against others have no order
         "trials": _records(outcome.results.reindex(columns=columns)),
-        "held_out": held_out,
+        "held_out": [] if outcome.held_out is None else _records(outcome.held_out),
     }
-    write_json(outcome.folder.summary, [summary])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -179,52 +240,6 @@ def _row(trial: dict[str, Any], keys: list[str], metrics: list[str]) -> dict[str
     )
 
 
-def _plot(results: pd.DataFrame, keys: list[str], search: Search) -> Any:
-    """The metric against each swept key, with the interval where there is one; ticks where values were tried."""
-    from matplotlib.figure import Figure
-
-    done = results[results["state"] != "failed"].dropna(subset=[search.metric])
-    figure = Figure(figsize=(4.2 * len(keys), 3.6), layout="constrained")
-    for number, key in enumerate(keys, start=1):
-        axes = figure.add_subplot(1, len(keys), number)
-        numeric = pd.api.types.is_numeric_dtype(done[key]) and not pd.api.types.is_bool_dtype(done[key])
-        values = done[key] if numeric else done[key].astype(str)
-        if search.metric == "win_rate" and "win_rate_low" in done:
-            below, above = (
-                (done["win_rate"] - done["win_rate_low"]).abs(),
-                (done["win_rate_high"] - done["win_rate"]).abs(),
-            )
-            axes.errorbar(values, done["win_rate"], [below, above], fmt="none", ecolor="0.7", capsize=3)
-            axes.axhline(50, color="0.6", linewidth=0.8, linestyle="--")
-            place: dict[str, Any] = {
-                "xycoords": ("axes fraction", "data"),
-                "va": "bottom",
-                "fontsize": "small",
-                "color": "0.45",
-            }
-            level = "level with the trial before" if search.by_preference else "level with the reference"
-            axes.annotate(level, (0.02, 50), **place)
-        for state, marker in (("done", "o"), ("stopped", "x")):
-            chosen = done["state"] == state
-            axes.plot(values[chosen], done[search.metric][chosen], marker, color="#1f5aa6", label=state)
-        best = done[done["state"] == "done"].head(1)
-        axes.plot(values.loc[best.index], best[search.metric], "o", markersize=11, fillstyle="none", color="#c2410c")
-        if numeric:
-            tried = sorted(float(value) for value in values.unique())
-            if tried[0] > 0 and tried[-1] / tried[0] >= 10:
-                axes.set_xscale("log")
-            if len(tried) <= 8:
-                axes.set_xticks(tried, [f"{value:g}" for value in tried])
-                axes.minorticks_off()
-        axes.set_xlabel(key)
-        name = search.metric.replace("_", " ") if search.task else search.metric
-        axes.set_ylabel(f"{name}{' (%)' if search.task else ''}" if number == 1 else "")
-        axes.spines[["top", "right"]].set_visible(False)
-        if (done["state"] == "stopped").any() and number == 1:
-            axes.legend(frameon=False, fontsize="small")
-    return figure
-
-
 def render(outcome: Outcome) -> Table:
     """The results for a terminal, best first."""
     from rich.table import Table
@@ -232,7 +247,8 @@ def render(outcome: Outcome) -> Table:
     results = outcome.results
     keys = [key for key in results if str(key).startswith(("methods.", "train."))]
     columns: list[str] = [outcome.metric, *(name for name in SHOWN if name in results and name != outcome.metric)]
-    table = Table(title=f"{len(results)} trials by {outcome.metric}", title_justify="left")
+    of_label = f" of {outcome.search.label}" if outcome.search.of_several else ""
+    table = Table(title=f"{len(results)} trials{of_label} by {outcome.metric}", title_justify="left")
     table.add_column("trial")
     for heading in (*short_keys([str(key) for key in keys]).values(), *columns):
         table.add_column(str(heading), justify="right")
@@ -241,6 +257,30 @@ def render(outcome: Outcome) -> Table:
         figures = [_number(row[key], "g") for key in keys] + [_number(row.get(name), ".4g") for name in columns]
         error = "" if pd.isna(row.get("error")) else f": {row['error']}"
         table.add_row(str(row["trial"]), *figures, f"{row['state']}{error}")
+    return table
+
+
+def render_best(outcomes: Sequence[Outcome]) -> Table:
+    """Each label's best trial for a terminal, side by side."""
+    from rich.table import Table
+
+    metric = outcomes[0].metric
+    table = Table(title="The best of each label", title_justify="left")
+    for heading in ("label", "trial"):
+        table.add_column(heading)
+    fresh = any(outcome.held_out is not None for outcome in outcomes)
+    columns = ("win_rate", "win_rate_low", "win_rate_high", "length_adjusted_winrate", "avg_length") if fresh else ()
+    for heading in (metric, *(f"{name}, fresh" for name in columns), "trials", "failed"):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        best = None if outcome.best is None else outcome.results.iloc[0]
+        judged = {} if outcome.held_out is None else outcome.held_out.iloc[0].to_dict()
+        against_trials = outcome.search.by_preference  # such figures are not comparable between labels
+        figures = [_number(None if best is None or against_trials else best[metric], ".4g")]
+        figures += [_number(judged.get(name), ".4g") for name in columns]
+        table.add_row(
+            outcome.search.label, outcome.best or "none", *figures, str(len(outcome.results)), str(outcome.failed)
+        )
     return table
 
 

@@ -6,22 +6,16 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
-import math
-import random
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from otpo.errors import UserError
-from pipeline.recipe import Recipe, SweepRange, TrainConfig, make_recipe, set_key
-from pipeline.run.folder import RunFolder
-
-Params = dict[str, Any]
-"""Dotted key of a recipe -> value: what one trial changes."""
+from pipeline.recipe import Recipe, SweepRange
+from pipeline.sweep.space import Params, Space, combinations, space_of, trial_name
+from pipeline.sweep.trial_recipes import with_params
 
 LENGTHS = ("avg_length", "length_ratio")
 JUDGED = ("win_rate", "discrete_win_rate", "length_adjusted_winrate", "length_controlled_winrate")
@@ -37,22 +31,26 @@ UNCHANGING = ("workers", "min_workers", "use_gpu", "max_failures", "keep_checkpo
 
 @dataclass(frozen=True)
 class Search:
-    """A checked sweep.
+    """A checked search for one label's values.
 
     Attributes:
         label: of `methods`: what every trial trains.
+        space: the values to try of each key.
         objectives: metric -> "min" or "max"; the first one names the winner.
         task: whose outputs are judged; None where the metric comes from evaluations during training.
         grid: the values of every trial for grid and random; None for optuna and glisp, which choose as they go.
         by_preference: whether each trial is judged against the best one before it, not against the reference.
+        of_several: whether the sweep searches for a list of labels: names and records of trials then say the label.
     """
 
     label: str
+    space: Space
     objectives: dict[str, Literal["min", "max"]]
     task: str | None
     grid: list[Params] | None
     n_trials: int
     by_preference: bool = False
+    of_several: bool = False
 
     @property
     def metric(self) -> str:
@@ -64,13 +62,22 @@ class Search:
         """Whether less or more of `metric` is better."""
         return self.objectives[self.metric]
 
+    @property
+    def named(self) -> dict[str, str]:
+        """What a trial's record and row say of its label: nothing where the sweep has only one."""
+        return {"label": self.label} if self.of_several else {}
 
-def plan(recipe: Recipe) -> Search:
-    """Check the recipe's `sweep` section.
+    def trial_name(self, params: Params) -> str:
+        """The name and folder of a trial: `reg-0.03_beta-0.1`, or `otpo.reg-0.03_beta-0.1` beside other labels."""
+        return trial_name(params, self.label if self.of_several else None)
+
+
+def plan(recipe: Recipe) -> list[Search]:
+    """Check the recipe's `sweep` section; gives the search of each label, all with as many trials.
 
     Raises:
-        UserError: nothing to sweep, a key or value that no recipe takes, a key without effect, an unknown metric, or
-            a metric that the recipe cannot produce.
+        UserError: nothing to sweep, a key or value that no recipe takes, a key without effect, an unknown metric, a
+            metric that the recipe cannot produce, or labels with unequal numbers of trials.
     """
     sweep = recipe.sweep
     if not sweep.params:
@@ -78,10 +85,12 @@ def plan(recipe: Recipe) -> Search:
             "sweep.params is empty: say what to try, for example `sweep: {params: {methods.otpo.reg: [0.03, 0.1]}}`"
             " or sweep.params.methods.otpo.reg='[0.03, 0.1, 0.3]' on the command line."
         )
-    label = _label(recipe)
-    for key, values in sweep.params.items():
-        _check_values(recipe, label, key, values)
-    tasks = {_check_metric(recipe, label, metric) for metric in sweep.objectives} - {None}
+    labels = _labels(recipe)
+    spaces = {label: space_of(sweep, label) for label in labels}
+    for label, space in spaces.items():
+        for key, values in space.items():
+            _check_values(recipe, label, key, values)
+    tasks = {_check_metric(recipe, label, metric) for label in labels for metric in sweep.objectives} - {None}
     if sweep.scheduler == "asha" and len(sweep.objectives) > 1:
         raise UserError(
             f"sweep.scheduler asha stops trials by one metric, and sweep.metric has {len(sweep.objectives)}: name one,"
@@ -90,134 +99,22 @@ def plan(recipe: Recipe) -> Search:
     by_preference = sweep.search == "glisp"
     if by_preference:
         _check_preferences(recipe)
-    grid = None if sweep.search in ("optuna", "glisp") else combinations(recipe)
-    return Search(
-        label=label,
-        objectives=sweep.objectives,
-        task=next(iter(tasks), None),
-        grid=grid,
-        n_trials=sweep.num_samples if grid is None else len(grid),
-        by_preference=by_preference,
-    )
-
-
-def combinations(recipe: Recipe) -> list[Params]:
-    """Every trial of a grid, or the seeded and distinct draws of a random search."""
-    sweep = recipe.sweep
-    keys, spaces = list(sweep.params), list(sweep.params.values())
-    if sweep.search == "grid":
-        lists = [space for space in spaces if isinstance(space, list)]
-        found = [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
-    else:
-        generator = random.Random(sweep.seed)
-        drawn = ({key: _draw(space, generator) for key, space in sweep.params.items()} for _ in range(1000))
-        found = list(itertools.islice(_distinct(drawn), sweep.num_samples))
-    return found
-
-
-def _distinct(drawn: Iterable[Params]) -> Iterator[Params]:
-    seen = set()
-    for params in drawn:
-        if (name := trial_name(params)) not in seen:
-            seen.add(name)
-            yield params
-
-
-def _draw(space: list[Any] | SweepRange, generator: random.Random) -> Any:
-    if isinstance(space, list):
-        return generator.choice(space)
-    if space.log:
-        value = math.exp(generator.uniform(math.log(space.low), math.log(space.high)))
-    else:
-        value = generator.uniform(space.low, space.high)
-    return rounded(round(value) if space.integer else value)
-
-
-def rounded(value: Any) -> Any:
-    """A drawn number with four significant digits: what the table shows is what was trained."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def trial_name(params: Params) -> str:
-    """The name and folder of a trial: `reg-0.03_beta-0.1`."""
-    short = short_keys(list(params))
-    text = "_".join(f"{short[key]}-{_text(value)}" for key, value in params.items())
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text)
-
-
-def _text(value: Any) -> str:
-    return (
-        f"{value:.12g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-
-
-def short_keys(keys: list[str]) -> dict[str, str]:
-    """Dotted key -> its last part, or the whole key where two keys end alike."""
-    last = [key.rsplit(".", 1)[-1] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
-def trial_recipe(
-    recipe: Recipe, label: str, params: Params, name: str, run: RunFolder, *, seed: int | None = None
-) -> Recipe:
-    """The recipe of one trial: the label alone, called `name`, with the trial's values.
-
-    Args:
-        run: the folder in which the label's frozen models are trained.
-        seed: of training; None for the label's own.
-    """
-    changed = with_params(recipe, params)
-    tree = changed.model_dump(mode="json")
-    frozen = {model: str(run.model(of)) for model, of in changed.frozen_labels(label).items()}
-    settings = {"method": recipe.method(label).method.name, **tree["methods"][label], **frozen}
-    settings |= {} if seed is None else {"seed": seed}
-    return make_recipe(tree | {"methods": {name: settings}, "sweep": {}})
-
-
-def trial_training(recipe: Recipe, label: str) -> TrainConfig:
-    """How a trial trains: with the fewest workers of an elastic group, which would take the room of other trials."""
-    train = recipe.train_of(label)
-    return train.model_copy(update={"workers": train.fewest_workers, "min_workers": None})
-
-
-def labels_before_trials(recipe: Recipe, search: Search) -> list[str]:
-    """The labels that must be trained before the trials: their frozen models, and a reward model that judges them."""
-    judge = recipe.judge.reward_model if search.task else None
-    return frozen_labels(recipe, search.label) + ([judge] if judge in recipe.methods else [])
-
-
-def frozen_labels(recipe: Recipe, label: str) -> list[str]:
-    """The labels that trials read as frozen models, and those that these read in turn, in the recipe's order."""
-    found = {of for tried in _tried(recipe) for of in tried.frozen_labels(label).values()}
-    while more := {of for model in found for of in recipe.frozen_labels(model).values()} - found:
-        found |= more
-    return [name for name in recipe.methods if name in found]
-
-
-def frozen_sources(recipe: Recipe, label: str) -> set[str]:
-    """The frozen models that trials read and no label trains: folders, or hub names."""
-    named = {source for tried in _tried(recipe) for source in tried.method(label).frozen_models.values()}
-    return named - set(recipe.methods)
-
-
-def _tried(recipe: Recipe) -> list[Recipe]:
-    """The recipe as it is, and with each value of each list of values."""
-    lists = {key: values for key, values in recipe.sweep.params.items() if isinstance(values, list)}
-    return [recipe, *(with_params(recipe, {key: value}) for key, values in lists.items() for value in values)]
-
-
-def with_params(recipe: Recipe, params: Params) -> Recipe:
-    """The recipe with a trial's values."""
-    tree = json.loads(recipe.model_dump_json())
-    for key, value in params.items():
-        set_key(tree, key, value)
-    return make_recipe(tree, where=", ".join(f"{key}={value}" for key, value in params.items()))
-
-
-def best_recipe(recipe: Recipe, params: Params) -> Recipe:
-    """The whole recipe with the best trial's values, under a name of its own, for `otpo run`."""
-    tree = with_params(recipe, params).model_dump(mode="json")
-    return make_recipe(tree | {"name": f"{recipe.name}-best", "sweep": {}})
+    searches = []
+    for label, space in spaces.items():
+        grid = None if sweep.search in ("optuna", "glisp") else combinations(sweep, space)
+        search = Search(
+            label=label,
+            space=space,
+            objectives=sweep.objectives,
+            task=next(iter(tasks), None),
+            grid=grid,
+            n_trials=sweep.num_samples if grid is None else len(grid),
+            by_preference=by_preference,
+            of_several=isinstance(sweep.label, list),
+        )
+        searches.append(search)
+    _check_budgets(searches)
+    return searches
 
 
 def check_glis() -> None:
@@ -230,7 +127,8 @@ def check_glis() -> None:
         raise UserError("sweep.search glisp needs the package glis: pip install 'otpo-pipeline[glisp]'.")
 
 
-def _label(recipe: Recipe) -> str:
+def _labels(recipe: Recipe) -> list[str]:
+    """The labels that are tuned; every key of `params` is one that can be swept."""
     sweep = recipe.sweep
     for key in sweep.params:
         parts = key.split(".")
@@ -246,13 +144,38 @@ def _label(recipe: Recipe) -> str:
         if parts[-1] in UNCHANGING:
             raise UserError(f"sweep.params: '{key}' does not change what is trained; set it for the whole recipe.")
     named = list(dict.fromkeys(key.split(".")[1] for key in sweep.params if key.startswith("methods.")))
-    candidates = [sweep.label] if sweep.label else named or list(recipe.methods)
-    if len(candidates) != 1 or candidates[0] not in recipe.methods or not set(named) <= set(candidates):
+    known = ", ".join(recipe.methods) or "(the recipe has no methods)"
+    labels = sweep.labels or named or list(recipe.methods)
+    if not sweep.labels and len(labels) != 1:
         raise UserError(
-            f"A sweep trains one label, and params name {named or 'none'}: set sweep.label to one of"
-            f" {', '.join(recipe.methods) or '(the recipe has no methods)'}, and keep other labels' keys out of params."
+            f"A sweep tunes one label, and params name {', '.join(named) or 'none'}: set sweep.label to one of {known};"
+            " or to a list of them, each of which is then tuned with as many trials."
         )
-    return candidates[0]
+    if unknown := [label for label in labels if label not in recipe.methods]:
+        raise UserError(f"sweep.label: the recipe has no label '{unknown[0]}'. It has: {known}.")
+    if foreign := [label for label in named if label not in labels]:
+        raise UserError(
+            f"A sweep tunes one label or those of a list, and params have keys of '{foreign[0]}', which sweep.label"
+            f" does not name ({', '.join(labels)}): add it there, or leave its keys out."
+        )
+    for label in labels:
+        if not space_of(sweep, label):
+            raise UserError(
+                f"sweep.params has nothing to try for '{label}', which sweep.label names: add a key of train or"
+                f" methods.{label}, or leave the label out."
+            )
+    return labels
+
+
+def _check_budgets(searches: Sequence[Search]) -> None:
+    """Refuse a comparison in which one method was tuned with more trials than another."""
+    if len({search.n_trials for search in searches}) > 1:
+        counts = ", ".join(f"{search.n_trials} of {search.label}" for search in searches)
+        raise UserError(
+            f"sweep.label: labels are tuned with equal budgets, and these values give different numbers of trials"
+            f" ({counts}): list as many combinations for each, or take search random or optuna, with ranges and"
+            " num_samples."
+        )
 
 
 def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | SweepRange) -> None:

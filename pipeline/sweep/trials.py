@@ -22,7 +22,9 @@ from otpo.files import write_json
 from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
 from pipeline.run.folder import LabelFolder, RunFolder, SweepFolder
-from pipeline.sweep.search import Params, Search, rounded, trial_name, trial_recipe, trial_training
+from pipeline.sweep.search import Search
+from pipeline.sweep.space import Params, rounded
+from pipeline.sweep.trial_recipes import trial_recipe, trial_training
 from pipeline.train.job import TrainJob
 from pipeline.train.launcher import fit, make_job
 from pipeline.train.tokens import Tokens
@@ -33,7 +35,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What all trials of a sweep share. Ray sends it to every trial.
+    """What all trials of a label share. Ray sends it to every trial.
 
     Attributes:
         run: the folder of the run that is swept.
@@ -88,7 +90,7 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     to the trial's folder and not raised: it is a row of the table, not the end of the sweep.
     """
     params = {key: rounded(value) for key, value in values.get("params", values).items()}
-    name, this = values.get("name") or trial_name(params), tune.get_context().get_trial_id()
+    name, this = values.get("name") or settings.search.trial_name(params), tune.get_context().get_trial_id()
     earlier = read_trial(settings.folder.label(name))
     if settings.keeps(earlier):
         write_trial(settings.folder.label(name), earlier | {"tune": this})
@@ -101,6 +103,7 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     before = read_trial(folder)
     record = {
         "name": name,
+        **settings.search.named,
         "params": params,
         "key": settings.key,
         "tune": this,
@@ -245,7 +248,11 @@ def write_trial(folder: LabelFolder, record: dict[str, Any]) -> None:
 
 
 def trial_records(settings: TrialSettings) -> list[dict[str, Any]]:
-    """The records of this sweep's trials, of earlier calls too."""
+    """The records of this label's trials, of earlier calls too."""
     records = [read_trial(folder) for folder in settings.folder.trials()]
-    keys = set(settings.recipe.sweep.params)
-    return [record for record in records if record["key"] == settings.key and set(record["params"]) == keys]
+    keys, label = set(settings.search.space), settings.search.named.get("label")
+    return [
+        record
+        for record in records
+        if record["key"] == settings.key and record.get("label") == label and set(record["params"]) == keys
+    ]

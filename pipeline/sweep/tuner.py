@@ -1,4 +1,4 @@
-"""Ray Tune over the trials of a sweep: how many at once, who proposes their values, who stops them early."""
+"""Ray Tune over one label's trials: how many at once, who proposes their values, who stops them early."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe, SweepConfig, SweepRange
-from pipeline.sweep.search import Params, Search, trial_name, trial_training
+from pipeline.sweep.search import Search
+from pipeline.sweep.space import Params, trial_name
+from pipeline.sweep.trial_recipes import trial_training
 
 if TYPE_CHECKING:
     from pipeline.cluster.placement import Allocation
@@ -101,8 +103,9 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
     records = {trial["name"]: trial for trial in trial_records(settings)}
     if search.grid is None:
         return sorted(records.values(), key=lambda trial: trial["started"])
-    lost = {"state": "failed", "error": "the trial never started"}
-    return [records.get(trial_name(p), {"name": trial_name(p), "params": p} | lost) for p in search.grid]
+    lost = search.named | {"state": "failed", "error": "the trial never started"}
+    names = {search.trial_name(params): params for params in search.grid}
+    return [records.get(name, {"name": name, "params": params} | lost) for name, params in names.items()]
 
 
 def _sampler(
@@ -113,10 +116,12 @@ def _sampler(
         return _optuna(sweep, search, [trial["params"] for trial in known]), search.n_trials
     from pipeline.sweep.preferences import PreferenceSearch
 
-    space = {key: values for key, values in sweep.params.items() if isinstance(values, SweepRange)}
+    space = {key: values for key, values in search.space.items() if isinstance(values, SweepRange)}
     earlier = sorted(known, key=lambda trial: trial["started"])
     kept = sum(settings.keeps(trial) for trial in known)
-    searcher = PreferenceSearch(space, search.metric, search.n_trials, earlier, seed=sweep.seed + kept)
+    searcher = PreferenceSearch(
+        space, search.metric, search.n_trials, earlier, seed=sweep.seed + kept, label=search.named.get("label")
+    )
     return searcher, search.n_trials - kept
 
 
@@ -127,7 +132,7 @@ def _optuna(sweep: SweepConfig, search: Search, known: list[Params]) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space: dict[str, Any] = {}
-    for key, values in sweep.params.items():
+    for key, values in search.space.items():
         if not isinstance(values, SweepRange):
             space[key] = optuna.distributions.CategoricalDistribution(values)
         elif values.integer:

@@ -9,7 +9,7 @@ from support.training import metrics, settings
 
 from pipeline.recipe import make_recipe
 from pipeline.run.run import run
-from pipeline.sweep.search import frozen_sources
+from pipeline.sweep.trial_recipes import frozen_sources
 
 
 @pytest.mark.slow

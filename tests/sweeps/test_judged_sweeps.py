@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from support.servers import ScriptedJudge
-from support.sweeps import REGS, silent, sweep_tree, trial
+from support.sweeps import PROMPTS, REGS, judged_tree, silent, trial
 
 from pipeline.recipe import load_recipe, make_recipe
 from pipeline.run.folder import RunFolder
-
-PROMPTS = [f"What is {n} plus {n}? " for n in range(12)]
-
-
-def judged_tree(model: Path, folder: Path, url: str) -> dict[str, Any]:
-    """A sweep whose trials are judged on nine of twelve prompts."""
-    rows = [json.dumps({"instruction": prompt}) for prompt in PROMPTS]
-    (folder / "prompts.jsonl").write_text("\n".join(rows))
-    tree = sweep_tree(model, folder)
-    tree["train"] |= {"max_steps": 2}
-    return tree | {
-        "generate": {"tasks": {"sums": str(folder / "prompts.jsonl")}, "backend": "transformers", "max_tokens": 8}
-        | {"temperature": 1.0},
-        "judge": {"url": url, "model": "test", "reference": "base"},
-    }
 
 
 @pytest.mark.slow
@@ -40,9 +23,9 @@ def test_the_winner_is_judged_again_on_fresh_prompts_and_seeds(
         tree = judged_tree(tiny_llama, tmp_path, judge.url)
         tree["sweep"] = {"params": {REGS: [0.1, 1.0]}, "metric": ["win_rate", "avg_length"], "held_out_seeds": 1}
         folder = RunFolder(tmp_path / "runs" / "tiny")
-        outcome = sweep(make_recipe(tree), folder.path, progress=silent, say=silent)
+        (outcome,) = sweep(make_recipe(tree), folder.path, progress=silent, say=silent)
         calls = len(judge.calls)
-        assert not sweep(make_recipe(tree), folder.path, progress=silent, say=silent).did
+        assert not sweep(make_recipe(tree), folder.path, progress=silent, say=silent)[0].did
         assert len(judge.calls) <= calls + 2  # no verdict is asked for again
     assert outcome.failed == 0 and outcome.best is not None and outcome.held_out is not None
     verdicts = pd.read_parquet(folder.sweep.sweep_verdicts)
@@ -79,7 +62,7 @@ def test_a_search_by_preferences_judges_trials_against_the_best_before_them(
         ranges = {REGS: {"low": 0.01, "high": 1.0, "log": True}}
         tree["sweep"] = {"params": ranges, "search": "glisp", "num_samples": 3}
         folder = tmp_path / "runs" / "tiny"
-        outcome = sweep(make_recipe(tree), folder, progress=silent, say=silent)
+        (outcome,) = sweep(make_recipe(tree), folder, progress=silent, say=silent)
     assert outcome.failed == 0 and len(outcome.results) == 3
     records = sorted((trial(folder, name) for name in outcome.results["trial"]), key=lambda record: record["started"])
     best = None

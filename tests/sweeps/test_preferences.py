@@ -165,5 +165,5 @@ def test_what_preferences_cannot_search_is_refused(tiny_llama: Path, tmp_path: P
     }
     with pytest.raises(UserError, match="glisp needs ranges"):
         plan(make_recipe(judged | {"sweep": {"params": {REGS: [0.1, 1.0]}, "search": "glisp"}}))
-    found = plan(make_recipe(judged | {"sweep": {"params": ranges, "search": "glisp", "num_samples": 5}}))
+    (found,) = plan(make_recipe(judged | {"sweep": {"params": ranges, "search": "glisp", "num_samples": 5}}))
     assert found.grid is None and found.n_trials == 5 and found.by_preference

@@ -14,7 +14,9 @@ from support.sweeps import REGS, silent, sweep_tree, swept
 from otpo.errors import UserError
 from pipeline.recipe import load_recipe
 from pipeline.run.folder import RunFolder, SweepFolder
-from pipeline.sweep.search import best_recipe, combinations, frozen_labels, plan, trial_name, trial_recipe
+from pipeline.sweep.search import plan
+from pipeline.sweep.space import combinations, trial_name
+from pipeline.sweep.trial_recipes import best_recipe, frozen_labels, trial_recipe
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def tree(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_grid_is_the_product_of_the_lists(tree: dict[str, Any]) -> None:
     recipe = swept(tree, params={REGS: [0.1, 1.0], "methods.otpo.cost": ["l2", "cosine"]})
-    found = plan(recipe)
+    (found,) = plan(recipe)
     assert found.grid == [
         {REGS: reg, "methods.otpo.cost": cost} for reg in (0.1, 1.0) for cost in ("l2", "cosine")
     ]  # fmt: skip
@@ -35,13 +37,13 @@ def test_grid_is_the_product_of_the_lists(tree: dict[str, Any]) -> None:
 def test_random_draws_are_seeded_distinct_and_within_bounds(tree: dict[str, Any]) -> None:
     params = {REGS: {"low": 0.01, "high": 10, "log": True}, "train.max_steps": {"low": 2, "high": 9, "integer": True}}
     recipe = swept(tree, params=params, search="random", num_samples=40)
-    draws = combinations(recipe)
-    assert draws == combinations(recipe) and len({trial_name(draw) for draw in draws}) == 40
+    draws = combinations(recipe.sweep, recipe.sweep.params)
+    assert draws == combinations(recipe.sweep, recipe.sweep.params) and len({trial_name(draw) for draw in draws}) == 40
     assert all(0.01 <= draw[REGS] <= 10 and draw["train.max_steps"] in range(2, 10) for draw in draws)
     # log-uniform: half of the draws below the geometric mean
     assert 10 <= sum(draw[REGS] < math.sqrt(0.01 * 10) for draw in draws) <= 30
     few = swept(tree, params={REGS: [0.1, 1.0]}, search="random", num_samples=40)
-    assert len(combinations(few)) == 2
+    assert len(combinations(few.sweep, few.sweep.params)) == 2
 
 
 def test_nested_params_of_the_command_line_are_dotted(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
 def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, Any]) -> None:
     tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
     oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})
-    assert plan(oracles).label == "tgdpo" and frozen_labels(oracles, "tgdpo") == ["dpo", "otpo"]
+    assert plan(oracles)[0].label == "tgdpo" and frozen_labels(oracles, "tgdpo") == ["dpo", "otpo"]
     trial = trial_recipe(
         oracles, "tgdpo", {"methods.tgdpo.oracle": "otpo"}, "oracle-otpo", RunFolder(Path("/runs/tiny"))
     )
@@ -135,7 +137,7 @@ def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, An
 
 
 def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: Path) -> None:
-    from pipeline.sweep.results import read_outcome, render, write_results
+    from pipeline.sweep.results import read_outcomes, render, write_results
     from pipeline.sweep.search import Search
 
     def trial(reg: float, **end: Any) -> dict[str, Any]:
@@ -144,15 +146,15 @@ def test_a_best_win_rate_comes_with_its_caution(tree: dict[str, Any], tmp_path: 
     def rate(value: float, half: float) -> dict[str, Any]:
         return {"figures": {"win_rate": value, "win_rate_low": value - half, "win_rate_high": value + half}}
 
-    search = Search("otpo", {"win_rate": "max"}, "facts", None, 4)
+    search = Search("otpo", {REGS: [0.1, 1.0, 3.0, 9.0]}, {"win_rate": "max"}, "facts", None, 4)
     trials = [trial(0.1, **rate(40, 3)), trial(1, **rate(52, 3)), trial(3, **rate(48, 3)),
               trial(9, state="failed", error="out of memory")]  # fmt: skip
-    outcome = write_results(swept(tree), search, SweepFolder(tmp_path), trials)
+    (outcome,) = write_results(swept(tree), [search], SweepFolder(tmp_path), [trials])
     assert outcome.results["trial"].tolist() == ["reg-1", "reg-3", "reg-0.1", "reg-9"]
     assert (outcome.best, outcome.failed) == ("reg-1", 1)
     assert "intervals of 1 other" in str(outcome.caution) and "optimistic" in str(outcome.caution)
     assert load_recipe(tmp_path / "best.yaml").method("otpo").hyperparameters["reg"] == 1
-    again = read_outcome(SweepFolder(tmp_path), search)
+    (again,) = read_outcomes(SweepFolder(tmp_path), [search])
     assert again.best == "reg-1" and not again.did and render(again).row_count == 4
 
 
@@ -172,7 +174,7 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
 
     said: list[str] = []
     folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(swept(tree), folder, world=None, progress=silent, say=said.append)
+    (outcome,) = sweep(swept(tree), folder, world=None, progress=silent, say=said.append)
     assert "2 trials, 2 at a time: each has 1 training worker with 1 CPU." in said
 
     # the objective is the last evaluation of each trial's own training, and the best is the smallest
@@ -198,10 +200,10 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
 
     # again: nothing is done; one more value: only that one is trained
     written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
-    assert not sweep(swept(tree), folder, world=None, progress=silent, say=silent).did
+    assert not sweep(swept(tree), folder, world=None, progress=silent, say=silent)[0].did
     assert (folder / "sweep" / "results.csv").stat().st_mtime_ns == written
     trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
-    more = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, progress=silent, say=silent)
+    (more,) = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, progress=silent, say=silent)
     assert len(more.results) == 3 and more.failed == 0
     assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
     assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
@@ -214,7 +216,7 @@ def test_a_scorer_is_trained_once_before_the_trials(tree: dict[str, Any], tmp_pa
     tree["methods"] = {"sampo": {}, "dpo": {}, "tgdpo": {"oracle": "dpo"}}
     folder = tmp_path / "runs" / "tiny"
     params = {"methods.tgdpo.beta": [0.1, 0.5]}
-    outcome = sweep(swept(tree, params=params), folder, world=None, progress=silent, say=silent)
+    (outcome,) = sweep(swept(tree, params=params), folder, world=None, progress=silent, say=silent)
     assert outcome.failed == 0 and len(outcome.results) == 2
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     assert "train/dpo" in stages and "train/sampo" not in stages and "train/tgdpo" not in stages

@@ -22,7 +22,14 @@ from eval.tasks import Prompt, Task
 from otpo.errors import UserError
 from pipeline.run.folder import SweepFolder
 from pipeline.sweep.held_out import rows_of, split
-from pipeline.sweep.results import read_outcome, render, with_held_out, write_results, write_summary
+from pipeline.sweep.results import (
+    read_outcomes,
+    render,
+    with_held_out,
+    write_held_out,
+    write_results,
+    write_summary,
+)
 from pipeline.sweep.search import plan
 
 RATE = "methods.otpo.learning_rate"
@@ -113,13 +120,13 @@ def test_a_sweep_of_two_objectives_has_a_front_pictures_and_the_winner_on_fresh_
     }
     params = {REGS: [0.1, 0.5, 1.0], RATE: [1e-6, 1e-5, 1e-4]}
     recipe = swept(tree, params=params, metric=["win_rate", "avg_length"])
-    search = plan(recipe)
+    (search,) = plan(recipe)
     assert search.objectives == {"win_rate": "max", "avg_length": "min"} and search.task == "facts"
     grid = itertools.product(*params.values())
     trials = [trial(number, reg, rate) for number, (reg, rate) in enumerate(grid)]
     trials.append({"name": "reg-9", "params": {REGS: 9.0, RATE: 1e-5}, "state": "failed", "error": HOSTILE})
     folder = SweepFolder(tmp_path / "sweep")
-    outcome = write_results(recipe, search, folder, trials)
+    (outcome,) = write_results(recipe, [search], folder, [trials])
     assert outcome.best == "reg-1_6"
     front = outcome.results[outcome.results["front"]]
     assert sorted(front["trial"]) == ["reg-0.1_0", "reg-0.5_3", "reg-1_6"]
@@ -132,8 +139,9 @@ def test_a_sweep_of_two_objectives_has_a_front_pictures_and_the_winner_on_fresh_
     assert "on 13 fresh prompts: 51.5% (43.5 to 59.5)" in outcome.caution
     assert "60.0% on the 40 that it was chosen by" in outcome.caution
     assert "fresh seeds: 49.0%" in outcome.caution
-    write_summary(search, recipe, outcome)
-    again = read_outcome(folder, search)
+    write_summary([outcome])
+    write_held_out([outcome])
+    (again,) = read_outcomes(folder, [search])
     assert again.held_out is not None and again.caution == outcome.caution and render(again).row_count == 10
 
     summary = json.loads(folder.summary.read_text())
@@ -149,13 +157,13 @@ def test_a_sweep_of_two_objectives_has_a_front_pictures_and_the_winner_on_fresh_
 
 def test_a_sweep_by_an_evaluation_makes_a_page_too(tiny_llama: Path, tmp_path: Path) -> None:
     recipe = swept(sweep_tree(tiny_llama, tmp_path))
-    search, folder = plan(recipe), SweepFolder(tmp_path / "sweep")
+    search, folder = plan(recipe)[0], SweepFolder(tmp_path / "sweep")
     trials = [
         {"name": f"reg-{reg:g}", "params": {REGS: reg}, "state": "done", "figures": {"eval_loss": reg}}
         for reg in (0.1, 1.0)
     ]
-    outcome = write_results(recipe, search, folder, trials)
-    write_summary(search, recipe, outcome)
+    (outcome,) = write_results(recipe, [search], folder, [trials])
+    write_summary([outcome])
     page = build([folder.path], folder.path).read_text()
     assert_sound(folder.path / layout.REPORT)
     assert "Every trial" in page and "shown from 8 finished trials on" in page and "The front" not in page
@@ -167,7 +175,7 @@ def test_a_search_by_preferences_shows_no_figures_that_have_no_order(tiny_llama:
         "judge": {"url": "http://127.0.0.1:1", "model": "m", "reference": "base"},
     }
     recipe = swept(tree, params={REGS: {"low": 0.1, "high": 1.0}}, search="glisp", metric="win_rate", num_samples=4)
-    search, folder = plan(recipe), SweepFolder(tmp_path / "sweep")
+    search, folder = plan(recipe)[0], SweepFolder(tmp_path / "sweep")
     # b beats a, c loses to b, d beats b although c had a larger figure than it
     compared = (("a", None, 50.0), ("b", "a", 80.0), ("c", "b", 10.0), ("d", "b", 51.0))
     trials = [
@@ -180,12 +188,12 @@ def test_a_search_by_preferences_shows_no_figures_that_have_no_order(tiny_llama:
         }
         for n, (name, against, win) in enumerate(compared)
     ]
-    outcome = write_results(recipe, search, folder, trials)
+    (outcome,) = write_results(recipe, [search], folder, [trials])
     assert outcome.best == "d" and outcome.results["trial"][0] == "d"
     fresh = {"trial": "d", "seed": 42, "win_rate": 44.0, "win_rate_low": 40.0, "win_rate_high": 48.0, "n_total": 9}
     outcome = with_held_out(outcome, [fresh])
     assert outcome.caution == "Win rate of d on 9 fresh prompts: 44.0% (40.0 to 48.0)."
-    write_summary(search, recipe, outcome)
+    write_summary([outcome])
     page = build([folder.path], folder.path).read_text()
     assert_sound(folder.path / layout.REPORT)
     assert "44.0" in page and "51.0" not in page and "80.0" not in page

@@ -37,7 +37,7 @@ def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp
 
     params = {REGS: {"low": 0.01, "high": 10, "log": True}}
     folder = tmp_path / "runs" / "tiny"
-    first = sweep(swept(tree, params=params, search="optuna", num_samples=2), folder, progress=silent, say=silent)
+    (first,) = sweep(swept(tree, params=params, search="optuna", num_samples=2), folder, progress=silent, say=silent)
     assert len(first.results) == 2 and first.results[REGS].between(0.01, 10).all()
     # one of the two as a killed call leaves it: its values are tried again, not others in their place
     unfinished = first.results["trial"][1]
@@ -46,7 +46,7 @@ def test_optuna_goes_on_from_the_trials_that_are_there(tree: dict[str, Any], tmp
     path.write_text(
         json.dumps({k: v for k, v in record.items() if k not in ("figures", "seconds")} | {"state": "running"})
     )
-    second = sweep(swept(tree, params=params, search="optuna", num_samples=3), folder, progress=silent, say=silent)
+    (second,) = sweep(swept(tree, params=params, search="optuna", num_samples=3), folder, progress=silent, say=silent)
     assert len(second.results) == 3 and set(first.results["trial"]) < set(second.results["trial"])
     assert set(second.results["state"]) == {"done"}
 
@@ -64,7 +64,7 @@ def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_c
         "max_concurrent_trials": 1,
     }
     folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(make_recipe(tree), folder, progress=silent, say=silent)
+    (outcome,) = sweep(make_recipe(tree), folder, progress=silent, say=silent)
     assert outcome.best == "learning_rate-0.01" and outcome.failed == 0
     stopped = outcome.results[outcome.results["state"] == "stopped"]
     assert set(stopped["trial"]) == {"learning_rate-1e-07", "learning_rate-2e-07"}
@@ -78,7 +78,7 @@ def test_asha_stops_the_worse_trials(tree: dict[str, Any], tmp_path: Path, ray_c
     # one more value: what ASHA stopped stays stopped, and is not trained on
     before = {name: len(lines(folder, name)) for name in records}
     tree["sweep"]["params"] = {"methods.otpo.learning_rate": [1e-2, 1e-7, 2e-7, 3e-7]}
-    again = sweep(make_recipe(tree), folder, progress=silent, say=silent)
+    (again,) = sweep(make_recipe(tree), folder, progress=silent, say=silent)
     assert again.best == "learning_rate-0.01" and len(again.results) == 4
     assert {name: len(lines(folder, name)) for name in records} == before
     assert {name: trial(folder, name)["seconds"] for name in records} == {
@@ -138,7 +138,7 @@ def test_a_trial_whose_process_dies_is_started_again(tree: dict[str, Any], tmp_p
     recipe = swept(tree, params={REGS: [0.1]})
     killer = threading.Thread(target=_kill_the_trial, args=(folder, "reg-0.1", killed), daemon=True)
     killer.start()
-    outcome = sweep(recipe, folder, progress=silent, say=silent)
+    (outcome,) = sweep(recipe, folder, progress=silent, say=silent)
     assert killed and outcome.failed == 0 and outcome.best == "reg-0.1"
     record = trial(folder, "reg-0.1")
     assert record["attempts"] == 2 and record["before"] > 0
@@ -152,7 +152,7 @@ def test_a_failing_trial_is_a_row_and_the_others_go_on(tree: dict[str, Any], tmp
 
     params = {"train.learning_rate": [1e-3, 1e30]}
     folder = tmp_path / "runs" / "tiny"
-    outcome = sweep(swept(tree, label="otpo", params=params), folder, progress=silent, say=silent)
+    (outcome,) = sweep(swept(tree, label="otpo", params=params), folder, progress=silent, say=silent)
     assert outcome.failed == 1 and outcome.best == "learning_rate-0.001"
     row = outcome.results.iloc[-1]
     assert row["state"] == "failed" and "not finite" in row["error"]

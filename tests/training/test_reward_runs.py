@@ -98,7 +98,7 @@ def test_a_judge_that_cannot_be_is_refused_before_anything_starts(tmp_path, tiny
 def test_a_sweep_of_a_reward_model_needs_no_answers(tmp_path, tiny_llama):
     def planned(metric: str) -> Search:
         sweep = {"params": {"methods.rm.center_rewards_coefficient": [0.0, 0.01]}, "metric": metric}
-        return plan(recipe_of(tmp_path, tiny_llama, MODELS, sweep=sweep, train={"eval_every": 2}))
+        return plan(recipe_of(tmp_path, tiny_llama, MODELS, sweep=sweep, train={"eval_every": 2}))[0]
 
     assert planned("eval_rewards/accuracies").label == "rm"
     with pytest.raises(UserError, match=r"'rm' is a reward model, which writes none: take eval_rewards/accuracies"):

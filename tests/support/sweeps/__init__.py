@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.recipe import Recipe, make_recipe
 
 REGS = "methods.otpo.reg"
+PROMPTS = [f"What is {n} plus {n}? " for n in range(12)]
 
 
 def sweep_tree(model: Path, folder: Path) -> dict[str, Any]:
@@ -39,6 +40,19 @@ def sweep_tree(model: Path, folder: Path) -> dict[str, Any]:
             "max_failures": 0,
         },
         "sweep": {"params": {REGS: [0.1, 1.0]}, "metric": "eval_loss"},
+    }
+
+
+def judged_tree(model: Path, folder: Path, url: str) -> dict[str, Any]:
+    """A sweep whose trials are judged on nine of twelve prompts."""
+    rows = [json.dumps({"instruction": prompt}) for prompt in PROMPTS]
+    (folder / "prompts.jsonl").write_text("\n".join(rows))
+    tree = sweep_tree(model, folder)
+    tree["train"] |= {"max_steps": 2}
+    return tree | {
+        "generate": {"tasks": {"sums": str(folder / "prompts.jsonl")}, "backend": "transformers", "max_tokens": 8}
+        | {"temperature": 1.0},
+        "judge": {"url": url, "model": "test", "reference": "base"},
     }
 
 
