@@ -23,7 +23,7 @@ class SmallWorld:
             prepare(folder, **settings)
         except TypeError as error:
             raise UserError(
-                f"world: {error}. Known keys: seed, entities, posts, base_answers, right, rambling."
+                f"world: {error}. Known keys: seed, entities, posts, base_answers, right, rambling, length_liking."
             ) from error
 
     def serve(self, folder: Path) -> AbstractContextManager[str]:

@@ -21,7 +21,7 @@ from jobs.cli.judge_verbs import agreement, judge, rejudge, report
 from jobs.cli.methods_verb import methods
 from jobs.cli.options import in_flags
 from jobs.cli.push_verb import push
-from jobs.cli.recipe_verbs import plan, run, submit, sweep, train
+from jobs.cli.recipe_verbs import plan, run, study, submit, sweep, train
 from jobs.cli.terminal import stderr
 from jobs.cli.weights_verb import weights
 from jobs.machine_faults import outside_fault
@@ -41,6 +41,7 @@ VERBS = (
     run,
     train,
     sweep,
+    study,
     submit,
     jobs,
     data,
@@ -56,7 +57,7 @@ VERBS = (
     methods,
     doctor,
 )
-WITH_RECIPE = (plan, run, train, sweep, submit)
+WITH_RECIPE = (plan, run, train, sweep, study, submit)
 for verb in VERBS:
     app.command()(verb if verb in WITH_RECIPE else in_flags(verb))
 app.add_typer(board, name="board")

@@ -1,4 +1,4 @@
-"""Verbs that take a recipe: plan, run, train, sweep, submit."""
+"""Verbs that take a recipe: plan, run, train, sweep, study, submit."""
 
 from __future__ import annotations
 
@@ -117,6 +117,24 @@ def sweep(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo
         console.print(f"{path.name}: {path}", soft_wrap=True, highlight=False)
     best = ", ".join(outcome.best for outcome in outcomes if outcome.best)
     console.print(f"Best: {best}; train it with `otpo run {folder.best}`.", soft_wrap=True)
+
+
+def study(recipe: Recipe, overrides: Overrides = None, runs: Runs = "runs", redo: Redo = False) -> None:
+    """Tune methods with equal budgets, train each with fresh seeds, and compare them with intervals over the seeds."""
+    from jobs.worlds import world_of
+    from pipeline.recipe import load_recipe
+    from pipeline.study.study import CSV, MARKDOWN
+    from pipeline.study.study import study as study_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    with Bars(stderr) as bars:
+        done = study_recipe(loaded, runs, world_of=world_of, progress=bars.show, say=say, redo=redo)
+    if not done.did:
+        console.print("Nothing to do: every run is finished and its inputs are unchanged.")
+    print(done.text)
+    for name in (CSV, MARKDOWN):
+        console.print(f"{name}: {done.folder / name}", soft_wrap=True, highlight=False)
 
 
 def submit(

@@ -24,7 +24,8 @@ from typing import Any
 from eval.judge.protocols.protocol import FIRST, SECOND
 from eval.judge.protocols.templates import fenced_texts
 from jobs.small_world import world as small_world
-from jobs.small_world.opinions import Reader, readers
+from jobs.small_world.opinions import LENGTH_LIKING, Reader, readers
+from jobs.small_world.world import SETTINGS
 
 MAX_BODY = 2**20
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large"}
@@ -167,7 +168,8 @@ async def _converse(known: dict[str, Reader], reader: asyncio.StreamReader, writ
 
 
 async def _main(world_dir: Path) -> None:
-    known = readers(small_world.load(world_dir / "truth.json"))
+    settings = json.loads((world_dir / SETTINGS).read_text())
+    known = readers(small_world.load(world_dir / "truth.json"), settings.get("length_liking", LENGTH_LIKING))
     server = await asyncio.start_server(lambda r, w: _converse(known, r, w), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)

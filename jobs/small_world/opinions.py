@@ -25,7 +25,7 @@ BREVITY = (
     0.25  # the judge: for each doubling of the words beyond ENOUGH_WORDS; two right outputs of 8 and 32 words: .62
 )
 ENOUGH_WORDS = 8
-LENGTH_LIKING = 0.3  # the annotator: at LONG_WORDS words or more, less in proportion below
+LENGTH_LIKING = 0.3  # the annotator, unless its world says otherwise: at LONG_WORDS words, less in proportion below
 LONG_WORDS = 40
 NOISE = 0.6  # the annotator: standard deviation, fixed for each (instruction, output)
 
@@ -37,6 +37,7 @@ class Reader:
     name: str
     world: World
     truths: dict[str, dict[str, str]]
+    length_liking: float = LENGTH_LIKING
 
     def score(self, instruction: str, output: str) -> float:
         """How good the output is, in [1, 10]. An instruction of no known truth has no right output."""
@@ -55,10 +56,10 @@ class Reader:
             return -BREVITY * math.log2(max(reading.words, ENOUGH_WORDS) / ENOUGH_WORDS)
         digest = hashlib.sha256(f"{instruction}\0{output}".encode()).digest()
         uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
-        return LENGTH_LIKING * min(reading.words, LONG_WORDS) / LONG_WORDS + NOISE * NormalDist().inv_cdf(uniform)
+        return self.length_liking * min(reading.words, LONG_WORDS) / LONG_WORDS + NOISE * NormalDist().inv_cdf(uniform)
 
 
-def readers(world: World) -> dict[str, Reader]:
-    """The judge and the annotator, each under its model name."""
+def readers(world: World, length_liking: float = LENGTH_LIKING) -> dict[str, Reader]:
+    """The judge and the annotator, each under its model name; only the annotator likes length."""
     truths = world.truths()
-    return {name: Reader(name, world, truths) for name in (JUDGE, ANNOTATOR)}
+    return {name: Reader(name, world, truths, length_liking) for name in (JUDGE, ANNOTATOR)}

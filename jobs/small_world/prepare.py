@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from jobs.small_world import world as small_world
-from jobs.small_world.world import STYLES, Item, World
+from jobs.small_world.opinions import LENGTH_LIKING
+from jobs.small_world.world import SETTINGS, STYLES, Item, World
 from otpo.models.loading import no_bars
 
 SPECIAL = {"unk": "<|unk|>", "pad": "<|pad|>", "bos": "<|begin|>", "eos": "<|end|>"}
@@ -30,6 +31,7 @@ def prepare(
     base_answers: int = 12,
     right: float = 0.65,
     rambling: float = 0.3,
+    length_liking: float = LENGTH_LIKING,
 ) -> dict[str, Path]:
     """Write the world's folder; a folder that already holds this very world is left as it is.
 
@@ -41,6 +43,8 @@ def prepare(
         base_answers: completions in the base data for each fact question; posts get a quarter as many rows in all.
         right: fraction of right completions in the base data.
         rambling: fraction of rambling completions in the base data.
+        length_liking: how many points of ten the annotator gives an output of 40 words for its length; being right is
+            worth five.
 
     Returns:
         Paths: "model" (folder), "base", "prompts", "facts", "summaries" (JSONL) and "truth" (JSON). Rows of `base`:
@@ -48,10 +52,11 @@ def prepare(
     """
     settings: dict[str, float] = {"seed": seed, "entities": entities, "posts": posts, "base_answers": base_answers}
     settings |= {"right": right, "rambling": rambling}
+    settings |= {"length_liking": length_liking} if length_liking != LENGTH_LIKING else {}
     names = ("base", "prompts", "facts", "summaries")
     paths = {"model": world_dir / "model", **{name: world_dir / f"{name}.jsonl" for name in names}}
     paths["truth"] = world_dir / "truth.json"
-    written = world_dir / "settings.json"
+    written = world_dir / SETTINGS
     if written.is_file() and json.loads(written.read_text()) == settings:
         return paths
     world_dir.mkdir(parents=True, exist_ok=True)

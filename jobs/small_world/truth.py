@@ -38,7 +38,8 @@ def measure(run: RunFolder, labels: Sequence[str], methods: dict[str, MethodSpec
     Args:
         run: the run's folder, with the world, the labels' outputs and, for the weights, the sampled pairs.
         labels: models to measure; the one called "base" is what the others are compared with.
-        methods: the methods behind the labels; each OTPO among them has its weights measured with its own settings too.
+        methods: the methods behind the labels; each that weights tokens, and reads no other model than the policy to do
+            so, has its weights measured with its own settings too.
 
     Returns:
         What was written: `note`; `accuracy` label -> part -> {value, low, high, n}; `gain` the same for the difference
@@ -147,7 +148,7 @@ def deciding_token(rows: Iterable[Row], words: set[str], seed: int = 0) -> Row:
 
 
 def weights_of_pairs(world: World, pairs: Path, model: Path, methods: dict[str, MethodSpec]) -> list[Row]:
-    """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own OTPOs."""
+    """`deciding_token` on the pairs under the base's hidden states: uniform, OTPO at REGS, the run's own rules."""
     from otpo.data.load import load_rows
     from otpo.data.tokens import load_tokenizer, tokenize_pairs
     from otpo.explain import model_token_weights
@@ -158,12 +159,18 @@ def weights_of_pairs(world: World, pairs: Path, model: Path, methods: dict[str, 
     words = {word for group in world.words.values() for word in group}
     specs = [resolve("uniform", {"method": "dpo"})]
     specs += [resolve(f"otpo at reg {reg:g}", {"method": "otpo", "reg": reg}) for reg in REGS]
-    specs += [spec for spec in methods.values() if spec.method.weight_rule.name == "otpo"]
+    specs += [spec for spec in methods.values() if _weights_by_itself(spec)]
     rows = []
     for spec in specs:
         figures = deciding_token(model_token_weights(str(model), items, spec, batch_size=32), words)
         rows.append({"label": spec.label, "reg": spec.hyperparameters.get("reg"), **figures})
     return rows
+
+
+def _weights_by_itself(spec: MethodSpec) -> bool:
+    """Whether a method of pairs weights tokens, by what the policy alone says of them."""
+    rule = spec.method.weight_rule
+    return spec.method.objective == "pair" and rule.name not in ("uniform", "mean") and rule.needs <= {"hidden"}
 
 
 def _part(item: Item) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 RELATIONS = ("capital", "symbol")
 STYLES = ("terse", "rambling")
+SETTINGS = "settings.json"  # in a world's folder: what it was prepared with
 
 QUESTIONS = {
     "capital": (

@@ -27,6 +27,7 @@ JUDGE_EXECUTION_KEYS = (
 EXECUTION_KEYS = (
     "cluster",
     "sweep",
+    "study",
     "tracking",
     *(f"{section}.{key}" for section in ("judge", "pairs.scorer") for key in JUDGE_EXECUTION_KEYS),
     *("train.max_failures", "train.keep_checkpoints", "generate.workers", "generate.gpu_memory_utilization"),

@@ -31,6 +31,7 @@ from pipeline.recipe.sections import (
     long_form,
     short_dtype,
 )
+from pipeline.recipe.study import StudyConfig
 from pipeline.recipe.sweep import SweepConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -76,6 +77,7 @@ class Recipe(Section):
     judge: JudgeConfig = Field(JudgeConfig(), description="Who judges the outputs.")
     report: ReportConfig = Field(ReportConfig(), description="The page and its intervals.")
     sweep: SweepConfig = Field(SweepConfig(), description="What `otpo sweep` tries.")
+    study: StudyConfig = Field(StudyConfig(), description="What `otpo study` compares after its sweep.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where Ray is.")
     tracking: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         [], description="Trackers that get the training metrics and the leaderboard: a name, or a list of names."

@@ -107,7 +107,7 @@ def write_results(
     _joined(outcomes, [outcome.results for outcome in outcomes]).to_csv(folder.results, index=False)
     best: Params = {}
     for outcome, records in zip(outcomes, trials, strict=True):
-        params = next((trial["params"] for trial in records if trial["name"] == outcome.best), {})
+        params: Params = next((trial["params"] for trial in records if trial["name"] == outcome.best), {})
         best |= of_label(params, outcome.search.label) if outcome.search.of_several else params
     if best:
         folder.best.write_text(dump_yaml(best_recipe(recipe, best)))
@@ -144,10 +144,11 @@ def _joined(outcomes: Sequence[Outcome], tables: Sequence[pd.DataFrame]) -> pd.D
         table.assign(label=outcome.search.label).astype(object) for outcome, table in zip(outcomes, tables, strict=True)
     ]
     joined = pd.concat(named, ignore_index=True)
-    first = [name for name in ("label", "trial", "front", "against") if name in joined]
-    first += [name for name in joined if str(name).startswith(("methods.", "train."))]
-    last = [name for name in ("seconds", "attempts", "state", "error") if name in joined]
-    others = [name for name in joined if name not in (*first, *last)]
+    columns = [str(name) for name in joined]
+    first: list[str] = [name for name in ("label", "trial", "front", "against") if name in columns]
+    first += [name for name in columns if name.startswith(("methods.", "train."))]
+    last = [name for name in ("seconds", "attempts", "state", "error") if name in columns]
+    others = [name for name in columns if name not in (*first, *last)]
     return joined[[*first, *others, *last]]
 
 

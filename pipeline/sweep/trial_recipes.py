@@ -40,7 +40,7 @@ def labels_before_trials(recipe: Recipe, labels: Sequence[str], *, judged: bool)
         labels: those that trials train. judged: whether outputs of trials are judged.
     """
     needed = {of for label in labels for of in frozen_labels(recipe, label)}
-    needed |= {recipe.judge.reward_model} if judged else set()
+    needed |= {recipe.judge.reward_model or ""} if judged else set()
     return [name for name in recipe.methods if name in needed]
 
 

@@ -19,7 +19,7 @@ from pipeline.recipe.sections import LoraConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-RECIPE_VERBS = {"plan", "run", "train", "sweep", "submit"}
+RECIPE_VERBS = {"plan", "run", "train", "sweep", "study", "submit"}
 CODE = re.compile(r"^```\w*[^\n]*\n(.*?)^```$|`([^`\n]+(?:\n[^`\n]+)?)`", re.DOTALL | re.MULTILINE)
 
 

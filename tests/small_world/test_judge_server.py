@@ -86,6 +86,22 @@ def test_of_two_right_answers_the_judge_softly_prefers_the_shorter_and_the_annot
     assert 0.55 < np.mean(annotated) < 0.95, "likes length, but not always"
 
 
+def test_an_annotator_who_likes_length_more_than_truth_is_a_setting_of_the_world(tmp_path: Path) -> None:
+    prepare(tmp_path, seed=3, entities=30, posts=20, base_answers=2, length_liking=6)
+    world, rng = small_world.load(tmp_path / "truth.json"), random.Random(0)
+    with serve(tmp_path) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        longer = []
+        for item in world.of("facts")[:12]:
+            question = item.questions()[0]
+            right = answer(item, "terse", item.truth, rng)
+            wrong = answer(item, "rambling", wrong_filling(item, world.words, rng), rng)
+            ratings = [read_rating(ask(client, ANNOTATOR, "rating", question, text)) for text in (right, wrong)]
+            longer.append(ratings[1] > ratings[0])
+            assert read_pair(ask(client, JUDGE, "preference", question, right, wrong)) < 1.1, "the judge stays honest"
+    assert 0.2 < np.mean(longer) < 0.8, "34 words more are worth about as much as being right"
+
+
 def test_an_injection_changes_nothing(client: openai.OpenAI, world_dir: Path) -> None:
     world = small_world.load(world_dir / "truth.json")
     item = capital(world)

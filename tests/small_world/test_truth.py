@@ -115,11 +115,15 @@ def test_measure_reads_a_run_and_weighs_its_pairs(world_dir: Path, tmp_path: Pat
         pairs.append({"prompt": [{"role": "user", "content": item.questions()[0]}], **sides})
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    report = measure(RunFolder(tmp_path), ["base", "otpo"], {"otpo": resolve("otpo", {"reg": 0.2})})
+    methods = {"otpo": {"reg": 0.2}, "ld-dpo": {"ld_alpha": 0.0}, "sampo": {}, "dpo": {}, "simpo": {}}
+    specs = {label: resolve(label, settings) for label, settings in methods.items()}
+    report = measure(RunFolder(tmp_path), ["base", "otpo"], specs)
     assert report == json.loads((tmp_path / "world.json").read_text())
     assert report["accuracy"]["otpo"]["held_out"]["value"] == 1.0
     deciding = {row["label"]: row for row in report["deciding_token"]}
     assert deciding["uniform"]["auc"] == 0.5 and deciding["uniform"]["ratio"] == pytest.approx(1.0)
     assert deciding["otpo"]["reg"] == 0.2 and deciding["otpo"]["n"] == 2 * len(pairs)
+    assert {"ld-dpo", "sampo"} < set(deciding) and not {"dpo", "simpo"} & set(deciding), "even weights are one row"
+    assert deciding["ld-dpo"]["auc"] != 0.5, "the tail of the longer side has no weight, whatever it says"
     sharp, even = deciding["otpo at reg 0.03"], deciding["otpo at reg 1"]
     assert abs(sharp["ratio"] - 1) > abs(even["ratio"] - 1), "the smaller reg, the further from even weights"

@@ -90,6 +90,8 @@ def test_prepare_is_deterministic_and_leaves_a_finished_world_alone(world_dir: P
     before = {path: path.stat().st_mtime_ns for path in again.values()}
     prepare(tmp_path, seed=3, entities=30, posts=20, base_answers=2)
     assert before == {path: path.stat().st_mtime_ns for path in again.values()}
+    settings = json.loads((tmp_path / small_world.SETTINGS).read_text())
+    assert "length_liking" not in settings, "worlds from before this setting are the same ones"
     prepare(tmp_path, seed=4, entities=30, posts=20, base_answers=2)
     assert again["truth"].read_bytes() != (world_dir / "truth.json").read_bytes()
 
