@@ -42,7 +42,8 @@ class PanelMember(BaseModel):
 class ServedModel(BaseModel):
     """A judge of one's own: vLLM's OpenAI server, started before it is asked and ended after."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CHECKED
+    _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
 
     model: str = Field(description="The model that vLLM serves: a folder, a hub name, or a label of the run.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model's weights.")
