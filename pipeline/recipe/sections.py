@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from eval.judge.config import CHECKED, JudgeConfig, no_boolean_for_a_number
 from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError
+from pipeline.recipe.judged import JUDGED, LENGTHS
 
 WORLD_PREFIX = "world:"  # a path inside the prepared world's folder; `world:judge` is the address of its judge
 SAVING_SHARE = 20  # checkpoints by the clock are at least this many times as long apart as one takes to save
@@ -186,13 +187,18 @@ class TrainConfig(Section):
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; the best one is kept beside them.")
     best_metric: str | None = Field(
-        None, description="Exports the step that is best by this, such as eval_loss. Unset exports the last step."
+        None, description="Exports the step that is best by this, such as eval_loss or win_rate. Unset: the last step."
     )
     best_mode: Literal["min", "max"] = Field("min", description="Whether a smaller or a larger best_metric is better.")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Evaluations without a better best_metric after which training stops. Unset: never."
     )
     max_failures: int = Field(3, ge=0, description="Times that a failed worker group is started again.")
+
+    @property
+    def selects_by_judge(self) -> bool:
+        """Whether a judge chooses the best step, among models that are exported every `eval_every` steps."""
+        return self.best_metric in (*JUDGED, *LENGTHS)
 
     @property
     def fewest_workers(self) -> int:
@@ -227,10 +233,14 @@ class TrainConfig(Section):
     def _best_needs_evaluation(self) -> TrainConfig:
         if (self.best_metric or self.early_stopping_patience) and not self.eval_every:
             raise ValueError("best_metric and early_stopping_patience need train.eval_every: set how often to evaluate")
-        if self.best_metric and not self.best_metric.startswith("eval_"):
+        if self.best_metric and not self.best_metric.startswith("eval_") and not self.selects_by_judge:
             raise ValueError(
-                "best_metric is a figure of an evaluation, for example eval_loss or eval_rewards/accuracies; found"
-                f" '{self.best_metric}'"
+                "best_metric is a figure of an evaluation, for example eval_loss or eval_rewards/accuracies, or of the"
+                f" judge's board ({', '.join((*JUDGED, *LENGTHS))}); found '{self.best_metric}'"
+            )
+        if self.best_metric in JUDGED and self.best_mode == "min":
+            raise ValueError(
+                f"best_mode is min, which would export the worst step by {self.best_metric}: set it to max"
             )
         if self.early_stopping_patience and not self.best_metric:
             raise ValueError("early_stopping_patience needs train.best_metric, for example eval_loss")

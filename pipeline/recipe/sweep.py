@@ -48,8 +48,13 @@ class SweepConfig(Section):
     )
     task: str | None = Field(None, description="Task whose outputs are judged. Unset: the first of generate.tasks.")
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that fall behind.")
+    judge_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between models that are judged while a trial trains. Unset: none; asha: train.eval_every.",
+    )
     grace_period: int | None = Field(
-        None, ge=1, description="Steps before ASHA may stop a trial. Unset: train.eval_every."
+        None, ge=1, description="Steps before ASHA may stop a trial. Unset: those between its figures."
     )
     reduction_factor: float = Field(4, gt=1, description="ASHA goes on with one trial in this many.")
     max_concurrent_trials: int | None = Field(

@@ -235,6 +235,9 @@ def _check_best_metric(run: RunContext) -> None:
     from otpo.training.figures import evaluation_figures
 
     for label, metric in chosen.items():
+        if recipe.train_of(label).selects_by_judge:
+            _check_chosen_by_judge(recipe, label)
+            continue
         spec = recipe.method(label)
         figures = sorted(evaluation_figures(spec, list(recipe.data.datasets)))
         if metric is not None and metric not in figures:
@@ -243,6 +246,23 @@ def _check_best_metric(run: RunContext) -> None:
                 f"{key}: an evaluation of '{label}' ({spec.method.title}) gives no '{metric}'"
                 f"{nearest(metric, figures)}. It gives: {', '.join(figures)}."
             )
+
+
+def _check_chosen_by_judge(recipe: Recipe, label: str) -> None:
+    train, judge = recipe.train_of(label), recipe.judge
+    key = f"train.best_metric of '{label}' is {train.best_metric}, a figure of the judge's"
+    if recipe.trains_rewards(label):
+        raise UserError(f"{key}, and a reward model writes no outputs: take eval_rewards/accuracies or eval_loss.")
+    if not recipe.generate.named_tasks():
+        raise UserError(f"{key}, and generate.tasks is empty: name the prompts whose outputs are to be judged.")
+    if judge.reference in recipe.methods or judge.reward_model in recipe.methods:
+        other = judge.reference if judge.reference in recipe.methods else judge.reward_model
+        raise UserError(
+            f"{key}, which is asked while labels train, and '{other}' is one of them: set judge.reference=base or a"
+            " file, and judge.reward_model to a folder."
+        )
+    if train.best_metric == "length_controlled_winrate" and not judge.calibration:
+        raise UserError(f"{key}, which needs judge.calibration; length_adjusted_winrate needs none.")
 
 
 def _check_data(run: RunContext) -> None:

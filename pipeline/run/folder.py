@@ -14,6 +14,7 @@ runs/
       start_check.json          what was checked before the first step
       tracking.json             the trackers' runs that hold it
       checkpoints/  model/  adapter/
+      milestones/step-N/        models exported on the way, each laid out as a label (pipeline.milestones.judged)
       <task>/model_outputs.json
     judge/store.sqlite          every reply of the judge
     judge/<task>/               verdicts.parquet  reference.json
@@ -73,6 +74,25 @@ class LabelFolder:
     def trial(self) -> Path:
         """What a sweep tried with this label, and what came of it."""
         return self.path / TRIAL
+
+    def milestone(self, step: int) -> LabelFolder:
+        """The model as it was after a step, exported on the way: a folder as this one."""
+        return LabelFolder(self.path / "milestones" / f"step-{step:06d}")
+
+    def milestones(self) -> list[tuple[int, LabelFolder]]:
+        """The milestones that have begun, with their steps, in order."""
+        found = sorted(self.path.glob("milestones/step-*"))
+        return [(int(folder.name.removeprefix("step-")), LabelFolder(folder)) for folder in found]
+
+    @property
+    def judged(self) -> Path:
+        """Of a milestone: its figures."""
+        return self.path / "judged.json"
+
+    @property
+    def selected(self) -> Path:
+        """Which milestone became the model, where a judge chose it."""
+        return self.path / "selected.json"
 
     def verdicts_on(self, task: str) -> Path:
         """The verdicts on a trial's outputs for a task."""

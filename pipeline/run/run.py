@@ -76,7 +76,7 @@ def run(
         WorkError: a stage failed; the same call goes on from there.
     """
     with writing_run(folder, progress):
-        evaluates = until == "report"
+        evaluates = until == "report" or any(recipe.train_of(label).selects_by_judge for label in recipe.methods)
         this = open_context(recipe, folder, world=world, progress=progress, redo=redo, evaluates=evaluates)
         if evaluates:
             check_evaluation(this)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import tune
 
+from pipeline.milestones.judged import judged_milestones
 from pipeline.progress import Progress
 from pipeline.run.metrics import newest_step
 from pipeline.sweep.trials import FAILED, RUNNING, STOPPED, Evaluations, TrialSettings, trial_records, write_trial
@@ -51,7 +52,8 @@ class SweepCallback(tune.Callback):
         for record in trial_records(self.settings):
             if record["tune"] == trial.trial_id and record["state"] == RUNNING:
                 folder = self.settings.folder.label(record["name"])
-                evaluations = Evaluations(folder.metrics).new()
+                judged = self.settings.search.task is not None
+                found = judged_milestones(folder) if judged else Evaluations(folder.metrics).new()
                 seconds = record["before"] + time.time() - record["started"]
-                figures = evaluations[-1] if evaluations else {}
+                figures = found[-1] if found else {}
                 write_trial(folder, record | end | {"figures": figures, "seconds": seconds})

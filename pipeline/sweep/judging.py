@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otpo.errors import UserError
+from otpo.errors import LastingError, UserError
 from otpo.files import Row
 from pipeline.judge.board import make_board
-from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.judging import Judge
+from pipeline.milestones.judging import judge_milestone, judge_model
 from pipeline.run.context import RunContext
 from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
 from pipeline.run.stages.generate import generate_task
@@ -45,6 +46,19 @@ class TrialJudging:
             return {next(iter(self.run.recipe.sweep.objectives)): LEVEL}
         return self._judge(name, task, json.loads(self.run.folder.sweep.outputs(against, task.name).read_text()))
 
+    def milestone(self, name: str, step: int) -> dict[str, Any]:
+        """Judge a trial as it was after a step, while it trains on; notes the figures in the milestone's folder."""
+        from pipeline.sweep.trials import RUNNING, read_trial
+
+        label = self.run.folder.sweep.label(name)
+        if read_trial(label).get("state") != RUNNING:
+            raise LastingError("the trial was stopped before this milestone was judged")
+        task = self.prompts.trials
+        return judge_milestone(
+            self.run, self.judge, label.milestone(step), step, task, self._reference(task),
+            label=name, metrics=list(self.run.recipe.sweep.objectives), keeps_weights=False,
+        )  # fmt: skip
+
     def winner(self, name: str) -> dict[str, Any]:
         """Judge it on the prompts that no trial was judged on."""
         assert self.prompts.fresh is not None
@@ -63,20 +77,9 @@ class TrialJudging:
 
     def _judge(self, name: str, task: Task, reference: list[Row]) -> dict[str, Any]:
         """Outputs and verdicts, written to the trial's folder; gives its row of the board."""
-        from eval.judge.table import write_verdicts
-
-        run, judge = self.run, self.judge
-        outputs = self._outputs(name, task)
-        if judge.rewards is not None and run.engines.on_gpu:
-            run.engines.close()  # scoring wants their memory
-        match = Match(name, str(reference[0].get("generator") or "the reference"), outputs, reference)
-        verdicts = judge_task(judge, [match], task.name, subset=run.recipe.generate.limit is not None)
-        if judge.rewards is not None:
-            judge.rewards.unload()  # and the next trial wants its memory
+        row = judge_model(self.run, self.judge, name, self.run.folder.sweep.label(name), task, reference)
         self._make_room()
-        write_verdicts(verdicts, run.folder.sweep.label(name).verdicts_on(task.name))
-        board = make_board(verdicts, {name: outputs}, reference, judge.config, seed=run.recipe.report.seed)
-        return json.loads(board.to_json(orient="records"))[0]
+        return row
 
 
 @contextmanager
@@ -126,12 +129,15 @@ def _serve(judging: TrialJudging, queue: Any, stop: threading.Event) -> None:
         ready, _ = ray.wait([waiting], timeout=0.5)
         if not ready:
             continue
-        name, against = ray.get(waiting)
+        name, against, step = ray.get(waiting)
         try:
-            figures = judging.trial(name, against)
+            figures = judging.trial(name, against) if step is None else judging.milestone(name, step)
         except Exception as error:  # the trial's row says so; the other trials go on
-            figures = {"error": f"{type(error).__name__}: {error}", "lasting": isinstance(error, UserError)}
-        ray.get(queue.finish.remote(name, figures))
+            figures = {
+                "error": f"{type(error).__name__}: {error}",
+                "lasting": isinstance(error, (UserError, LastingError)),
+            }
+        ray.get(queue.finish.remote(name, step, figures))
         waiting = queue.next.remote()
 
 

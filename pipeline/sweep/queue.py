@@ -13,8 +13,8 @@ class JudgingQueue:
     """Hands trained trials to the driver and the driver's figures back to the trials."""
 
     def __init__(self) -> None:
-        self.trained: asyncio.Queue[tuple[str, str | None]] = asyncio.Queue()
-        self.waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self.trained: asyncio.Queue[tuple[str, str | None, int | None]] = asyncio.Queue()
+        self.waiting: dict[tuple[str, int | None], asyncio.Future[dict[str, Any]]] = {}
         self.claims: dict[str, list[str]] = {}
 
     async def claim(self, name: str, trial: str) -> int:
@@ -24,19 +24,21 @@ class JudgingQueue:
             claims.append(trial)
         return claims.index(trial)
 
-    async def judged(self, name: str, against: str | None) -> dict[str, Any]:
-        """For a trial: queue it, and wait for its figures.
+    async def judged(self, name: str, against: str | None, step: int | None = None) -> dict[str, Any]:
+        """For a trial: queue it, or its milestone of a step, and wait for the figures.
 
         Where there are none, gives {"error": text, "lasting": whether it would fail again}.
         """
-        self.waiting[name] = asyncio.get_running_loop().create_future()
-        await self.trained.put((name, against))
-        return await self.waiting[name]
+        future = self.waiting[name, step] = asyncio.get_running_loop().create_future()
+        await self.trained.put((name, against, step))
+        return await future
 
-    async def next(self) -> tuple[str, str | None]:
-        """For the driver: the next trial to judge, and the trial that it is compared with if trials are."""
+    async def next(self) -> tuple[str, str | None, int | None]:
+        """For the driver: the next trial to judge; the one that it is compared with, if trials are; the milestone."""
         return await self.trained.get()
 
-    async def finish(self, name: str, figures: dict[str, Any]) -> None:
-        """For the driver: give a trial its figures."""
-        self.waiting.pop(name).set_result(figures)
+    async def finish(self, name: str, step: int | None, figures: dict[str, Any]) -> None:
+        """For the driver: give a trial its figures. Where it was stopped or began again, nobody may wait for them."""
+        future = self.waiting.pop((name, step), None)
+        if future is not None and not future.done():
+            future.set_result(figures)

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 from otpo.errors import UserError
 from pipeline.recipe import Recipe, SweepRange
+from pipeline.recipe.judged import JUDGED, LENGTHS
 from pipeline.sweep.space import Params, Space, combinations, space_of, trial_name
 from pipeline.sweep.trial_recipes import with_params
 
-LENGTHS = ("avg_length", "length_ratio")
-JUDGED = ("win_rate", "discrete_win_rate", "length_adjusted_winrate", "length_controlled_winrate")
 EVALUATED = (
     "eval_loss",
     *(f"eval_rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")),
@@ -39,6 +38,7 @@ class Search:
         objectives: metric -> "min" or "max"; the first one names the winner.
         task: whose outputs are judged; None where the metric comes from evaluations during training.
         grid: the values of every trial for grid and random; None for optuna and glisp, which choose as they go.
+        judge_every: steps between models that are judged while a trial trains; None judges the trained model alone.
         by_preference: whether each trial is judged against the best one before it, not against the reference.
         of_several: whether the sweep searches for a list of labels: names and records of trials then say the label.
     """
@@ -49,6 +49,7 @@ class Search:
     task: str | None
     grid: list[Params] | None
     n_trials: int
+    judge_every: int | None = None
     by_preference: bool = False
     of_several: bool = False
 
@@ -86,6 +87,12 @@ def plan(recipe: Recipe) -> list[Search]:
             " or sweep.params.methods.otpo.reg='[0.03, 0.1, 0.3]' on the command line."
         )
     labels = _labels(recipe)
+    if chosen := [label for label in labels if recipe.train_of(label).selects_by_judge]:
+        raise UserError(
+            f"train.best_metric of '{chosen[0]}' is {recipe.train_of(chosen[0]).best_metric}, by which a run chooses"
+            " among judged models; a sweep judges trials by sweep.metric: leave best_metric out, or take a figure of an"
+            " evaluation."
+        )
     spaces = {label: space_of(sweep, label) for label in labels}
     for label, space in spaces.items():
         for key, values in space.items():
@@ -99,6 +106,7 @@ def plan(recipe: Recipe) -> list[Search]:
     by_preference = sweep.search == "glisp"
     if by_preference:
         _check_preferences(recipe)
+    judge_every = _judge_every(recipe, judged=bool(tasks))
     searches = []
     for label, space in spaces.items():
         grid = None if sweep.search in ("optuna", "glisp") else combinations(sweep, space)
@@ -109,6 +117,7 @@ def plan(recipe: Recipe) -> list[Search]:
             task=next(iter(tasks), None),
             grid=grid,
             n_trials=sweep.num_samples if grid is None else len(grid),
+            judge_every=judge_every,
             by_preference=by_preference,
             of_several=isinstance(sweep.label, list),
         )
@@ -201,8 +210,33 @@ def _check_values(recipe: Recipe, label: str, key: str, values: list[Any] | Swee
         )
 
 
+def _judge_every(recipe: Recipe, *, judged: bool) -> int | None:
+    """Steps between judged milestones of a trial; None for none."""
+    sweep = recipe.sweep
+    if not judged:
+        if sweep.judge_every:
+            raise UserError(
+                f"sweep.judge_every is for metrics of a judge, and sweep.metric is {', '.join(sweep.objectives)}, which"
+                " evaluations give every train.eval_every steps: leave judge_every out."
+            )
+        return None
+    if sweep.scheduler != "asha":
+        return sweep.judge_every
+    every = sweep.judge_every or recipe.train.eval_every
+    if every is None:
+        raise UserError(
+            f"sweep.scheduler asha compares trials while they train, and {next(iter(sweep.objectives))} comes after:"
+            " set sweep.judge_every to the steps after which models are judged on the way, or take scheduler none."
+        )
+    return every
+
+
 def _check_preferences(recipe: Recipe) -> None:
     sweep = recipe.sweep
+    if sweep.scheduler == "asha" or sweep.judge_every:
+        raise UserError(
+            "sweep.search glisp compares trained models only: leave sweep.judge_every out, and take scheduler none."
+        )
     if len(sweep.objectives) > 1 or not set(sweep.objectives) <= set(JUDGED):
         raise UserError(
             f"sweep.search glisp compares outputs of two trials by one of {', '.join(JUDGED)}; sweep.metric is"
@@ -242,11 +276,6 @@ def _check_metric(recipe: Recipe, label: str, metric: str) -> str | None:
             )
         if sweep.task and sweep.task not in tasks:
             raise UserError(f"sweep.task: no task '{sweep.task}'. generate.tasks has: {', '.join(tasks)}.")
-        if sweep.scheduler == "asha":
-            raise UserError(
-                f"sweep.scheduler asha compares trials while they train, and {metric} comes after: take a"
-                " metric such as eval_loss, or scheduler none."
-            )
         return sweep.task or tasks[0]
     if metric not in EVALUATED and not metric.startswith("eval_weights/"):
         known = (*JUDGED, *LENGTHS, *EVALUATED)

@@ -123,12 +123,14 @@ def _sweep(run: RunContext, searches: Sequence[Search], say: Say) -> list[Outcom
     if not manifest.finished("sweep"):
         allocation = allocate(recipe, searches[0])
         check_room(run, generates=task is not None)
+        _check_engine_beside(allocation, searches[0])
     enter_recipe(recipe, manifest)
     base(run)
     pairs(run)
     train(run, labels_before_trials(recipe, [search.label for search in searches], judged=task is not None))
     trained_from, objective = _trials_inputs(run, searches), objective_inputs(run, searches[0], prompts)
-    tried = recipe.sweep.model_dump(mode="json", exclude={"max_concurrent_trials"})
+    unset = {"judge_every"} if recipe.sweep.judge_every is None else set()  # sweeps from before it stay finished
+    tried = recipe.sweep.model_dump(mode="json", exclude={"max_concurrent_trials", *unset})
     inputs = {"trials": trained_from, "objective": objective, "sweep": tried}
     if not manifest.needs("sweep", inputs):
         return read_outcomes(folder, searches)
@@ -148,6 +150,15 @@ def _sweep(run: RunContext, searches: Sequence[Search], say: Say) -> list[Outcom
         with manifest.doing("sweep", inputs, [folder.results, folder.best]) as figures:
             figures["trials_seconds"] = round(time.perf_counter() - started, 2)
     return outcomes
+
+
+def _check_engine_beside(allocation: Allocation, search: Search) -> None:
+    """Refuse milestones that could only be judged when the training that they are of is over."""
+    if search.judge_every and not allocation.keep_engine:
+        raise UserError(
+            "sweep.judge_every (or scheduler asha with a judge's metric) judges models while trials train, and there is"
+            " no GPU for an engine beside a trial: take fewer train.workers, add a GPU, or leave it out."
+        )
 
 
 def _trials_inputs(run: RunContext, searches: Sequence[Search]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray import tune
 
 from otpo.errors import LastingError, UserError, WorkError
 from otpo.files import write_json
+from pipeline.milestones.judged import TrialMilestones, forget_milestones, judged_milestones
 from pipeline.progress import silent
 from pipeline.recipe import ModelConfig, Recipe
 from pipeline.run.folder import LabelFolder, RunFolder, SweepFolder
@@ -77,7 +79,7 @@ class TrialSettings:
             caches=caches,
             resolve=lambda source: self.sources.get(source, source),
         )
-        return recipe, job
+        return recipe, replace(job, milestones=self.search.judge_every)
 
 
 def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) -> None:
@@ -94,6 +96,8 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     earlier = read_trial(settings.folder.label(name))
     if settings.keeps(earlier):
         write_trial(settings.folder.label(name), earlier | {"tune": this})
+        for judged in judged_milestones(settings.folder.label(name)):
+            _report_judged(settings, judged)
         _report(settings, name, earlier["figures"])
         return
     if claimed := ray.get(queue.claim.remote(name, this)):
@@ -101,6 +105,8 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     folder = settings.folder.label(name)
     recipe, job = settings.job(params, name)
     before = read_trial(folder)
+    if before.get("key", settings.key) != settings.key:
+        forget_milestones(folder)
     record = {
         "name": name,
         **settings.search.named,
@@ -131,7 +137,7 @@ def _attempt(
 ) -> tuple[dict[str, Any], bool]:
     """Train and judge a trial once; gives the end of its record, and whether another attempt would end alike."""
     try:
-        figures = _train(settings, recipe, job)
+        figures = _train(settings, queue, recipe, job)
         if settings.search.task is not None:
             judged = ray.get(queue.judged.remote(job.label, against))
             if "error" in judged:
@@ -148,12 +154,17 @@ def _attempt(
     return {"state": DONE, "figures": figures}, False
 
 
-def _train(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
-    """Train and report evaluations as they come; gives the last training line and the exported model's evaluation."""
+def _train(settings: TrialSettings, queue: Any, recipe: Recipe, job: TrainJob) -> dict[str, Any]:
+    """Train, and report evaluations or judged milestones as they come.
+
+    Returns:
+        The last training line and the exported model's evaluation.
+    """
     folder = settings.folder.label(job.label)
     evaluations = Evaluations(folder.metrics)
+    milestones = TrialMilestones(folder, job.label, queue, partial(_report_judged, settings))
     reporting: Callable[[], None] = (
-        (lambda: None) if settings.search.task is not None else (lambda: _report_new(settings, evaluations))
+        milestones.advance if settings.search.task is not None else (lambda: _report_new(settings, evaluations))
     )
     if not folder.model.exists():
         # In a task of its own, whose environment Ray Train's helpers inherit. Train's placement-group cleaner finds the
@@ -165,6 +176,7 @@ def _train(settings: TrialSettings, recipe: Recipe, job: TrainJob) -> dict[str, 
             reporting()  # ends this function, and with its process the task, when ASHA stops the trial
         ray.get(training)
     reporting()
+    milestones.advance(wait=True)
     lines = evaluations.lines()
     train_lines = [line for line in lines if "loss" in line]
     figures = dict(train_lines[-1]) if train_lines else {}
@@ -224,9 +236,12 @@ def _report(settings: TrialSettings, name: str, figures: dict[str, Any]) -> None
     if settings.search.task is None:
         _report_new(settings, Evaluations(settings.folder.label(name).metrics))
     else:
-        tune.report(
-            {"step": 0} | {name: figures[name] for name in ("step", *settings.search.objectives) if name in figures}
-        )
+        _report_judged(settings, figures)
+
+
+def _report_judged(settings: TrialSettings, figures: dict[str, Any]) -> None:
+    names = ("step", *settings.search.objectives)
+    tune.report({"step": 0} | {name: figures[name] for name in names if name in figures})
 
 
 def read_trial(folder: LabelFolder) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def run_trials(settings: TrialSettings, queue: Any, concurrent: int, progress: P
         sampler, samples = _sampler(sweep, search, settings, known)
     scheduler = None
     if sweep.scheduler == "asha":
-        grace = sweep.grace_period or settings.recipe.train_of(search.label).eval_every or 1
+        grace = sweep.grace_period or search.judge_every or settings.recipe.train_of(search.label).eval_every or 1
         scheduler = tune.schedulers.ASHAScheduler(
             time_attr="step", metric=search.metric, mode=search.mode, max_t=ENDLESS, grace_period=grace,
             reduction_factor=sweep.reduction_factor,

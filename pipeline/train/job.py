@@ -36,6 +36,7 @@ class TrainJob:
         score_pad: for a reward model, the token that pads what it scores (`otpo.models.disk.reward_tokenizer`).
         sets: of a mix of data sets, in the order of the files: the `name` of each, the `items` of it in `tokens`, how
             many of them are `taken` in an epoch, and its `rows` (numbered from, to before).
+        milestones: steps between models that are exported on the way; None exports the trained model alone.
     """
 
     label: str
@@ -59,6 +60,7 @@ class TrainJob:
     margins: str | None = None
     score_pad: int | None = None
     sets: list[dict[str, Any]] = field(default_factory=list)
+    milestones: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.template, dict):  # a job travels to the workers as plain values

@@ -109,6 +109,7 @@ def make_job(
         lora=model.lora.model_dump() if model.lora else None,
         quantization=model.quantization,
         score_pad=tokens.score_pad if rewards else None,
+        milestones=train.eval_every if train.selects_by_judge else None,
         sets=[
             {"name": each.name, "items": each.items, "taken": each.taken, "rows": [each.first, each.end]}
             for each in tokens.sets

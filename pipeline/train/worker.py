@@ -37,7 +37,7 @@ from otpo.models.compiled import compile_layers
 from otpo.models.disk.reloaded import trained_values
 from otpo.models.export import export, other_precisions
 from otpo.models.sharding import distribute, mesh_of
-from otpo.ranks import of_all_ranks
+from otpo.ranks import from_rank_0, of_all_ranks
 from otpo.records import SequenceBatch
 from otpo.training.objectives import Start, objective_of
 from otpo.training.objectives.reward import load_margins
@@ -46,6 +46,8 @@ from otpo.training.schedule import learning_rate, rows_in_step
 from otpo.training.start_check import SHORTEST, choose_rows
 from otpo.training.step import CoupledLosses, LossFunction, evaluate, optimisation_step
 from pipeline.events.log import record
+from pipeline.milestones.choice import JudgedChoice
+from pipeline.milestones.judged import is_milestone
 from pipeline.recipe import TrainConfig
 from pipeline.train.faults.policy import writing_failures
 from pipeline.train.faults.preemption import Leaving, Notices, leave
@@ -131,6 +133,8 @@ class _Trainer:
         self.epoch = sum(each["taken"] for each in job.sets) or len(self.items)
         self.metrics = MetricsLog(job.folder.metrics, writes=self.rank == 0)
         self.best: dict[str, Any] = {"value": None, "step": None, "since": 0}
+        chosen_by = self.train.best_metric if self.train.selects_by_judge else None
+        self.choice = JudgedChoice(job.folder, chosen_by, self.train.best_mode) if chosen_by else None
 
     def run(self) -> None:
         """Load or resume, train, export."""
@@ -242,6 +246,9 @@ class _Trainer:
         )
         if self.validation and train.eval_every and (step % train.eval_every == 0 or step == self.job.total_steps):
             self._evaluate(step, losses)
+        if is_milestone(step, self.job.milestones, self.job.total_steps):
+            self._export_milestone(step)
+            self.best = self.choice.look(self.best) if self.choice else self.best
         leaves = step < self.job.total_steps and self.notices.imminent(seconds)
         if (due and step < self.job.total_steps) or leaves:
             self.saving.save(step, self.best)
@@ -276,7 +283,7 @@ class _Trainer:
         self.model.train(training)
         self.metrics.log({"step": step} | figures)
         name = self.train.best_metric
-        if name is None:
+        if name is None or self.choice:
             return
         if name not in figures:
             raise WorkError(f"train.best_metric is '{name}', but an evaluation gives: {', '.join(sorted(figures))}.")
@@ -293,6 +300,10 @@ class _Trainer:
 
     def _finish(self, step: int) -> None:
         self.saving.finish()
+        if self.choice:
+            self._export_milestone(step)
+            self.choice.take(self.choice.settle(self.best))
+            return
         best = self.best["step"]
         if best is not None and best != step:
             path = self.job.folder.checkpoints / f"step-{best:06d}"
@@ -302,12 +313,21 @@ class _Trainer:
                     " Remove the label's folder to train it again, or unset train.best_metric to export the last step."
                 )
             load_checkpoint(path, self.model, self.optimizer)
+        self._export(self.job.folder.model, "export")
+
+    def _export_milestone(self, step: int) -> None:
+        """Export the model as it is now, unless an earlier attempt at this step has."""
+        folder = self.job.folder.milestone(step)
+        if not from_rank_0(folder.judged.exists() or folder.model.exists()):
+            self._export(folder.model, f"export after step {step}")
+
+    def _export(self, out: Path, what: str) -> None:
         rows = choose_rows(self.items, "cpu")[:SHORTEST]  # plain transformers computes them on a CPU
         four_bit = self.job.quantization == "4bit"  # merged into the weights before they were quantised
         dtype, batch = torch_dtype(self.train.dtype), self.objective.collate(rows).to(self.device)
-        with self._naming("export"):
+        with self._naming(what):
             export(
-                self.model, self.job.folder.model, tokenizer=self.job.model, card=self.job.card,
+                self.model, out, tokenizer=self.job.model, card=self.job.card,
                 dtype=self.saved_dtype, others=self.others, pad_id=self.job.score_pad, template=self.job.template,
                 trained=None if four_bit else trained_values(self.model, batch, dtype),
             )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -11,15 +12,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from support.command import free_port
 from support.servers import ScriptedJudge
+from support.training import losses
 
 from jobs.command_submission import prepare_command
 from jobs.submission import prepare, size, stage
@@ -44,6 +48,10 @@ class Head:
         env = {**(self.env if env is None else env), "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=540)
 
+    def ray(self, *words: str) -> str:
+        command = [str(Path(sys.executable).parent / "ray"), *words, "--address", self.address]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=True).stdout
+
 
 def bare_environment() -> dict[str, str]:
     """Without what would lead to another cluster, and with a home that holds no token."""
@@ -51,34 +59,58 @@ def bare_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head` with token authentication, on ports and in a folder of its own."""
+@contextmanager
+def a_head(cpus: int, nodes: Sequence[dict[str, int]] = ()) -> Iterator[Head]:
+    """`ray start --head` with token authentication, on ports and in a folder of its own.
+
+    Args:
+        cpus: of the head.
+        nodes: resources of further nodes, each with a raylet of its own.
+    """
     # sockets have short names: the session's folder must not lie deep
     folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/otpo-rayXXXX"], text=True).strip())
-    port = free_port()
+    port, gcs = free_port(), free_port()
     env = bare_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
-    options = {"port": free_port(), "dashboard-port": port, "dashboard-agent-listen-port": free_port(),
-               "ray-client-server-port": free_port(), "node-manager-port": 0, "object-manager-port": 0, "num-cpus": 2,
-               "num-gpus": 0, "temp-dir": folder, "object-store-memory": 200_000_000}  # fmt: skip
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
-    with (folder / "start.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *(f"--{key}={value}" for key, value in options.items())],
-            env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    common = {"num-gpus": 0, "object-store-memory": 200_000_000}
+    ports = {"port": gcs, "dashboard-port": port, "dashboard-agent-listen-port": free_port(),
+             "ray-client-server-port": free_port(), "node-manager-port": 0, "object-manager-port": 0,
+             "temp-dir": folder}  # fmt: skip
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
+    processes = []
+
+    def start(words: list[str], options: dict[str, Any]) -> None:
+        with (folder / f"start{len(processes)}.log").open("w") as log:
+            command = [*ray, *words, *(f"--{key}={value}" for key, value in options.items())]
+            processes.append(
+                subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            )
+
+    start(["--head"], common | ports | {"num-cpus": cpus})
     for _ in range(240):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
-        assert process.poll() is None, (folder / "start.log").read_text()
+        assert processes[0].poll() is None, (folder / "start0.log").read_text()
         time.sleep(0.5)
+    for resources in nodes:
+        custom = {kind: amount for kind, amount in resources.items() if kind != "CPU"}
+        start([], common | {"address": f"127.0.0.1:{gcs}", "num-cpus": resources["CPU"],
+                            "dashboard-agent-listen-port": free_port(), "resources": json.dumps(custom)})  # fmt: skip
     yield Head(f"http://127.0.0.1:{port}", env)
-    process.send_signal(signal.SIGTERM)
+    for process in reversed(processes):
+        process.send_signal(signal.SIGTERM)
     try:
-        process.wait(timeout=60)
+        for process in processes:
+            process.wait(timeout=60)
     finally:
         subprocess.run(["rm", "-rf", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster of one node."""
+    with a_head(2) as started:
+        yield started
 
 
 @pytest.fixture
@@ -328,3 +360,70 @@ def test_ctrl_c_leaves_the_job_running(head: Head, recipe: Path, tmp_path: Path)
     assert "is there already: RUNNING" in again.stderr
     job = next(word for word in again.stderr.split() if word.startswith("tiny-"))
     assert head.otpo("jobs", "stop", job).returncode == 0
+
+
+def drivers_of(runs: Path) -> list[psutil.Process]:
+    """The processes of a job's command: not those of `otpo submit`, which names the same folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            words = process.cmdline()
+            if str(runs) in words and "submit" not in words and "-m" in words:
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_at_six_moments_costs_nothing(recipe: Path, tmp_path: Path) -> None:
+    """On a head without CPUs and pools of nodes: the same board, the same losses, no verdict asked for twice."""
+    concurrency = 2
+    tree = yaml.safe_load(recipe.read_text())
+    prompts = [json.dumps({"instruction": f"{n} + {n} = "}) for n in range(24)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(prompts))
+    tree["train"] |= {"max_steps": 60, "save_every": 5, "learning_rate": 1e-2}  # outputs that differ are asked about
+    tree["generate"] = {"tasks": {"sums": str(tmp_path / "sums.jsonl")}, "backend": "transformers", "max_tokens": 8}
+
+    def reply(call: Any) -> None:
+        time.sleep(0.2)
+
+    with ScriptedJudge(reply) as judge, a_head(0, [{"CPU": 2, "train": 2}, {"CPU": 1, "generate": 1}]) as head:
+        tree["judge"] = {"url": judge.url, "model": "test", "concurrency": concurrency, "reference": "base"}
+        tree["judge"] |= {"both_orders": True}
+        recipe.write_text(yaml.safe_dump(tree))
+        whole = head.submit(str(recipe), "--runs", str(tmp_path / "whole"), "--follow")
+        assert whole.returncode == 0, whole.stdout + whole.stderr
+        asked = len(judge.calls)
+        runs = tmp_path / "killed"
+        command = [sys.executable, "-m", "jobs.cli", "submit", str(recipe), "--runs", str(runs), "--follow"]
+        steps = runs / "tiny" / "models" / "dpo" / "metrics.jsonl"
+        draw = random.Random(5)
+        moments: list[Callable[[], bool]] = [lambda: True]
+        for step in sorted(draw.sample(range(1, 60), 3)):
+            moments.append(lambda step=step: steps.exists() and steps.read_text().count("\n") >= step)
+        for call in sorted(draw.sample(range(5, asked), 2)):
+            moments.append(lambda call=call: len(judge.calls) - asked >= call)
+        for reached in moments:
+            submitted = subprocess.Popen(
+                [*command, "--address", head.address],
+                env={**head.env, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            while not (drivers_of(runs) and reached()):
+                assert submitted.poll() is None, submitted.communicate()[0]
+                time.sleep(0.05)
+            for driver in drivers_of(runs):
+                with suppress(psutil.NoSuchProcess):
+                    driver.kill()
+            submitted.communicate(timeout=120)
+            assert submitted.returncode in (1, 137)
+        last = head.submit(str(recipe), "--runs", str(runs), "--follow")
+        assert last.returncode == 0, last.stdout + last.stderr
+        assert len(judge.calls) - asked <= asked + concurrency * len(moments)
+        whole_run, run = tmp_path / "whole" / "tiny", runs / "tiny"
+        assert losses(run / "models" / "dpo") == pytest.approx(losses(whole_run / "models" / "dpo"), abs=1e-6)
+        assert (run / "leaderboard.csv").read_bytes() == (whole_run / "leaderboard.csv").read_bytes()
+        assert not drivers_of(runs)
+        left = (
+            head.ray("list", "actors", "--filter", "state=ALIVE"),
+            head.ray("list", "placement-groups", "--filter", "state=CREATED"),
+        )
+        assert all("Total: 0" in each for each in left), left

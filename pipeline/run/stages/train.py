@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from otpo.identity import source_identity
+from pipeline.milestones.selection import judging_milestones, selection_inputs
 from pipeline.recipe import ModelConfig
 from pipeline.run.context import RunContext
 from pipeline.run.inputs import reading_inputs, training_inputs
@@ -68,7 +69,7 @@ def method_inputs(run: RunContext, label: str) -> dict[str, Any]:
             name: inputs.get(f"train/{source}") or source_identity(run.sources.resolve(source))
             for name, source in spec.frozen_models.items()
         }
-    return found
+    return found | selection_inputs(run, label)
 
 
 def pairs_inputs(run: RunContext) -> Any:
@@ -103,7 +104,10 @@ def fit_labels(run: RunContext, labels: list[str], model: ModelConfig) -> dict[s
     group = run.recipe.train_of("base") if supervised else run.recipe.train
     say_plan(run, labels, model, tokens, group)
     on_gpu = training_room().check(group.fewest_workers, use_gpu=group.use_gpu)
-    with watching(run.folder, run.progress, workers=group.fewest_workers, gpu=on_gpu):
+    with (
+        judging_milestones(run, labels, group.fewest_workers),
+        watching(run.folder, run.progress, workers=group.fewest_workers, gpu=on_gpu),
+    ):
         fit(
             jobs,
             folder,

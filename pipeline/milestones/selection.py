@@ -1,0 +1,117 @@
+"""In the driver of a run: milestones of its labels judged while they train, so that the best of them can be exported.
+
+`train: {eval_every: 20, best_metric: win_rate, best_mode: max}`
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from otpo.errors import UserError
+from otpo.files import Row, write_json
+from pipeline.judge.judging import Judge
+from pipeline.milestones.judging import judge_milestone
+from pipeline.run.context import RunContext
+from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
+from pipeline.run.stages.generate import generate_task, generation_inputs
+from pipeline.run.stages.judge import judging_inputs
+
+if TYPE_CHECKING:
+    from eval.tasks import Task
+
+LOOK_SECONDS = 0.5
+
+
+def selecting_labels(run: RunContext, labels: Sequence[str]) -> list[str]:
+    """Those of the labels whose best step is chosen by a judge."""
+    return [label for label in labels if label != "base" and run.recipe.train_of(label).selects_by_judge]
+
+
+def selecting_task(run: RunContext) -> Task:
+    """The task whose outputs are judged: the first one."""
+    return next(iter(run.sources.tasks.values()))
+
+
+def selection_inputs(run: RunContext, label: str) -> dict[str, Any]:
+    """What a label that is chosen by a judge depends on beside its training; nothing for others."""
+    if not selecting_labels(run, [label]):
+        return {}
+    task = selecting_task(run)
+    return {"selected_by": generation_inputs(run, task) | judging_inputs(run, task)}
+
+
+@contextmanager
+def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> Iterator[None]:
+    """Judge the milestones of labels, in a thread of this process, while the body trains them.
+
+    Args:
+        labels: those that the body trains.
+        workers: of their worker group.
+
+    Raises:
+        UserError: no room for an engine beside training.
+    """
+    chosen = selecting_labels(run, labels)
+    if not chosen:
+        yield
+        return
+    task = selecting_task(run)
+    _make_room_beside(run, workers)
+    for label in chosen:
+        for _, folder in run.folder.label(label).milestones():
+            if folder.judged.exists() and "error" in json.loads(folder.judged.read_text()):
+                folder.judged.unlink()  # of an earlier command: it is asked again
+    with ready_judge(run, judge_config(run.recipe, task)) as config:
+        if reference_of(run, task).label:
+            generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
+        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=_serve, args=(run, judge, task, reference_rows(run, task), chosen, stop), daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=10)  # the workers have waited for it; busy only where the run is interrupted
+
+
+def _make_room_beside(run: RunContext, workers: int) -> None:
+    """Have the engines where training leaves room for them; they start before it does."""
+    from pipeline.cluster.placement import allocate_trials, has_gpu, live_nodes, training_room
+
+    generate, train = run.recipe.generate, run.recipe.train
+    on_gpu = training_room().check(workers, use_gpu=train.use_gpu)
+    gpus = generate.tensor_parallel_size if has_gpu() else 0
+    room = allocate_trials(
+        live_nodes(), trials=1, workers=workers, engines=generate.workers, engine_gpus=gpus, on_gpu=on_gpu
+    )
+    if not room.keep_engine:
+        raise UserError(
+            f"train.best_metric {train.best_metric} is judged while training goes on, and there is no GPU for an engine"
+            " beside the workers: take fewer train.workers, add a GPU, or a metric of an evaluation such as eval_loss."
+        )
+    run.engines.leave_training_nodes()
+    run.engines.pool()
+
+
+def _serve(
+    run: RunContext, judge: Judge, task: Task, reference: list[Row], labels: Sequence[str], stop: threading.Event
+) -> None:
+    while not stop.wait(LOOK_SECONDS):
+        for label in labels:
+            metric = run.recipe.train_of(label).best_metric or ""
+            for step, folder in run.folder.label(label).milestones():
+                if folder.model.exists() and not folder.judged.exists():
+                    try:
+                        judge_milestone(
+                            run, judge, folder, step, task, reference,
+                            label=label, metrics=[metric], keeps_weights=True,
+                        )  # fmt: skip
+                    except Exception as error:  # the workers end training with it; the same command judges again
+                        write_json(folder.judged, {"error": f"{type(error).__name__}: {error}", "step": step})
