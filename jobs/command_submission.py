@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.boards.state import FILE, read_state
-from jobs.submission import Job, place
+from jobs.submission import Job, place, place_protocol
 from otpo.errors import UserError
 from pipeline.recipe import digest
 
@@ -45,7 +45,9 @@ def prepare_command(
             return before + results
         if not path or not os.path.exists(Path(path).expanduser()):
             return word
-        there, identity = place(Path(path).expanduser().absolute(), shared, inputs)
+        is_protocol = path == values.get("protocol") or before.endswith("judge.protocol=")
+        how = place_protocol if is_protocol and Path(path).is_file() else place
+        there, identity = how(Path(path).expanduser().absolute(), shared, inputs)
         identities.append(identity)
         return before + there
 

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jobs
 from eval import layout
+from eval.judge.protocols.files import is_file, template_of
 from otpo.errors import UserError
 from otpo.files import NOT_READ, is_address
 from otpo.identity import source_identity
+from otpo.methods import FROZEN_MODELS
 from pipeline.recipe import WORLD_PREFIX, Recipe, digest, dump_yaml, make_recipe
 
 PACKAGES = ("eval", "jobs", "otpo", "pipeline")
+PATHS = (  # keys of a recipe that name a local file or folder
+    "model.path",
+    "base.data",
+    "data.path",
+    "data.datasets.*.path",
+    *(f"methods.*.{name}" for name in FROZEN_MODELS),
+    "pairs.prompts",
+    "*.ca_file",
+    "*.protocol",
+    "*.reward_model",
+    "*.vllm.model",
+    "judge.reference",
+    "judge.calibration",
+    "generate.tasks",
+    "generate.tasks.*",
+)
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz")
-VERBS = ("run", "train", "sweep")
+VERBS = ("run", "train", "sweep", "study")
 LEFT_HERE = ("__pycache__", ".git", ".gitignore", ".rayignore")  # Ray would leave out what the last two name
 
 
@@ -101,39 +121,62 @@ def prepare(recipe: Recipe, *, runs: str, shared: list[Path], python: str, redo:
     tree["generate"]["tasks"] = recipe.generate.named_tasks()
     inputs: dict[str, Path] = {}
     identities: dict[str, str] = {}
-    for keys in (
-        ("model", "path"),
-        ("base", "data"),
-        ("data", "path"),
-        *(("data", "datasets", name, "path") for name in tree["data"]["datasets"]),
-        ("pairs", "prompts"),
-        ("pairs", "scorer", "reward_model"),
-        ("pairs", "scorer", "vllm", "model"),
-        ("judge", "reference"),
-        ("judge", "reward_model"),
-        ("judge", "vllm", "model"),
-        ("judge", "calibration"),
-        *(("generate", "tasks", name) for name in tree["generate"]["tasks"]),
-    ):
-        section: Any = tree
-        for key in keys[:-1]:
-            section = (section or {}).get(key)
-        source = (section or {}).get(keys[-1])
-        if not source or source.startswith(WORLD_PREFIX) or source in {"base", *recipe.methods}:
-            continue
-        if is_address(source):
-            raise UserError(
-                f"{'.'.join(keys)}: expected a path or a hub name, found the address '{source}': {NOT_READ}."
-            )
-        path = Path(source).expanduser().absolute()
-        if not path.exists():
-            if Path(source).suffix in DATA_SUFFIXES and not Path(source).is_absolute():
-                raise UserError(f"{'.'.join(keys)}: there is no file or folder '{source}' here.")
-            continue  # a hub name, or a path that exists on the cluster only
-        section[keys[-1]], identities[".".join(keys)] = place(path, shared, inputs)
+
+    def sent(where: str) -> Callable[[str, str], str]:
+        def there(key: str, source: str) -> str:
+            found, identity = _place_source(key, source, recipe, shared, inputs)
+            if identity is not None:
+                identities[where + key] = identity
+            return found
+
+        return there
+
+    study = tree.pop("study")
+    changes = {name: _with_paths(each, "", sent(f"study.regimes.{name}.")) for name, each in study["regimes"].items()}
+    tree = _with_paths(tree, "", sent("")) | {"study": study | {"regimes": changes}}
     placed = make_recipe(tree)
     what = [placed.model_dump(mode="json"), identities, runs, redo, *([] if verb == "run" else [verb])]
     return Submission(placed, inputs, runs, python, redo, verb, f"{recipe.name}-{digest(what)}")
+
+
+def _with_paths(value: Any, key: str, there: Callable[[str, str], str]) -> Any:
+    """A part of a recipe with another value for each key that names a file or folder (`PATHS`)."""
+    if isinstance(value, dict):
+        return {name: _with_paths(each, f"{key}.{name}" if key else name, there) for name, each in value.items()}
+    named = isinstance(value, str) and value and any(fnmatchcase(key, pattern) for pattern in PATHS)
+    return there(key, value) if named else value
+
+
+def _place_source(
+    key: str, source: str, recipe: Recipe, shared: list[Path], inputs: dict[str, Path]
+) -> tuple[str, str | None]:
+    """What stands for the source of a key on the cluster; its identity, or None where nothing of it is here."""
+    if source.startswith(WORLD_PREFIX) or source in {"base", *recipe.methods}:
+        return source, None
+    if is_address(source):
+        raise UserError(f"{key}: expected a path or a hub name, found the address '{source}': {NOT_READ}.")
+    is_protocol = key.endswith(".protocol")
+    if is_protocol and not is_file(source):
+        return source, None  # the name of one that is known
+    path = Path(source).expanduser().absolute()
+    if path.exists():
+        return place_protocol(path, shared, inputs) if is_protocol else place(path, shared, inputs)
+    must_exist = is_protocol or key.endswith(".ca_file") or path.suffix in DATA_SUFFIXES
+    if must_exist and not Path(source).is_absolute():
+        raise UserError(f"{key}: there is no file or folder '{source}' here.")
+    return source, None  # a hub name, or a path that exists on the cluster only
+
+
+def place_protocol(path: Path, shared: list[Path], inputs: dict[str, Path]) -> tuple[str, str]:
+    """As `place`, for a file of a judge's protocol: the template that it names travels beside it."""
+    there, identity = place(path, shared, inputs)
+    template = template_of(path)
+    if template is None or there not in inputs:
+        return there, identity
+    if not template.is_relative_to(path.parent):
+        raise UserError(f"{path}: its template {template} is not in its folder, so it does not travel: move it there.")
+    inputs[f"{PurePosixPath(there).parent}/{template.relative_to(path.parent)}"] = template
+    return there, digest([identity, source_identity(str(template))])
 
 
 def place(path: Path, shared: list[Path], inputs: dict[str, Path]) -> tuple[str, str]:

@@ -230,6 +230,10 @@ def has_results(folder: Path, verb: str) -> bool:
     made = RunFolder(folder)
     if verb == "train":
         return any(made.models.glob("*/model"))
+    if verb == "study":
+        from pipeline.study.study import MARKDOWN
+
+        return (folder / MARKDOWN).exists()
     return (made.sweep.best if verb == "sweep" else made.report).exists()
 
 

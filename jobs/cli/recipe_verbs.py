@@ -165,8 +165,8 @@ def submit(
         str,
         typer.Option(
             "--verb",
-            help="what the job does: run, train or sweep; or generate, pairs, judge, agreement, report or board, whose"
-            " words follow after --",
+            help="what the job does: run, train, sweep or study; or generate, pairs, judge, agreement, report or board,"
+            " whose words follow after --",
         ),
     ] = "run",
     kuberay: Annotated[

@@ -25,6 +25,7 @@ from support.command import free_port
 from support.servers import ScriptedJudge
 from support.training import losses
 
+from eval.judge.protocols.registry import find_protocol
 from jobs.command_submission import prepare_command
 from jobs.submission import prepare, size, stage
 from jobs.submit import connect
@@ -161,14 +162,53 @@ def test_all_files_of_a_model_travel_and_nothing_else_of_its_folder(recipe: Path
     assert size(model) == size(tiny_llama)
 
 
+def test_what_a_recipe_names_beside_data_and_models_travels_too(
+    recipe: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A protocol of one's own with its template, a certificate, frozen models, and what regimes of a study change."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dpo").mkdir()  # a folder named as a label is not meant
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.yaml").write_text("{name: own, like: preference, template: text/own.txt}")
+    (tmp_path / "mine" / "text").mkdir()
+    (tmp_path / "mine" / "text" / "own.txt").write_text("{instruction} {output_1} {output_2}: m or M?")
+    (tmp_path / "ca.pem").write_text("certificates")
+    (tmp_path / "hard.jsonl").write_text((tmp_path / "pairs.jsonl").read_text())
+    tree = yaml.safe_load(recipe.read_text())
+    tree["methods"] = {"dpo": {}, "tgdpo": {"oracle": str(tiny_llama)}, "other": {"method": "tgdpo", "oracle": "dpo"}}
+    tree["judge"] = {"url": "https://host/v1", "model": "m", "protocol": "mine/own.yaml", "ca_file": "ca.pem"}
+    tree["study"] = {"regimes": {"hard": {"data.path": "hard.jsonl"}, "plain": {"data": {"max_length": 32}}}}
+    sent = prepare(make_recipe(tree), runs="/net", shared=[], python="python", redo=False, verb="study")
+    stage(sent.job, tmp_path / "staging")
+    monkeypatch.chdir(tmp_path / "staging")
+    there = load_recipe("recipe.yaml")
+    assert find_protocol(there.judge.protocol).text == (tmp_path / "mine" / "text" / "own.txt").read_text()
+    assert Path(str(there.judge.ca_file)).read_text() == "certificates"
+    assert there.method("tgdpo").frozen_models == {"oracle": there.model.path}
+    assert there.method("other").frozen_models == {"oracle": "dpo"}
+    assert Path(there.study.regimes["hard"]["data.path"]).read_text() == (tmp_path / "pairs.jsonl").read_text()
+    assert there.study.regimes["plain"] == {"data": {"max_length": 32}}
+
+    (tmp_path / "mine" / "text" / "own.txt").write_text("{instruction} {output_1} {output_2}: m, or M?")
+    monkeypatch.chdir(tmp_path)
+    again = prepare(make_recipe(tree), runs="/net", shared=[], python="python", redo=False, verb="study")
+    assert again.id != sent.id, "another template asks another question"
+    (tmp_path / "mine" / "own.yaml").write_text("{name: own, like: preference, template: ../own.txt}")
+    with pytest.raises(UserError, match=r"own\.yaml: its template .*does not travel: move it there"):
+        prepare(make_recipe(tree), runs="/net", shared=[], python="python", redo=False)
+    with pytest.raises(UserError, match=r"judge\.protocol: there is no file"):
+        prepare(load_recipe(recipe, ["judge.protocol=none.yaml"]), runs="/net", shared=[], python="python", redo=False)
+
+
 def test_a_job_may_train_or_sweep_alone(recipe: Path) -> None:
+    verbs = ["run", "train", "sweep", "study"]
     found = {
         verb: prepare(load_recipe(recipe), runs="/net", shared=[], python="python", redo=False, verb=verb)
-        for verb in ("run", "train", "sweep")
+        for verb in verbs
     }
-    assert [sent.entrypoint.split()[3] for sent in found.values()] == ["run", "train", "sweep"]
-    assert len({sent.id for sent in found.values()}) == 3
-    with pytest.raises(UserError, match="--verb judge: expected one of run, train, sweep"):
+    assert [sent.entrypoint.split()[3] for sent in found.values()] == verbs
+    assert len({sent.id for sent in found.values()}) == 4
+    with pytest.raises(UserError, match="--verb judge: expected one of run, train, sweep, study"):
         prepare(load_recipe(recipe), runs="/net", shared=[], python="python", redo=False, verb="judge")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,16 @@ class _File(BaseModel):
 def is_file(name: str) -> bool:
     """Whether `judge.protocol` names a file in place of a protocol that is known."""
     return name.lower().endswith(_SUFFIXES)
+
+
+def template_of(path: Path) -> Path | None:
+    """The file of text that a protocol's file names as its template, if it names one."""
+    try:
+        tree = yaml.safe_load(_text(path, "judge.protocol"))
+    except yaml.YAMLError:
+        return None  # `read_protocol` says what is wrong with it
+    named = tree.get("template") if isinstance(tree, dict) else None
+    return Path(os.path.normpath(path.parent / named)) if isinstance(named, str) else None
 
 
 def read_protocol(path: str | Path, known: Mapping[str, Protocol]) -> Protocol:
