@@ -261,6 +261,11 @@ def _check_chosen_by_judge(recipe: Recipe, label: str) -> None:
             f"{key}, which is asked while labels train, and '{other}' is one of them: set judge.reference=base or a"
             " file, and judge.reward_model to a folder."
         )
+    if judge.vllm:
+        raise UserError(
+            f"{key}, which is asked while labels train, so judge.vllm needs a place of its own: serve the model with"
+            " `vllm serve MODEL` on a node that training leaves alone, and set judge.url."
+        )
     if train.best_metric == "length_controlled_winrate" and not judge.calibration:
         raise UserError(f"{key}, which needs judge.calibration; length_adjusted_winrate needs none.")
 
