@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from support.sweeps import REGS, lines, silent, sweep_tree, swept, trial
 
@@ -120,13 +121,13 @@ def test_a_killed_sweep_goes_on_from_the_checkpoint(tree: dict[str, Any], tmp_pa
 
 def _kill_the_trial(folder: Path, name: str, killed: list[int]) -> None:
     """SIGKILL the process of a trial's Tune function once it has saved a checkpoint."""
-    from ray.util.state import list_actors
-
     while not list((folder / "sweep" / "models" / name / "checkpoints").glob("step-*/complete.json")):
         time.sleep(0.05)
-    (actor,) = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.class_name == "ImplicitFunc"]
-    os.kill(actor.pid, signal.SIGKILL)
-    killed.append(actor.pid)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
 
 
 @pytest.mark.slow
