@@ -17,6 +17,7 @@ from otpo.data.tokens import load_tokenizer, tokenize_pairs
 from otpo.errors import UserError
 from otpo.explain import model_token_weights
 from otpo.methods import weights as rules
+from otpo.methods.finite import not_finite, pair_sides
 from otpo.methods.losses import pair_loss
 from otpo.methods.registry.rows import FROZEN_MODELS
 from otpo.methods.spec import MethodSpec, resolve
@@ -129,7 +130,7 @@ def loss(
 
     Raises:
         UserError: an unknown method or hyperparameter, a tensor that the method needs and that is not given, or one of
-            another shape than its mask.
+            another shape than its mask, or a number that is not finite on a completion token.
     """
     given = dict(extra or {})
     if unknown := [name for name in given if name not in (*FROZEN_MODELS, *VOCABULARY)]:
@@ -176,11 +177,24 @@ def loss(
             f"loss: {len(pairs.chosen.mask)} chosen completions and {len(pairs.rejected.mask)} rejected ones: expected"
             " as many of both."
         )
+    _check_given(pairs)
     if spec.hyperparameters["swap_answers"]:
         pairs = PairLogProbs(pairs.rejected, pairs.chosen)
     with torch.no_grad():
         weights = rules.token_weights(spec, pairs, seed=seed)
     return pair_loss(spec, pairs, weights)
+
+
+def _check_given(pairs: PairLogProbs) -> None:
+    """Refuse what would come back as a loss of NaN."""
+    for what, flags in not_finite(pair_sides(pairs)).items():
+        if wrong := flags.nonzero()[:, 0].tolist():
+            some = f"pair{'s' * (len(wrong) > 1)} {', '.join(map(str, wrong[:8]))}{', ...' * (len(wrong) > 8)}"
+            raise UserError(
+                f"loss: expected finite numbers wherever a mask is True, found NaN or infinity in {what}, {some}"
+                " (counted from 0). Mask positions that are no completion tokens; where a model itself gives such"
+                " numbers, run it in float32."
+            )
 
 
 def _of_pairs(spec: MethodSpec, where: str) -> MethodSpec:

@@ -206,6 +206,27 @@ def test_a_loss_that_cannot_be_is_refused(method, changes, words):
         otpo.loss(method, **given | changes)
 
 
+@pytest.mark.parametrize("argument", ["chosen_hidden", "rejected_hidden", "chosen_logps", "ref_rejected_logps"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_loss_of_numbers_that_are_not_finite_is_refused(argument, number):
+    given = tensors(random_pair([5, 3], [4, 6], hidden=8), resolve("otpo", {}))
+    tensor = given[argument].clone()
+    tensor[1, 2] = number
+    side = argument.replace("ref_", "").split("_")[0]
+    with pytest.raises(UserError, match=f"expected finite numbers.*found NaN.*, {side} completion, pair 1 .*float32"):
+        otpo.loss("otpo", **given | {argument: tensor})
+
+
+def test_numbers_that_are_not_finite_in_padding_do_not_count():
+    given = tensors(random_pair([5, 3], [4, 6], hidden=8), resolve("otpo", {}))
+    expected = otpo.loss("otpo", **given).losses
+    padded = {
+        f"{side}_hidden": given[f"{side}_hidden"].masked_fill(~given[f"{side}_mask"][..., None], math.nan)
+        for side in ("chosen", "rejected")
+    }
+    torch.testing.assert_close(otpo.loss("otpo", **given | padded).losses, expected)
+
+
 def test_as_many_chosen_as_rejected():
     given = tensors(random_pair([5, 3], [4, 6]), resolve("dpo", {}))
     one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in given.items()}
