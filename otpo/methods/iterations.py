@@ -1,4 +1,4 @@
-"""How many iterations the solver of optimal transport takes. Loads no torch: a recipe is checked by it."""
+"""Iterations of the solver of optimal transport, and what POT's cannot solve. Loads no torch: it checks recipes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from otpo.errors import UserError
 
 MOST = 100_000  # of one micro-batch: minutes, where the paper's settings take 26
+LARGEST_COST_OF_POT = 700.0  # in units of reg: POT takes exp(-cost / reg), which float64 loses from about 708 on
 
 
 def iterations_for(tol: float, reg: float, reg_m: float) -> int:
@@ -37,3 +38,24 @@ def check_iterations(label: str, settings: Mapping[str, Any]) -> None:
             f" micro-batch to reach tolerance {tol:g}, and {MOST:,} are the most: raise reg, lower reg_m, or say how"
             " many are enough (iterations)."
         )
+
+
+def check_pot(label: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a `reg` with which POT's solver gives no plan, where it is known before any cost: normalised ones reach 1.
+
+    Raises:
+        UserError: says the least `reg`.
+    """
+    if settings.get("solver") == "pot" and settings["normalizer"] != "none":
+        if settings["reg"] * LARGEST_COST_OF_POT < 1:
+            raise UserError(f"methods.{label}: {not_by_pot(float(settings['reg']), 1.0)}")
+
+
+def not_by_pot(reg: float, cost: float) -> str:
+    """What to do where costs reach `cost` and POT would give zeros or NaN for a plan."""
+    least = math.ceil(1e4 * cost / LARGEST_COST_OF_POT) / 1e4
+    return (
+        f"solver: pot gives no plan at reg {reg:g} where costs reach {cost:.3g}: it takes exp(-cost / reg), which leaves"
+        f" float64's range (a reg of about {least:g} is the least). Take `solver: batched`, which works with logarithms,"
+        " or raise reg."
+    )

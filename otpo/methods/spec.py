@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otpo.errors import UserError
-from otpo.methods.iterations import check_iterations
+from otpo.methods.iterations import check_iterations, check_pot
 from otpo.methods.registry import METHODS, SHARED
 from otpo.methods.registry.hyperparameters import Value, nearest
 from otpo.methods.registry.rows import FROZEN_MODELS, Method
@@ -58,7 +58,8 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
 
     Raises:
         UserError: an unknown method, rule or hyperparameter (the nearest known name is given), a wrong type, a value
-            that is not allowed, a frozen model that is needed and not named, or a solver that would run for hours.
+            that is not allowed, a frozen model that is needed and not named, or a solver that would run for hours
+            or cannot solve it.
     """
     given = dict(settings or {})
     name = given.pop("method", label)
@@ -90,6 +91,7 @@ def resolve(label: str, settings: Mapping[str, Any] | None) -> MethodSpec:
     if method.objective == "reward" and hyperparameters["sft_weight"]:
         raise UserError(f"methods.{label}.sft_weight: {method.title} has no likelihood to add: leave it out.")
     check_iterations(label, hyperparameters)
+    check_pot(label, hyperparameters)
     return MethodSpec(label, method, hyperparameters, frozen_models)
 
 

@@ -164,6 +164,11 @@ def test_numbers_keep_the_type_of_the_default():
         ("otpo", {"tolerance": 1}, ["above 0 and below 1"]),
         ("otpo", {"reg": 1e-6}, ["methods.otpo: reg 1e-06 beside reg_m 0.2 takes 2,072,3", "raise reg, lower reg_m"]),
         ("otpo", {"reg_m": 1e6}, ["reg 0.1 beside reg_m 1e+06 takes 103,6", "(iterations)"]),
+        (
+            "otpo",
+            {"reg": 1e-4, "solver": "pot"},
+            ["methods.otpo: solver: pot gives no plan", "0.0015", "batched"],
+        ),
         ("otpo", {"reg": 1e-320, "reg_m": 10}, ["takes endless iterations"]),
         ("hinge", {"weights": "otpo", "reg": 1e-9}, ["methods.hinge: reg 1e-09"]),
         ("hinge", {"weights": "otop"}, ["methods.hinge.weights", "did you mean 'otpo'", "uniform, mean, ld"]),
@@ -185,6 +190,7 @@ def test_wrong_input_is_explained(label, settings, words):
 def test_a_sharp_plan_may_take_as_many_iterations_as_someone_says():
     assert resolve("otpo", {"reg": 1e-6, "iterations": 50}).hyperparameters["iterations"] == 50
     assert resolve("otpo", {"reg": 1e-4}).hyperparameters["reg"] == 1e-4  # 20,728 iterations
+    assert resolve("otpo", {"reg": 1e-4, "solver": "pot", "normalizer": "none"}), "costs may be small"
 
 
 def test_a_recipe_is_checked_without_torch():

@@ -12,6 +12,7 @@ from support.architectures import make
 from support.oracles.official_otpo import official_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from otpo.errors import UserError
 from otpo.methods.iterations import iterations_for
 from otpo.methods.weights.otpo import otpo
 from otpo.methods.weights.transport import COST_OFFSET, cost_matrix, sinkhorn_pot, sinkhorn_unbalanced
@@ -182,6 +183,22 @@ def test_empty_sides_carry_no_mass(solver):
     assert plan[:2].sum() == 0 and plan[2, 1:].sum() == 0
     assert plan[2, 0].sum() > 0 and torch.isfinite(plan).all()
     assert solver(cost[:, :0], a[:, :0], b, reg=0.1, reg_m=0.2).shape == (3, 0, 5)
+
+
+@pytest.mark.parametrize("reg", [1.4e-3, 1e-3, 1e-4, 1e-6])
+def test_what_pot_cannot_solve_is_refused(reg):
+    """POT itself gives zeros, the plan of an earlier iteration, or NaN here."""
+    cost = torch.rand(1, 12, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cost = cost / cost.max()
+    with pytest.raises(UserError, match="no plan at reg .* where costs reach 1: .* 0.0015 is .*solver: batched"):
+        sinkhorn_pot(cost, torch.ones(1, 12), torch.ones(1, 9), reg=reg, reg_m=0.2, iterations=20)
+
+
+def test_pot_serves_down_to_the_least_reg():
+    cost = torch.rand(1, 12, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = (cost / cost.max(), torch.ones(1, 12), torch.ones(1, 9))
+    ours, pots = (solve(*given, reg=1.5e-3, reg_m=0.2) for solve in (sinkhorn_unbalanced, sinkhorn_pot))
+    torch.testing.assert_close(ours.exp(), pots.exp(), atol=1e-8, rtol=1e-6)
 
 
 def test_balanced_transport_carries_no_information():

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from otpo.errors import UserError
 from otpo.kernels.cpu import uses_cpu_kernels
-from otpo.methods.iterations import iterations_for
+from otpo.methods.iterations import LARGEST_COST_OF_POT, iterations_for, not_by_pot
 
 COST_OFFSET = 1e-6  # added to every distance by the official code
 LARGEST_EXPONENT = {torch.float64: 700.0, torch.float32: 80.0}  # exp of its negative is still a normal number
@@ -196,7 +198,11 @@ def sinkhorn_pot(
     """`sinkhorn_unbalanced` by POT, pair by pair in float64 on the CPU: the reference solver.
 
     POT's "sinkhorn_stabilized", which the official code calls, has the same fixed point and reaches it at the paper's
-    settings; at reg <= 0.03 its stopping rule and its absorption step can leave it far away.
+    settings; at reg <= 0.03 its stopping rule and its absorption step can leave it far away. All of POT's solvers take
+    exp(-cost / reg), and where that underflows they warn and return zeros or the plan of an earlier iteration.
+
+    Raises:
+        UserError: `reg` is too small for the costs.
     """
     import ot
 
@@ -206,17 +212,22 @@ def sinkhorn_pot(
         if not len(rows) or not len(columns):
             continue
         block = cost[index][rows][:, columns].double().cpu().numpy()
-        plan = ot.unbalanced.sinkhorn_unbalanced(
-            a[index][rows].double().cpu().numpy(),
-            b[index][columns].double().cpu().numpy(),
-            block,
-            reg,
-            reg_m,
-            method="sinkhorn",
-            c=block * 0 + 1,  # the entropy's reference measure; POT's own would be a b^T
-            numItermax=iterations_for(tol, reg, reg_m) if iterations is None else iterations,
-            stopThr=0.0,  # its error is relative to the largest scaling, and misses small ones
-        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            plan = ot.unbalanced.sinkhorn_unbalanced(
+                a[index][rows].double().cpu().numpy(),
+                b[index][columns].double().cpu().numpy(),
+                block,
+                reg,
+                reg_m,
+                method="sinkhorn",
+                c=block * 0 + 1,  # the entropy's reference measure; POT's own would be a b^T
+                numItermax=iterations_for(tol, reg, reg_m) if iterations is None else iterations,
+                stopThr=0.0,  # its error is relative to the largest scaling, and misses small ones
+            )
+        broken = any("Numerical errors" in str(each.message) for each in told)
+        if broken or block.max() > LARGEST_COST_OF_POT * reg:
+            raise UserError(not_by_pot(reg, float(block.max())))
         log_plan[index, rows[:, None], columns[None, :]] = torch.as_tensor(plan).log().to(log_plan)
     return log_plan
 
