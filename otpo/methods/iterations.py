@@ -55,7 +55,7 @@ def not_by_pot(reg: float, cost: float) -> str:
     """What to do where costs reach `cost` and POT would give zeros or NaN for a plan."""
     least = math.ceil(1e4 * cost / LARGEST_COST_OF_POT) / 1e4
     return (
-        f"solver: pot gives no plan at reg {reg:g} where costs reach {cost:.3g}: it takes exp(-cost / reg), which leaves"
-        f" float64's range (a reg of about {least:g} is the least). Take `solver: batched`, which works with logarithms,"
-        " or raise reg."
+        f"solver: pot gives no plan at reg {reg:g} where costs reach {cost:.3g}: it takes exp(-cost / reg), which"
+        f" leaves float64's range (a reg of about {least:g} is the least). Take `solver: batched`, which works with"
+        " logarithms, or raise reg."
     )

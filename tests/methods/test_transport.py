@@ -190,7 +190,7 @@ def test_what_pot_cannot_solve_is_refused(reg):
     """POT itself gives zeros, the plan of an earlier iteration, or NaN here."""
     cost = torch.rand(1, 12, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cost = cost / cost.max()
-    with pytest.raises(UserError, match="no plan at reg .* where costs reach 1: .* 0.0015 is .*solver: batched"):
+    with pytest.raises(UserError, match=r"no plan at reg .* where costs reach 1: .* 0.0015 is .*solver: batched"):
         sinkhorn_pot(cost, torch.ones(1, 12), torch.ones(1, 9), reg=reg, reg_m=0.2, iterations=20)
 
 

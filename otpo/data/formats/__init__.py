@@ -110,7 +110,7 @@ FORMATS: dict[str, Format] = {
     ),
     "safe-rlhf": Format(
         ("prompt", "response_0", "response_1", "better_response_id"), comparisons.safe_rlhf, pairs=True,
-        about="as PKU-SafeRLHF; better_response_id names the chosen response",
+        renamed=True, about="as PKU-SafeRLHF; better_response_id names the chosen response",
     ),
     "shp": Format(
         ("history", "human_ref_A", "human_ref_B", "labels"), comparisons.shp, pairs=True,
@@ -124,10 +124,23 @@ FORMATS: dict[str, Format] = {
         ("conversation_a", "conversation_b", "winner"), comparisons.battle, pairs=True,
         about="as Chatbot Arena's conversations; the winner's last message is chosen, ties are left out",
     ),
+    "alpaca-farm": Format(
+        ("instruction", "output_1", "output_2", "preference"), comparisons.numbered_outputs, pairs=True,
+        also=("input",), about=f"as AlpacaFarm; preference = 1: output_1 is chosen; {_INSTRUCTION}",
+    ),
+    "arena-votes": Format(
+        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"), comparisons.votes, pairs=True,
+        also=("winner_tie",),
+        about="as Arena's human preferences (55k); the model that has 1 is chosen, ties are left out",
+    ),
     "two-responses": Format(
         ("prompt", "response_a", "response_b", "winner"), comparisons.two_responses, pairs=True, renamed=True,
         looks=comparisons.names_a_side,
-        about="the response that the winner names (a, model_b, ...) is chosen, ties are left out",
+        about="the response that the winner names (a, model_b, ...; or 1 and 2) is chosen, ties are left out",
+    ),
+    "numbered-responses": Format(
+        ("prompt", "response_1", "response_2", "winner"), comparisons.numbered_responses, pairs=True, renamed=True,
+        looks=comparisons.names_a_side, about="the response whose number is the winner is chosen, ties are left out",
     ),
     "nectar": Format(
         ("prompt", "answers"), comparisons.ranked_answers, pairs=True, messages=datasets.turns_of_prompt,

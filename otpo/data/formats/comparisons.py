@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
-from otpo.data.formats.cells import is_null, string_of, text_of
+from otpo.data.formats.cells import is_null, parsed, string_of, text_of
 from otpo.data.formats.columns import instruction_of
 from otpo.data.rows import BadRow, Parts, Row, Text, number_of
+
+_SIDE = re.compile(r"(?:(?:model|assistant|response|answer|completion|output)[_ ]?)?([ab012])(?:\.0)?")
 
 
 def shp(row: Row) -> Parts:
     """`{history, human_ref_A, human_ref_B, labels}`: Stanford Human Preferences; labels = 1 prefers A, 0 prefers B."""
-    first = _either(row, "labels", {1: True, 0: False})
-    return _ordered(text_of(row, "history"), row, ("human_ref_A", "human_ref_B"), first)
+    words = {"true": 1.0, "false": 0.0}
+    label = words.get(str(row.get("labels")).strip().lower())
+    if label is None and (label := number_of(row, "labels")) not in words.values():
+        raise BadRow("labels is none of 0, 1")
+    return _ordered(text_of(row, "history"), row, ("human_ref_A", "human_ref_B"), label == 1)
 
 
 def safe_rlhf(row: Row) -> Parts:
     """`{prompt, response_0, response_1, better_response_id}`: PKU-SafeRLHF; the more helpful response is chosen."""
-    first = _either(row, "better_response_id", {0: True, 1: False})
+    first = _names_first(row, "better_response_id", "01")
     return _ordered(text_of(row, "prompt"), row, ("response_0", "response_1"), first)
 
 
@@ -52,25 +58,60 @@ def battle(row: Row) -> Parts:
     return Parts(chosen[:-1], (chosen[-1:], rejected[-1:]))
 
 
+def votes(row: Row) -> Parts:
+    """`{prompt, response_a, response_b, winner_model_a, winner_model_b}`: Arena's 55k; the model that has 1 is chosen.
+
+    The texts are lists of turns there, as JSON. Answers of several turns follow other answers, and make no pair.
+    """
+    won = [number_of(row, f"winner_model_{side}") for side in "ab"]
+    if sorted(won) != [0, 1]:
+        raise BadRow("neither model is the winner")
+    found = {column: parsed(str(row.get(column))) for column in ("prompt", "response_a", "response_b")}
+    if all(isinstance(turns, list) for turns in found.values()):
+        if any(len(turns) != 1 for turns in found.values()):
+            raise BadRow("the conversations differ before their last message")
+        row = {**row, **{column: turns[0] for column, turns in found.items()}}
+    prompt, *answers = (string_of(row, column) for column in found)
+    return Parts(prompt, tuple(answers if won[0] else answers[::-1]))
+
+
 def two_responses(row: Row) -> Parts:
-    """`{prompt, response_a, response_b, winner}` whose winner is a name or a letter of one of the two."""
-    first = _WINNERS.get(str(row["winner"]).strip().lower())
-    if first is None:
-        raise BadRow("winner names neither response")
+    """`{prompt, response_a, response_b, winner}`; the winner is a name or a letter, or 1 for a and 2 for b."""
+    first = _names_first(row, "winner", "ab", "12")
     return _ordered(text_of(row, "prompt"), row, ("response_a", "response_b"), first)
 
 
+def numbered_responses(row: Row) -> Parts:
+    """`{prompt, response_1, response_2, winner}`, whose winner is 1, 2, or a name that ends so."""
+    first = _names_first(row, "winner", "12")
+    return _ordered(text_of(row, "prompt"), row, ("response_1", "response_2"), first)
+
+
+def numbered_outputs(row: Row) -> Parts:
+    """`{instruction, input, output_1, output_2, preference}`: AlpacaFarm; preference is 1 or 2."""
+    first = _names_first(row, "preference", "12")
+    return _ordered(instruction_of(row), row, ("output_1", "output_2"), first)
+
+
 def names_a_side(row: Row) -> bool:
-    """Whether the winner of a row is a name or a letter of one of two responses, or a tie of both."""
+    """Whether the winner of a row is a name, a letter or a number of one of two responses, or a tie of both."""
     winner = str(row["winner"]).strip().lower()
-    return winner in _WINNERS or winner.startswith(("tie", "both", "neither"))
+    return bool(_SIDE.fullmatch(winner)) or winner.startswith(("tie", "both", "neither", "true", "false"))
 
 
-_WINNERS = {
-    f"{what}{letter}": first
-    for letter, first in (("a", True), ("b", False))
-    for what in ("", "model_", "response_", "answer_", "completion_", "output_", "model ", "response ", "answer ")
-}
+def _names_first(row: Row, column: str, *pairs: str) -> bool:
+    """Whether a cell names the first of two responses.
+
+    Args:
+        pairs: the letters or numbers by which both may be named, as "ab".
+    """
+    if is_null(row.get(column)):
+        raise BadRow(f"no {column}")
+    found = _SIDE.fullmatch(str(row[column]).strip().lower())
+    pair = next((pair for pair in pairs if found and found[1] in pair), None)
+    if found is None or pair is None:
+        raise BadRow(f"{column} names neither response")
+    return found[1] == pair[0]
 
 
 def ranked_answers(row: Row) -> Parts:
@@ -102,13 +143,6 @@ def _best_and_worst(prompt: str, answers: Any, text: str, score: str, sign: int)
         raise BadRow(f"equal {score}: no completion is preferred")
     chosen, rejected = usable[by_score.index(best)], usable[by_score.index(worst)]
     return Parts(prompt, (string_of(chosen, text), string_of(rejected, text)))
-
-
-def _either(row: Row, column: str, meaning: dict[int, bool]) -> bool:
-    number = number_of(row, column)
-    if number not in meaning:
-        raise BadRow(f"{column} is none of {', '.join(map(str, sorted(meaning)))}")
-    return meaning[int(number)]
 
 
 def _ordered(prompt: Text, row: Row, columns: tuple[str, str], first: bool) -> Parts:

@@ -15,7 +15,7 @@ from otpo.data.formats.cells import are_messages, are_texts, is_blank, is_null, 
 from otpo.data.formats.columns import score_notes
 from otpo.data.formats.context import context_of, joined, last_role
 from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain, scores_among
-from otpo.data.formats.sample import check_labels, is_prose, prose_of
+from otpo.data.formats.sample import check_decisions, is_prose, prose_of
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
@@ -135,8 +135,7 @@ def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str 
         renamed = [Reading("", names=names).renamed(row) for row in sample]
         if 2 * sum(map(known.fits, renamed)) >= max(len(sample), 1):
             reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
-            if known.labelled:
-                check_labels([row.get(reading.names.get("label", "label")) for row in rows], source)
+            check_decisions(known.columns, reading.names, rows, source)
             return reading
     raise _unknown(list(found), sample, source)
 
@@ -212,7 +211,7 @@ def _complete(
             f" or leave it out: {way(media[0], None)}."
         )
     prompts = [row.get("prompt") for row in sample if not is_blank(row.get("prompt"))]
-    if 2 * sum(map(are_texts, prompts)) > len(prompts):
+    if "winner_model_a" not in known.columns and 2 * sum(map(are_texts, prompts)) > len(prompts):
         raise UserError(
             f"{source}: the column {reading.names.get('prompt', 'prompt')} holds lists of texts, such as the questions"
             " of a conversation. Write them as messages (role and content), together with the answers between them."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from otpo.data.formats.cells import are_messages, is_blank, is_null
@@ -28,15 +28,58 @@ def prose_of(columns: Sequence[str], sample: Sequence[Row]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_labels(cells: Sequence[Any], source: str) -> None:
-    """Refuse labels that are numbers of a scale, of which 1 need not be good and 0 need not be bad."""
+def check_decisions(columns: Sequence[str], names: Mapping[str, str], rows: Sequence[Row], source: str) -> None:
+    """Refuse labels and winners that are numbers of which it is not clear what they say.
+
+    Args:
+        columns: of the format. names: a column as the format calls it -> as the file does, where they differ.
+    """
+    if "label" in columns:
+        _check_labels([row.get(names.get("label", "label")) for row in rows], source)
+    decides = next((column for column in ("winner", "better_response_id", "preference") if column in columns), None)
+    if decides is not None and columns[1].startswith(("response_", "output_")):
+        column, first, second = (names.get(each, each) for each in (decides, *columns[1:3]))
+        _check_winners([row.get(column) for row in rows], columns, (names.get(columns[0], columns[0]), first, second),
+                       column, source)  # fmt: skip
+
+
+def _check_winners(
+    cells: Sequence[Any], columns: Sequence[str], texts: tuple[str, str, str], column: str, source: str
+) -> None:
+    """1 and 2 are the first and the second response, 0 and 1 only where the responses are numbered so."""
+    words = {str(cell).strip().lower() for cell in cells if not is_blank(cell)}
+    numbers = _numbers(words)
+    counted = {0.0, 1.0} if "response_0" in columns else {1.0, 2.0}
+    both = numbers == counted or "response_a" not in columns
+    if (numbers and not (numbers <= counted and both)) or words & {"true", "false"}:
+        prompt, first, second = texts
+        said = sorted(words & {"true", "false"})
+        found = ", ".join([*(f"{number:g}" for number in sorted(numbers)[:6]), *said])
+        ways = f" If 1 or true says that {first} is better: data.columns: {{history: {prompt}, human_ref_A: {first},"
+        ways += f" human_ref_B: {second}, labels: {column}}}."
+        if not said:
+            ways += f" If 0 is {first} and 1 is {second}: data.columns: {{response_0: {first}, response_1: {second},"
+            ways += f" better_response_id: {column}}}."
+        raise UserError(
+            f"{source}: expected that {column} names the better of {first} and {second} (a or b, model_a, ...), or"
+            f" counts them as 1 and 2; found {found}, which can be read in several ways."
+            f"{ways * (numbers <= {0, 1})} Otherwise write a, b and tie."
+        )
+
+
+def _numbers(words: Iterable[str]) -> set[float]:
     numbers = set()
-    for cell in cells:
+    for word in words:
         try:
-            numbers.add(float(str(cell)))
+            numbers.add(float(word))
         except ValueError:
             continue
-    numbers = {number for number in numbers if not is_null(number)}
+    return {number for number in numbers if not is_null(number)}
+
+
+def _check_labels(cells: Sequence[Any], source: str) -> None:
+    """Refuse labels that are numbers of a scale, of which 1 need not be good and 0 need not be bad."""
+    numbers = _numbers(map(str, cells))
     if numbers - {-1, 0, 1} or {-1, 0} <= numbers:
         some = ", ".join(f"{number:g}" for number in sorted(numbers)[:6])
         raise UserError(
