@@ -17,6 +17,7 @@ from pipeline.plan.machine import UTILISATION
 from pipeline.plan.serving import Serving, serving
 from pipeline.progress import silent
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe.data import DataConfig
 from pipeline.run.folder import RunFolder
 from pipeline.run.sources import Sources
 from pipeline.train.models import model_limits
@@ -37,7 +38,7 @@ def plan_recipe(
 ) -> tuple[Plan, Serving | None]:
     """Plan the training of a recipe, and the generation and judging that follow.
 
-    Lengths are measured on the first rows of a local data file; a hub's data set is not fetched, and assumed.
+    Lengths are measured on the first rows of local data files; a hub's data set is not fetched, and assumed.
 
     Args:
         gpu: a kind; None is this machine. nodes, gpus_per_node: of the machine.
@@ -99,24 +100,45 @@ def _machine(
 
 
 def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None, positions: int | None) -> Lengths:
-    """Measured on a local data file, by the tokenizer of a local model; else assumed, at most `positions` long."""
+    """Measured on local data files, by the tokenizer of a local model; else assumed, at most `positions` long."""
     from otpo.data.token_file import load_tokens
 
     data = recipe.data
-    local = data.path is not None and Path(data.path).is_file()
-    if not local or not Path(recipe.model.path).is_dir():
+    sources = {f"data.datasets.{name}": each.path for name, each in data.datasets.items()} or {"data.path": data.path}
+    distant = [name for name, path in sources.items() if path is None or not Path(path).expanduser().is_file()]
+    if distant or not Path(recipe.model.path).is_dir():
         longest = min(data.max_length, positions or data.max_length)
-        return assumed(recipe.model_copy(update={"data": data.model_copy(update={"max_length": longest})}), rows)
-    limit = min(data.limit or SAMPLE, SAMPLE)
-    sample = recipe.model_copy(update={"data": data.model_copy(update={"limit": limit, "validation": 0.0})})
+        found = assumed(recipe.model_copy(update={"data": data.model_copy(update={"max_length": longest})}), rows)
+        why = f"; {distant[0] if distant else 'model.path'} is not here to be measured" * data.given
+        return replace(found, source=found.source + why)
+    sample = recipe.model_copy(update={"data": _first_rows(data)})
     try:
         tokens = Sources(sample, folder, silent).tokens()
     except UserError as error:
-        raise UserError(f"{error} A plan reads the first {limit:,} rows.") from error
-    found = measured(load_tokens(tokens.train), str(data.path))
-    if len_known := rows or (found.rows if found.rows < limit else None):
-        return replace(found, rows=_trained(recipe, len_known))
+        raise UserError(f"{error} A plan reads the first {SAMPLE:,} rows.") from error
+    name = f"{len(sources)} data sets" if data.datasets else str(data.path)
+    found = measured(load_tokens(tokens.train), name)
+    asked = [each.limit for each in data.datasets.values()] or [data.limit]
+    reports = [each.report for each in tokens.sets] or [tokens.report]
+    whole = all(
+        report.n_rows < SAMPLE or (limit or SAMPLE + 1) <= SAMPLE for report, limit in zip(reports, asked, strict=True)
+    )
+    if whole or rows:
+        epoch = sum(each.taken for each in tokens.sets) or found.rows
+        return replace(found, rows=_trained(recipe, rows or epoch))
     return replace(found, rows=assumed(recipe).rows, source=f"{found.source}; their number is assumed (--rows)")
+
+
+def _first_rows(data: DataConfig) -> DataConfig:
+    """The first rows of each data set, none held out."""
+
+    def most(limit: int | None) -> int:
+        return min(limit or SAMPLE, SAMPLE)
+
+    if not data.datasets:
+        return data.model_copy(update={"limit": most(data.limit), "validation": 0.0})
+    sets = {name: each.model_copy(update={"limit": most(each.limit)}) for name, each in data.datasets.items()}
+    return data.model_copy(update={"datasets": sets, "validation": 0.0})
 
 
 def _trained(recipe: Recipe, rows: int) -> int:

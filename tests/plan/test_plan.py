@@ -294,6 +294,27 @@ def test_lengths_of_a_local_file_are_measured(tmp_path: Path, tiny_llama: Path) 
     assert make_recipe(tree).train.workers == 2 and "in 2 workers at the peak" in shown.output
 
 
+def test_lengths_of_a_local_mix_are_measured(tmp_path: Path, tiny_llama: Path) -> None:
+    for name, count in (("one", 60), ("two", 30)):
+        write_pairs(tmp_path / f"{name}.json", n=count)
+    sets = {name: {"path": str(tmp_path / f"{name}.json")} for name in ("one", "two")}
+    tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
+    tree["data"] = {"datasets": sets, "validation": 0, "max_length": tree["data"].get("max_length", 64)}
+
+    def planned_rows() -> str:
+        (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+        shown = otpo(tmp_path / "recipe.yaml", "train.epochs=2", "train.max_steps=null")
+        assert shown.exit_code == 0, shown.output
+        return " ".join(shown.output.split())
+
+    assert "90 rows of 2 data sets" in planned_rows()
+    sets["one"]["limit"] = 10
+    assert "40 rows of 2 data sets" in planned_rows()
+    sets["one"]["path"] = "owner/name"
+    said = planned_rows()
+    assert "assumed to be like UltraFeedback" in said and "data.datasets.one is not here to be measured" in said
+
+
 def test_a_run_tells_its_plan_before_it_trains(tmp_path: Path, tiny_llama: Path, ray_cluster: None) -> None:
     from pipeline.run.planned import say_plan
     from pipeline.run.run import open_context
