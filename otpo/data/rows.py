@@ -104,9 +104,11 @@ def content(text: Text) -> str:
 
 
 def _not_trained(message: dict[str, Any]) -> bool:
-    """Whether a message says so of itself: `weight: 0` as in OpenAI's files, `train: false` as in axolotl's."""
+    """Whether a message says so: `weight: 0` as in OpenAI's files, `train: false` (axolotl), `loss: false` (swift)."""
     weight = message.get("weight")
-    return (weight is not None and weight == 0) or any(message.get(key) is False for key in ("train", "trainable"))
+    return (weight is not None and weight == 0) or any(
+        message.get(key) is False for key in ("train", "trainable", "loss")
+    )
 
 
 def _says_more(text: Text) -> bool:

@@ -66,7 +66,9 @@ def test_a_base_takes_only_what_is_not_labelled_bad():
         list(read_tokens(rows[1::2], tokenizer, pairs=False, good=True)[0])
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}, {"loss": False}]
+)
 def test_an_answer_that_is_not_to_be_trained_on_is_not(mark):
     asked, said = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     marked = [{"messages": [asked, said | mark]}, {"messages": [asked, said | {"weight": 1, "train": True}]}]

@@ -7,13 +7,13 @@ from functools import cache
 from typing import Any
 
 from otpo.data.formats.cells import conversation_of, is_blank
-from otpo.data.formats.names import BESIDE, CONTEXT, CONVERSATIONS, MEDIA, TEXTS, plain
+from otpo.data.formats.names import BESIDE, CONTEXT, CONVERSATIONS, MEDIA, OF_ANSWER, TEXTS, plain
 from otpo.data.rows import REASONING, BadRow, Parts, Row, content
 
 _KINDS = {
     **dict.fromkeys(("instruction", "instructions", *TEXTS), "prompt"),
     **dict.fromkeys(BESIDE, "beside"),
-    **{f"{side}{key}": "thoughts" for side in ("", "chosen_", "rejected_") for key in REASONING},
+    **{f"{side}{key}": "thoughts" for side in ("", "chosen_", "rejected_") for key in (*REASONING, *OF_ANSWER)},
     **{name: what for what, names in CONTEXT.items() for name in names},
     **dict.fromkeys(CONVERSATIONS, "messages"),
     **dict.fromkeys(MEDIA, "media"),

@@ -34,16 +34,19 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "better_response_id": ("better_response_id", "winner", "choice", "better"),
     "completion": ("completion", "response", "output", "answer", "solution", "assistant", "target"),
     "output": ("output", "completion", "response", "answer"),
-    "label": ("label", "kto_tag", "is_desirable", "desirable"),
+    "label": ("label", "kto_tag", "is_desirable", "desirable", "thumbs_up", "is_correct", "is_preferred"),
 }  # fmt: skip
 """A format's column -> the names that it may have in a file; the first that is there is taken."""
 
 CONTEXT: dict[str, tuple[str, ...]] = {
-    "system": ("system", "system_prompt", "system_message", "sys_prompt", "system_instruction", "system_instructions"),
+    "system": (
+        "system", "system_prompt", "system_message", "sys_prompt", "system_instruction", "system_instructions",
+        "systemprompt", "system prompt", "systemmessage",
+    ),
     "tools": ("tools", "functions", "available_tools"),
     "history": ("history", "chat_history", "previous_messages"),
     "chat_template_kwargs": ("chat_template_kwargs",),
-}
+}  # fmt: skip
 """Columns that belong to the prompt in every format, and the names that they may have in a file."""
 
 BESIDE = (
@@ -51,6 +54,9 @@ BESIDE = (
     "developer", "developer_prompt",
 )  # fmt: skip
 """Columns with a text that belongs to a prompt: dropped only where the prompt holds it already."""
+
+OF_ANSWER = ("tool_calls", "thought", "thoughts", "think", "reasoning_trace", "chain_of_thought", "cot")
+"""Columns, also after `chosen_` and `rejected_`, with a part of an answer, beside the keys of a message's thoughts."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 """Columns that no text stands for: rows that have one are refused."""

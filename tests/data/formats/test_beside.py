@@ -92,7 +92,7 @@ def test_who_asked_is_no_prompt():
     assert tuple(convert([{**ROW, "user": "u123"}])[1].ignored) == ("user",)
 
 
-@pytest.mark.parametrize("column", ["System", " system_prompt", "system_instruction"])
+@pytest.mark.parametrize("column", ["System", " system_prompt", "system_instruction", "systemPrompt"])
 def test_a_system_prompt_is_known_in_every_spelling(column):
     assert convert([{**ROW, column: "Be brief."}])[0][0].prompt == [SYSTEM, user(ASK)]
 
@@ -100,11 +100,18 @@ def test_a_system_prompt_is_known_in_every_spelling(column):
 @pytest.mark.parametrize(
     ("column", "cell"),
     [("developer", "Be brief."), ("options", ["A) first", "B) third"]), ("prefix", "Sure:"), ("Images", ["a.png"]),
-     ("chosen_reasoning", "The board says three.")],
+     ("chosen_reasoning", "The board says three."), ("thought", "The board says three."),
+     ("chosen_tool_calls", [{"name": "look", "arguments": {}}])],
 )  # fmt: skip
 def test_other_columns_that_belong_to_prompt_or_answer_are_refused(column, cell):
     assert f"data.columns: {{{column}: null}}" in refused([{**ROW, column: cell}])
     assert convert([{**ROW, column: cell}], columns={column: None})[0][0].prompt == ASK
+
+
+@pytest.mark.parametrize("column", ["thumbs_up", "is_correct"])
+def test_a_completion_that_people_call_bad_is_not_read_as_a_good_one(column):
+    (example,), report = convert([{"prompt": ASK, "completion": "No idea.", column: False}])
+    assert report.format == "unpaired" and example.label is False
 
 
 def test_options_that_the_prompt_lists_are_no_loss():
