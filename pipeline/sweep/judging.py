@@ -137,6 +137,8 @@ def _serve(judging: TrialJudging, queue: Any, stop: threading.Event) -> None:
                 "error": f"{type(error).__name__}: {error}",
                 "lasting": isinstance(error, (UserError, LastingError)),
             }
+        if stop.is_set():  # interrupted while it judged: the queue is gone, and nobody waits
+            return
         ray.get(queue.finish.remote(name, step, figures))
         waiting = queue.next.remote()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -42,3 +44,13 @@ class JudgingQueue:
         future = self.waiting.pop((name, step), None)
         if future is not None and not future.done():
             future.set_result(figures)
+
+
+@contextmanager
+def judging_queue() -> Iterator[Any]:
+    """The handle of a queue that ends with the body: of a sweep in a notebook, Ray lives longer than its trials."""
+    queue: Any = JudgingQueue.remote()  # type: ignore[attr-defined]
+    try:
+        yield queue
+    finally:
+        ray.kill(queue)

@@ -219,16 +219,16 @@ def _trials(
     if prompts is None and tokens.validation is None:
         raise UserError(f"sweep.metric {searches[0].metric} needs validation pairs: raise data.validation.")
     from pipeline.cluster.connect import connect
-    from pipeline.sweep.queue import JudgingQueue
+    from pipeline.sweep.queue import judging_queue
 
     connect(run.recipe.cluster.address)
     say(_what_runs(run, searches, allocation))
     settings = [_settings(run, search, allocation.cpus, key) for search in searches]
-    queue: Any = JudgingQueue.remote()  # type: ignore[attr-defined]
-    by_preference = searches[0].by_preference
-    with judging_trials(
-        run, prompts, queue, keep_engine=allocation.keep_engine, by_preference=by_preference
-    ) as judging:
+    keep, by_preference = allocation.keep_engine, searches[0].by_preference
+    with (
+        judging_queue() as queue,
+        judging_trials(run, prompts, queue, keep_engine=keep, by_preference=by_preference) as judging,
+    ):
         trials = [run_trials(each, queue, allocation.concurrent, run.progress) for each in settings]
         outcomes = write_results(run.recipe, searches, folder, trials)
         if all(outcome.best is None for outcome in outcomes):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from support.sweeps import REGS, silent, sweep_tree, swept
 
@@ -207,6 +209,15 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
     assert len(more.results) == 3 and more.failed == 0
     assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
     assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
+
+    def queues() -> list[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return [process for process in found if "ray::JudgingQueue" in " ".join(process.cmdline())]
+
+    until = time.monotonic() + 30
+    while queues() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not queues(), "a sweep's queue outlives it"
 
 
 @pytest.mark.slow
