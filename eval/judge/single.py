@@ -16,7 +16,7 @@ from eval.judge.config import JudgeConfig
 from eval.judge.protocols.protocol import Protocol
 from eval.judge.protocols.templates import render
 from eval.judge.store import open_store
-from eval.judge.table import mean_verdict, unasked, verdict_row, verdict_table
+from eval.judge.table import cost_of, mean_verdict, unasked, verdict_row, verdict_table
 from eval.outputs.matching import Pair
 from otpo.files import Row
 
@@ -99,9 +99,6 @@ def _together(ours: Verdict, theirs: Verdict, paid: set[str]) -> Verdict:
         said=ours.said,
         raw=json.dumps({"output": ours.raw, "reference": theirs.raw}),
         read=None if failed else ours.read,
-        attempts=sum(each.attempts for each in new),
-        prompt_tokens=sum(each.prompt_tokens for each in new),
-        completion_tokens=sum(each.completion_tokens for each in new),
-        seconds=sum(each.seconds for each in new),
         cached=ours.cached and theirs.cached,
+        **cost_of(new),
     )

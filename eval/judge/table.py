@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def unasked(pair: Pair) -> Verdict | None:
     return Verdict(key="", value=1.5, read="identical") if pair.output == pair.reference else None
 
 
+def cost_of(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Calls, tokens and seconds of several verdicts together, as a verdict's fields."""
+    counted = ("attempts", "prompt_tokens", "completion_tokens", "seconds")
+    return {name: sum(getattr(each, name) for each in verdicts) for name in counted}
+
+
 def mean_verdict(samples: list[Verdict]) -> Verdict:
     """The verdict of several samples of a question: their mean, and what all of them cost.
 
@@ -58,11 +65,8 @@ def mean_verdict(samples: list[Verdict]) -> Verdict:
         said=None if first.said is None else "; ".join(str(each.said) for each in samples),
         raw=json.dumps([each.raw for each in samples]),
         read=None if failed else "samples",
-        attempts=sum(each.attempts for each in samples),
-        prompt_tokens=sum(each.prompt_tokens for each in samples),
-        completion_tokens=sum(each.completion_tokens for each in samples),
-        seconds=sum(each.seconds for each in samples),
         cached=all(each.cached for each in samples),
+        **cost_of(samples),
     )
 
 
