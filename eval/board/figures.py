@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from eval.front import on_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
 NAMED_MARKS = 40  # beyond so many, only the models of the front get a label
 RAMP = "Blues"
+FRONT = {"win_rate": "max", "avg_length": "min"}  # a model is on it that no other beats with outputs as short
 PICTURE = 256  # a larger transport plan is averaged down to so many entries a side
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
@@ -92,7 +94,7 @@ def win_rate_against_length(
     """Win rate over mean length in characters; empty if nothing was judged.
 
     Filled marks are win rates with their intervals, hollow ones win rates at equal length. Steps join the models of
-    the `pareto_front`. Where there are too many to name, only those and the first ones are.
+    the front of FRONT. Where there are too many to name, only those and the first ones are.
 
     Args:
         board: a leaderboard.
@@ -105,7 +107,7 @@ def win_rate_against_length(
         return ""
     figure, axes = empty_figure(width, height)
     boxes: list[Box] = []
-    front = pareto_front(rows)
+    front = on_front(rows, FRONT)
     reference = rows["reference_length"].dropna()
     if len(reference):
         axes.axvline(float(reference.iloc[0]), color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
@@ -119,7 +121,7 @@ def win_rate_against_length(
         if not pd.isna(level):
             axes.plot(x, level, look.marker, markersize=8, markerfacecolor="white", markeredgecolor=look.colour)
         axes.plot(x, y, look.marker, color=look.colour, markersize=9, markeredgecolor="white", markeredgewidth=0.8)
-    steps = rows.iloc[front]
+    steps = rows[front].sort_values("avg_length", kind="stable")
     axes.step(steps["avg_length"], steps["win_rate"], where="post", color=NEUTRAL, linewidth=1.2, alpha=0.6, zorder=1)
     low, high = axes.get_ylim()
     axes.set_ylim(max(-3, min(low, 44)), min(103, max(high, 56)))
@@ -146,7 +148,7 @@ def win_rate_against_length(
         line_x, floor = pixel((float(reference.iloc[0]), axes.get_ylim()[0]))
         lines.append((line_x - 3, 0.0, line_x + 3, float(height)))
     for i, row in enumerate(rows.to_dict("records")):
-        if i >= NAMED_MARKS and i not in front:
+        if i >= NAMED_MARKS and not front[i]:
             continue
         x, y = pixel((row["avg_length"], row["win_rate"]))
         text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
@@ -215,17 +217,6 @@ def free_place(boxes: Sequence[Box], frame: Box, x: float, y: float, wide: float
         return None
     left_end, bottom, right_end, top = places[free.argmax()].tolist()
     return left_end, bottom, right_end, top
-
-
-def pareto_front(board: pd.DataFrame) -> list[int]:
-    """Positions of the rows that no other beats: none has at least their win rate with outputs as short or shorter."""
-    rates, lengths = board["win_rate"].to_numpy(float), board["avg_length"].to_numpy(float)
-    front, best = [], -math.inf
-    for i in np.lexsort((-rates, lengths)):  # the shortest first, NaN last
-        if not math.isnan(rates[i]) and not math.isnan(lengths[i]) and rates[i] > best:
-            front.append(int(i))
-            best = rates[i]
-    return front
 
 
 def _points_in_words(rows: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from eval import layout
 from eval.board.curves import training_curves
 from eval.board.effective_tokens import run_sentence
-from eval.board.figures import MANY_LABELS, Style, pareto_front, styles, win_rate_against_length
+from eval.board.figures import FRONT, MANY_LABELS, Style, styles, win_rate_against_length
 from eval.board.judges import AGREEMENT_HEADINGS, agreement_rows, agreement_sentences, badge, panel_health
 from eval.board.leaderboard import board_title, write_leaderboard
 from eval.board.numbers import count
@@ -39,6 +39,7 @@ from eval.board.verdicts.examples import examples, failures, sample
 from eval.board.verdicts.model_pages import write_model_pages
 from eval.board.verdicts.prompt_pages import write_prompt_pages
 from eval.board.weights_page import pair_views
+from eval.front import on_front
 from eval.stats.wording import BUCKETS
 from eval.sweeps.view import labels_view, sweep_view
 
@@ -212,6 +213,7 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
     own_pages = write_model_pages(all_examples, place, rows, board, out, slug)
     failed = failures(board)
     drawn = table[table["win_rate"].notna() & table["avg_length"].notna()]
+    front = drawn[on_front(drawn, FRONT)].sort_values("avg_length", kind="stable")
     return {
         "task": board.task,
         "title": board_title(board.task, board.judge, board.protocol, board.reference, board.orders),
@@ -229,7 +231,7 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "lacking": [row for row in rows if row["n_failed"] and row["n_total"]][:MANY_LABELS],
         "health": judge_health(table, board.verdicts),
         "read": [row for row in rows if row["read"] and row["read"] != "logprobs 100%"][:MANY_LABELS],
-        "front": front_sentence(drawn["name"].iloc[pareto_front(drawn)].tolist()) if len(drawn) > 1 else "",
+        "front": front_sentence(front["name"].tolist()) if len(drawn) > 1 else "",
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),

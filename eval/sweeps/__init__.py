@@ -1,1 +1,1 @@
-"""What the trials of a sweep have shown: the front of several objectives, importances, pictures for the page."""
+"""What the trials of a sweep have shown: importances, the front of objectives, pictures for the page."""

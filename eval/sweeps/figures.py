@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from eval.board.figures import COLOURS, INK, NEUTRAL, empty_figure, svg
-from eval.sweeps.front import on_front
+from eval.front import on_front
 from eval.sweeps.importance import is_logarithmic, is_numeric
 
 MOST_TICKS = 6

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from eval.front import on_front
 from eval.sweeps.figures import front_picture, headings, parallel_coordinates
-from eval.sweeps.front import on_front
 from eval.sweeps.importance import FEWEST_TRIALS, importances
 
 JUDGED = ("win_rate", "win_rate_low", "win_rate_high", "length_adjusted_winrate", "avg_length", "n_total")

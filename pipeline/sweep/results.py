@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.sweeps.front import on_front
+from eval.front import on_front
 from otpo.files import write_json
 from pipeline.recipe import Recipe, dump_yaml
 from pipeline.run.folder import SweepFolder

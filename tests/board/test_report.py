@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.html_page import assert_sound
 
 from eval.board import report
-from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, pareto_front, win_rate_against_length
+from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, win_rate_against_length
 from eval.board.leaderboard import leaderboard, write_leaderboard
 from eval.board.run_files import Board, read_run, write_outputs
 from eval.board.sentences import claim, explanation
@@ -363,9 +363,14 @@ def test_a_board_of_many_models_names_the_first_and_pictures_all(tmp_path):
     assert "Each of the 18 models against the next one and against the best" in page.words()
 
 
-def test_the_front_is_what_no_shorter_model_beats():
-    board = pd.DataFrame({"win_rate": [60.0, 55, 50, 50, np.nan, 40], "avg_length": [300.0, 100, 200, 100, 10, 90]})
-    assert pareto_front(board) == [5, 1, 0]
+def test_the_page_names_the_models_that_no_shorter_one_beats(tmp_path):
+    run = make_run(tmp_path / "run", {"good": 0.8, "long": 0.7, "short": 0.5, "twin": 0.4}, n=12)
+    board = pd.read_csv(run / "leaderboard.csv")
+    figures = {"good": (60.0, 200.0), "long": (50.0, 300.0), "short": (40.0, 100.0), "twin": (40.0, 100.0)}
+    board[["win_rate", "avg_length"]] = [figures[name] for name in board["name"]]
+    board.to_csv(run / "leaderboard.csv", index=False)
+    page = assert_sound(report.build([run], run))
+    assert "no other beats with outputs as short or shorter: short, twin, good." in page.words()
 
 
 boxes = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=14)

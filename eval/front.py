@@ -1,4 +1,4 @@
-"""The Pareto front of trials with several objectives."""
+"""The Pareto front: rows of a table that no other row beats."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 import pandas as pd
 
 
-def on_front(trials: pd.DataFrame, objectives: Mapping[str, str]) -> np.ndarray:
-    """(n,) whether no other trial is as good in every objective and better in one. A trial without a figure never is.
+def on_front(table: pd.DataFrame, objectives: Mapping[str, str]) -> np.ndarray:
+    """(n,) whether no other row is as good in every objective and better in one.
+
+    Equal rows do not beat each other. A row without a figure is never on the front.
 
     Args:
-        trials: a row a trial.
+        table: a row a trial or a model.
         objectives: column -> "min" or "max".
     """
     signs = np.array([1.0 if mode == "min" else -1.0 for mode in objectives.values()])
-    values = trials[list(objectives)].to_numpy(float) * signs
+    values = table[list(objectives)].to_numpy(float) * signs
     known = ~np.isnan(values).any(axis=1)
     as_good = (values[None] <= values[:, None]).all(axis=2)  # [i, j]: j is as good as i
     better = (values[None] < values[:, None]).any(axis=2)
