@@ -27,7 +27,7 @@ class ShownOutput:
         chance: probability in [0, 1] that it beats the reference's output; None if there is no verdict.
         outcome: "wins", "loses", "ties" or "no verdict".
         flipped: whether the two orders disagree; None where one was asked.
-        detail: whether the two orders agree, or why there is no verdict; may be empty.
+        cause: why there is no verdict; empty where there is one.
         said: the judge's words, where they are more than the name of an output; may be empty.
     """
 
@@ -36,7 +36,7 @@ class ShownOutput:
     chance: float | None
     outcome: str
     flipped: bool | None
-    detail: str
+    cause: str
     said: str
 
     @property
@@ -104,8 +104,7 @@ def _shown(row: Mapping[Any, Any], text: str | None, errors: list[str], said: st
         cause = ", ".join(sorted(set(errors))) or "cause not recorded"
         return ShownOutput(name, text, None, "no verdict", None, cause, said)
     outcome = "ties" if preference == 1.5 else "wins" if preference > 1.5 else "loses"
-    detail = "" if flipped is None else "the two orders disagree" if flipped else "the two orders agree"
-    return ShownOutput(name, text, preference - 1, outcome, flipped, detail, said)
+    return ShownOutput(name, text, preference - 1, outcome, flipped, "", said)
 
 
 def _text(row: Mapping[str, Any] | None) -> str | None:
