@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval import layout
@@ -18,6 +19,34 @@ from otpo.errors import UserError
 from otpo.files import Row
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a judge is asked about.
+
+    Attributes:
+        outputs: model -> its outputs.
+        reference: the rows that they are compared with.
+        config: the judge.
+        out: the folder with the store of its replies.
+        task: the task's name.
+        against: what the progress calls the reference.
+        subset: whether the outputs may cover only a part of the reference's instructions.
+    """
+
+    outputs: Mapping[str, list[Row]]
+    reference: list[Row]
+    config: JudgeConfig
+    out: Path
+    task: str
+    against: str
+    subset: bool = False
+
+    @property
+    def matches(self) -> list[Match]:
+        """Each model's outputs beside the reference's."""
+        return [Match(name, self.against, rows, self.reference) for name, rows in self.outputs.items()]
 
 
 def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: bool) -> None:
@@ -38,49 +67,29 @@ def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: boo
         recall(config, protocol, store)
 
 
-def ask_instead(
-    answer: Answer,
-    outputs: Mapping[str, list[Row]],
-    reference: list[Row],
-    config: JudgeConfig,
-    out: Path,
-    task: str,
-    *,
-    subset: bool,
-) -> None:
+def ask_instead(answer: Answer, asked: Asked) -> None:
     """Hand every question that has no stored reply to `answer`. No board is made."""
-    judge = Judge(config, out / layout.STORE, progress=silent, answer=answer)
-    judge_task(judge, [Match(name, "", rows, reference) for name, rows in outputs.items()], task, subset=subset)
+    judge = Judge(asked.config, asked.out / layout.STORE, progress=silent, answer=answer)
+    judge_task(judge, asked.matches, asked.task, subset=asked.subset)
 
 
-def estimate(
-    outputs: Mapping[str, list[Row]], reference: list[Row], config: JudgeConfig, out: Path, task: str, *, subset: bool
-) -> Estimate:
+def estimate(asked: Asked) -> Estimate:
     """What the questions that have no stored reply would cost."""
-    found = Estimate(config)
-    ask_instead(found, outputs, reference, config, out, task, subset=subset)
+    found = Estimate(asked.config)
+    ask_instead(found, asked)
     return found
 
 
-def write_batch(
-    path: Path,
-    outputs: Mapping[str, list[Row]],
-    reference: list[Row],
-    config: JudgeConfig,
-    out: Path,
-    task: str,
-    *,
-    subset: bool,
-) -> tuple[BatchWriter, Estimate]:
+def write_batch(path: Path, asked: Asked) -> tuple[BatchWriter, Estimate]:
     """Write the questions that have no stored reply to a batch file; gives what was written, and what it may cost."""
-    counted = Estimate(config)
+    counted = Estimate(asked.config)
     with BatchWriter(path) as writer:
 
         def write(key: str, body: dict) -> Failure:
             counted(key, body)
             return writer(key, body)
 
-        ask_instead(write, outputs, reference, config, out, task, subset=subset)
+        ask_instead(write, asked)
     return writer, counted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,11 @@ from eval.judge.table import several_models
 from eval.outputs.columns import check_used
 from eval.outputs.matching import JUDGED, match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
-from jobs.batching import estimate, know_the_way, read_batch, tell_used
+from jobs.batching import Asked, estimate, know_the_way, read_batch, tell_used
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged, write_panel
-from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.judging import Judge, judge_task
 from pipeline.judge.reward_model import check_reward_model
 from pipeline.judge.served import served
 from pipeline.progress import Progress
@@ -57,14 +58,8 @@ def judge_files(
     """
     task = whole_text(task)
     outputs, reference_rows = read_files(files, reference, config, subset, progress)
-    judge, verdicts = ask(
-        *(outputs, reference_rows, config, out, task),
-        against=reference.name,
-        progress=progress,
-        subset=subset,
-        template=template,
-        batch=batch,
-    )
+    asked = Asked(outputs, reference_rows, config, out, task, reference.name, subset)
+    judge, verdicts = ask(asked, progress=progress, template=template, batch=batch)
     board = make_board(verdicts, outputs, reference_rows, config)
     tell_panel(out, judge.members, verdicts, config, progress)
     write_judged(out, task, verdicts, board, outputs, reference_rows)
@@ -73,46 +68,34 @@ def judge_files(
 
 
 def ask(
-    outputs: Mapping[str, list[Row]],
-    reference: list[Row],
-    config: JudgeConfig,
-    out: Path,
-    task: str,
-    *,
-    against: str,
-    progress: Progress,
-    subset: bool = False,
-    template: str = "auto",
-    batch: Sequence[Path] = (),
+    asked: Asked, *, progress: Progress, template: str = "auto", batch: Sequence[Path] = ()
 ) -> tuple[Judge, pd.DataFrame]:
-    """The judge, and its verdicts on every model's outputs; what the store in `out` has is not asked again.
+    """The judge, and its verdicts on every model's outputs; what the store has is not asked again.
 
     Args:
-        outputs: model -> its outputs.
-        against: what the progress calls the reference.
+        asked: who is asked about what.
+        progress: told what happens.
         template, batch: as `judge_files` takes them.
 
     Raises:
         UserError: the judge cannot be asked; nothing was asked.
     """
-    replies = None
-    if config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in reference):
-        progress(config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
-    with served(config, progress) if not batch else nullcontext(config) as asked:
-        if asked.reward_model:
-            check_reward_model("--reward-model", asked.reward_model)
+    replies, store = None, asked.out / layout.STORE
+    if asked.config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in asked.reference):
+        progress(asked.config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
+    with served(asked.config, progress) if not batch else nullcontext(asked.config) as config:
+        if config.reward_model:
+            check_reward_model("--reward-model", config.reward_model)
         elif batch:
-            know_the_way(asked, out, progress, ask=False)
+            know_the_way(config, asked.out, progress, ask=False)
             replies = read_batch(batch, progress)
         else:
-            for model, way in check_each(asked, out / layout.STORE):
+            for model, way in check_each(config, store):
                 progress(f"judge {model}", 0, 0, str(way))
-            if asked.price_input or asked.price_output:
-                cost = estimate(outputs, reference, asked, out, task, subset=subset)
-                progress(f"judge {asked.model}", 0, 0, str(cost))
-        judge = Judge(asked, out / layout.STORE, template, progress, answer=replies)
-        matches = [Match(name, against, rows, reference) for name, rows in outputs.items()]
-        verdicts = judge_task(judge, matches, task, subset=subset)
+            if config.price_input or config.price_output:
+                progress(f"judge {config.model}", 0, 0, str(estimate(replace(asked, config=config))))
+        judge = Judge(config, store, template, progress, answer=replies)
+        verdicts = judge_task(judge, asked.matches, asked.task, subset=asked.subset)
     if replies is not None:
         tell_used(replies, progress)
     return judge, verdicts

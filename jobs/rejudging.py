@@ -12,6 +12,7 @@ from eval.judge.config import JudgeConfig
 from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import PROTOCOLS, protocol_label
 from eval.stats.judges import migration
+from jobs.batching import Asked
 from jobs.judging import ask
 from otpo.errors import UserError, WorkError
 from otpo.files import Row, write_json
@@ -117,17 +118,15 @@ def ask_again(
     Raises:
         UserError: the judge cannot be asked; nothing was asked. WorkError: not one verdict came back.
     """
-    asked, new = ask(
-        *(old.outputs, old.reference, config, out, old.task),
-        against=old.against, progress=progress, subset=True, template=template,
-    )  # fmt: skip
+    asked = Asked(old.outputs, old.reference, config, out, old.task, old.against, subset=True)
+    judge, new = ask(asked, progress=progress, template=template)
     if not new["preference"].notna().any():
         raise WorkError("Not one verdict came back. The same command asks again.")
     found = {
         "task": old.task, "old_judge": old.judge, "new_judge": judge_label(config), "old_protocol": old.protocol,
         "new_protocol": protocol_label(config.protocol), **migration(old.verdicts, new),
     }  # fmt: skip
-    return asked, new, found
+    return judge, new, found
 
 
 def _task_of(run: RunFiles, task: str | None, folder: Path) -> str:

@@ -22,7 +22,7 @@ from eval.judge.protocols.registry import protocol_label
 from eval.judge.table import verdict_table
 from eval.outputs.columns import OutputColumns
 from eval.outputs.reading import OutputFile
-from jobs.batching import estimate, know_the_way
+from jobs.batching import Asked, estimate, know_the_way
 from jobs.boards.kept import Kept, sha256_of
 from jobs.boards.making import with_files
 from jobs.boards.mixing import refuse_another, refuse_mixed, tell_mixed
@@ -81,8 +81,8 @@ def add(
     refuse_mixed(kept, config, renew=False)
     if dry_run:
         know_the_way(config, kept.folder, progress, ask=False)
-        asked = {name: rows for name, rows in given.items() if name in changed}
-        return str(estimate(asked, against, config, kept.folder, state.task, subset=False))
+        new = {name: rows for name, rows in given.items() if name in changed}
+        return str(estimate(Asked(new, against, config, kept.folder, state.task, state.reference.name)))
     if changed and not config.own_model:
         check_each(config, kept.folder / layout.STORE)
     for name in changed:
@@ -201,10 +201,8 @@ def refresh(
     todo = {name: rows for name, rows in outputs.items() if renew or config.panel or name not in whole}
     new, members = verdict_table([]), {}
     if todo:
-        judge, new = ask(
-            *(todo, reference, config, folder, state.task),
-            against=state.reference.name, progress=progress, template=state.template,
-        )  # fmt: skip
+        asked = Asked(todo, reference, config, folder, state.task, state.reference.name)
+        judge, new = ask(asked, progress=progress, template=state.template)
         members = judge.members
     verdicts = _in_order([found[~found["generator"].isin(todo)], new], list(outputs))
     if members:

@@ -115,15 +115,16 @@ def _without_calls(
     progress: Progress,
 ) -> None:
     """Write a batch file, or say what judging would cost."""
-    from jobs.batching import estimate, know_the_way, write_batch
+    from jobs.batching import Asked, estimate, know_the_way, write_batch
     from jobs.judging import read_files
 
     rows, theirs = read_files(files, reference, config, subset, progress)
     know_the_way(config, out, progress, ask=batch is not None)
+    asked = Asked(rows, theirs, config, out, task, reference.name, subset)
     if batch is None:
-        show(str(estimate(rows, theirs, config, out, task, subset=subset)))
+        show(str(estimate(asked)))
         return
-    written, cost = write_batch(batch, rows, theirs, config, out, task, subset=subset)
+    written, cost = write_batch(batch, asked)
     if not written.requests:
         show("Every question has its reply; there is nothing to write.")
         return
