@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.options import OutputColumn, Template, columns_of, in_flags, local
-from jobs.cli.options.judge import JudgeOptions, with_judge
+from jobs.cli.options import OutputColumn, columns_of, in_flags, local
+from jobs.cli.options.judge import BoardOptions, CountMissing, JudgeOptions, with_groups
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
+from jobs.cli.terminal import console, say, show, stderr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the leaderboard's folder", callback=local)]
 Replace = Annotated[bool, typer.Option("--replace", help="take these in place of others of the same name")]
-CountMissing = Annotated[
-    bool, typer.Option("--count-missing", help="rows without an output count as prompts without a verdict")
-]
 ANOTHER_BOARD = "keep another leaderboard in another folder"
 
 board = typer.Typer(
@@ -35,24 +32,13 @@ board = typer.Typer(
 )
 
 
-@with_judge
+@with_groups
 def init(
     folder: Folder,
     reference: Annotated[
         Path, typer.Option("--reference", help="outputs that all models are compared with, as model_outputs.json")
     ],
-    asked: JudgeOptions,
-    reward_model: Annotated[
-        str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
-    ] = None,
-    template: Template = "auto",
-    task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
-    ] = None,
-    both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False,
-    column: OutputColumn = None,
-    count_missing: CountMissing = False,
+    asked: BoardOptions,
 ) -> None:
     """Make a leaderboard: its reference, its judge, its protocol. Asks nothing."""
     from jobs.boards.keeping import build
@@ -60,23 +46,11 @@ def init(
     from jobs.boards.making import init as make
     from pipeline.lock.lock import one_writer
 
-    one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model, asked.judge_vllm)
-    setting = one_of("--template", template, "auto", "chat", "literal")
-    if reward_model:
-        from otpo.data.template import of_model
-        from pipeline.judge.reward_model import check_reward_model
-
-        check_reward_model("--reward-model", reward_model)
-        setting = of_model(setting, reward_model).template
-    config = asked.config(
-        reward_model=reward_model,
-        both_orders=both_orders,
-        calibration=str(calibration) if calibration else None,
-        columns=columns_of(column),
-        count_missing=count_missing,
-    )
+    asked.check("--reward-model", asked.reward_model)
+    template, _ = asked.rendering()
+    config = asked.config()
     with Bars(stderr) as bars, one_writer(folder, otherwise=ANOTHER_BOARD, progress=bars.show):
-        state, new = make(folder, reference, config, task=task, template=setting, progress=bars.show)
+        state, new = make(folder, reference, config, task=asked.task, template=template, progress=bars.show)
         if new:
             build(Kept(folder, state), bars.show)
     models = f"{len(state.models)} model" + ("" if len(state.models) == 1 else "s")
@@ -86,7 +60,7 @@ def init(
     show(f"Add models: otpo board add {folder} OUTPUTS...")
 
 
-@with_judge
+@with_groups
 def add(
     folder: Folder,
     outputs: Annotated[
@@ -129,7 +103,7 @@ def remove(
     _show(folder, made)
 
 
-@with_judge
+@with_groups
 def update(
     folder: Folder,
     asked: JudgeOptions,
@@ -148,7 +122,7 @@ def update(
     _show(folder, made)
 
 
-@with_judge
+@with_groups
 def rejudge(folder: Folder, asked: JudgeOptions) -> None:
     """Another judge, or another protocol, for all of the board; says what that changes."""
     from jobs.boards.keeping import rejudge as judge_again

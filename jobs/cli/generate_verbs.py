@@ -20,9 +20,9 @@ from jobs.cli.options import (
     kwargs_of,
     local,
 )
-from jobs.cli.options.judge import JudgeModel, JudgeSettings, JudgeUrl, JudgeVllm, judge_of, served_model
+from jobs.cli.options.judge import JudgeModel, JudgeOptions, JudgeSettings, JudgeUrl, JudgeVllm
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
+from jobs.cli.terminal import console, one_of, say, show, stderr
 
 
 def generate(
@@ -113,12 +113,11 @@ def pairs(
     from pipeline.lock.lock import one_writer
 
     reward_model = None if scorer == "judge" else scorer
-    one_judge("--scorer", reward_model, judge_url, judge_model, judge_vllm)
+    asked = JudgeOptions(judge_url=judge_url, judge_model=judge_model, judge_vllm=judge_vllm, settings=settings)
+    asked.check("--scorer", reward_model)
     setting = one_of("--template", template, "auto", "chat", "literal")
     task = load_task(prompts, limit=limit)
-    vllm = served_model(judge_vllm)
-    named = {"url": judge_url, "model": judge_model, "vllm": vllm, "reward_model": reward_model}
-    config = judge_of(settings, protocol="rating", **named)
+    config = asked.config(protocol="rating", reward_model=reward_model)
     engine = EngineConfig(workers=workers)
     if reward_model:
         check_reward_model("--scorer", reward_model)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.options import ANOTHER_OUT, Out, OutputColumn, Template, columns_of
-from jobs.cli.options.judge import JudgeOptions, with_judge
+from jobs.cli.options import ANOTHER_OUT, Out
+from jobs.cli.options.judge import BoardOptions, JudgeOptions, with_groups
 from jobs.cli.progress import Bars
-from jobs.cli.terminal import console, one_judge, one_of, say, show, stderr
+from jobs.cli.terminal import console, say, show, stderr
 from otpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 
-@with_judge
+@with_groups
 def judge(
     outputs: Annotated[
         list[str],
@@ -26,20 +26,7 @@ def judge(
     ],
     reference: Annotated[Path, typer.Option("--reference", help="outputs of the baseline, in a file of the same kind")],
     out: Out,
-    asked: JudgeOptions,
-    reward_model: Annotated[
-        str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
-    ] = None,
-    template: Template = "auto",
-    task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval",
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
-    ] = None,
-    both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False,
-    column: OutputColumn = None,
-    count_missing: Annotated[
-        bool, typer.Option("--count-missing", help="rows without an output count as prompts without a verdict")
-    ] = False,
+    asked: BoardOptions,
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
     ] = False,
@@ -62,37 +49,29 @@ def judge(
     offline = [option for option, given in (
         ("--batch-write", batch_write), ("--batch-read", batch_read), ("--dry-run", dry_run),
     ) if given]  # fmt: skip
-    own = [option for option, given in (("--reward-model", reward_model), ("--judge-vllm", asked.judge_vllm)) if given]
+    own = [
+        option
+        for option, given in (("--reward-model", asked.reward_model), ("--judge-vllm", asked.judge_vllm))
+        if given
+    ]
     if len(offline) > 1 or (offline and own):
         raise UserError(f"{' and '.join(offline + own)}: keep one.")
     if not offline:
-        one_judge("--reward-model", reward_model, asked.judge_url, asked.judge_model, asked.judge_vllm)
-    config = asked.config(
-        reward_model=reward_model,
-        both_orders=both_orders,
-        calibration=str(calibration) if calibration else None,
-        columns=columns_of(column),
-        count_missing=count_missing,
-    )
+        asked.check("--reward-model", asked.reward_model)
+    config = asked.config()
     if batch_write or dry_run:
         with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
-            _without_calls(outputs, reference, config, out, task, batch_write, subset, bars.show)
+            _without_calls(outputs, reference, config, out, asked.task, batch_write, subset, bars.show)
         return
-    setting = one_of("--template", template, "auto", "chat", "literal")
-    if reward_model:
-        from otpo.data.template import of_model
-        from pipeline.judge.reward_model import check_reward_model
-
-        check_reward_model("--reward-model", reward_model)
-        choice = of_model(setting, reward_model)
-        say(f"template  {choice}")
-        setting = choice.template
+    template, said = asked.rendering()
+    if said:
+        say(said)
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         board = judge_files(
-            *(outputs, reference, config, out, task),
+            *(outputs, reference, config, out, asked.task),
             progress=bars.show,
             subset=subset,
-            template=setting,
+            template=template,
             batch=batch_read or (),
         )
     from eval.board.terminal import terminal_notes, terminal_table
@@ -133,7 +112,7 @@ def _without_calls(
     show("Hand them in; then run the same command with --batch-read and the files that come back.")
 
 
-@with_judge
+@with_groups
 def agreement(
     pairs: Annotated[list[Path], typer.Argument(help="files of LLMBar, PandaLM, RewardBench, or of your own")],
     out: Out,
@@ -143,7 +122,7 @@ def agreement(
     from jobs.agreement import judge_agreement
     from pipeline.lock.lock import one_writer
 
-    one_judge("", None, asked.judge_url, asked.judge_model, asked.judge_vllm)
+    asked.check()
     config = asked.config(both_orders=True)
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_agreement(pairs, config, out, progress=bars.show)
@@ -157,7 +136,7 @@ def agreement(
     show(f"Figures: {(out / layout.AGREEMENT).absolute()}")
 
 
-@with_judge
+@with_groups
 def rejudge(
     board: Annotated[Path, typer.Argument(help="folder of `otpo judge` or of a run, with its outputs")],
     out: Out,
@@ -168,7 +147,7 @@ def rejudge(
     from jobs.rejudging import rejudge as judge_again
     from pipeline.lock.lock import one_writer
 
-    one_judge("", None, asked.judge_url, asked.judge_model, asked.judge_vllm)
+    asked.check()
     config = asked.config()
     with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
         found = judge_again(board, config, out, task=task, protocol=asked.protocol, progress=bars.show)

@@ -24,23 +24,6 @@ def say(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def one_judge(
-    option: str, reward_model: str | None, url: str | None, model: str | None, vllm: str | None = None
-) -> None:
-    """Refuse two judges, or none. `option` names the reward model's; empty where none can judge."""
-    ways = {option: reward_model, "--judge-vllm": vllm, "--judge-url": url}
-    given = [name for name, value in ways.items() if value]
-    if len(given) > 1 or (reward_model and model):
-        name, *others = [*given, *(["--judge-model"] if reward_model and model else [])]
-        raise UserError(f"{name} {ways[name]} stands in place of {' and '.join(others)}: keep one.")
-    if not given or (url and not model):
-        other = f", or {option} FOLDER" if option else ""
-        raise UserError(
-            "Who judges? Give --judge-url and --judge-model (an OpenAI-compatible server), or --judge-vllm MODEL, which"
-            f" vLLM serves meanwhile{other}."
-        )
-
-
 def one_of(option: str, value: str, *known: str) -> Any:
     """The value, if it is known."""
     if value not in known:

@@ -1,10 +1,10 @@
-"""How a judge is asked, as options of a command line: one group that every verb with a judge takes."""
+"""Who judges and how, as groups of options: a verb takes a group as one parameter."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from jobs.cli.options import OutputColumn, Template, columns_of
+from jobs.cli.terminal import one_of
 from otpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", help="stop aski
 PriceInput = Annotated[float | None, typer.Option("--price-input", help="USD per million prompt tokens")]
 PriceOutput = Annotated[float | None, typer.Option("--price-output", help="USD per million completion tokens")]
 RequestsPerMinute = Annotated[int | None, typer.Option("--max-requests-per-minute", help="most requests a minute")]
+CountMissing = Annotated[
+    bool, typer.Option("--count-missing", help="rows without an output count as prompts without a verdict")
+]
 MaxRetries = Annotated[int | None, typer.Option("--max-retries", help="of one request, 10 where nothing is said")]
 
 
@@ -72,40 +77,112 @@ class JudgeOptions:
             UserError: as `judge_of`.
         """
         named = {"judge_url": "url", "judge_model": "model", "judge_vllm": "vllm"}
-        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
-        said["judge_vllm"] = served_model(self.judge_vllm)
+        said = {name: getattr(self, name) for name in JudgeOptions.__dataclass_fields__ if name != "settings"}
+        if model := self.judge_vllm:  # a folder is found from elsewhere too
+            said["judge_vllm"] = {"model": str(Path(model).absolute()) if Path(model).is_dir() else model}
         return judge_of(self.settings, **given | {named.get(k, k): v for k, v in said.items() if v is not None})
 
+    def check(self, option: str = "", reward_model: str | None = None) -> None:
+        """Refuse two judges, or none.
 
-def served_model(model: str | None) -> dict[str, str] | None:
-    """`--judge-vllm` as `judge.vllm`. A folder is found from elsewhere too."""
-    if model is None:
-        return None
-    return {"model": str(Path(model).absolute()) if Path(model).is_dir() else model}
+        Args:
+            option: names the reward model's; empty where none can judge.
+            reward_model: what was given there.
+
+        Raises:
+            UserError: what was given, and what is to be.
+        """
+        url, model = self.judge_url, self.judge_model
+        ways = {option: reward_model, "--judge-vllm": self.judge_vllm, "--judge-url": url}
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1 or (reward_model and model):
+            name, *others = [*given, *(["--judge-model"] if reward_model and model else [])]
+            raise UserError(f"{name} {ways[name]} stands in place of {' and '.join(others)}: keep one.")
+        if not given or (url and not model):
+            other = f", or {option} FOLDER" if option else ""
+            raise UserError(
+                "Who judges? Give --judge-url and --judge-model (an OpenAI-compatible server), or --judge-vllm MODEL,"
+                f" which vLLM serves meanwhile{other}."
+            )
 
 
-def with_judge(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb with a parameter `asked: JudgeOptions`: on the command line its fields are options of their own."""
-    hints = get_type_hints(JudgeOptions, include_extras=True)
-    group = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+@dataclass(frozen=True)
+class BoardOptions(JudgeOptions):
+    """What a person says of a new board: the judge, or a reward model in its place, and how files are read."""
+
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", help="folder whose scores are compared, in place of a judge's URL")
+    ] = None
+    template: Template = "auto"
+    task: Annotated[str, typer.Option("--task", help="the task's name on the board")] = "alpaca_eval"
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="folder with instruction_difficulty.csv and df_gamed*.csv")
+    ] = None
+    both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False
+    column: OutputColumn = None
+    count_missing: CountMissing = False
+
+    def config(self, **given: Any) -> JudgeConfig:
+        """As `JudgeOptions.config`."""
+        return super().config(
+            reward_model=self.reward_model,
+            both_orders=self.both_orders,
+            calibration=str(self.calibration) if self.calibration else None,
+            columns=columns_of(self.column),
+            count_missing=self.count_missing,
+            **given,
         )
-        for field in fields(JudgeOptions)
-    ]
+
+    def rendering(self) -> tuple[str, str]:
+        """How a reward model sees prompts (auto, chat or literal), and what to say of it; empty where none judges.
+
+        Raises:
+            UserError: another word, or no reward model.
+        """
+        setting = one_of("--template", self.template, "auto", "chat", "literal")
+        if not self.reward_model:
+            return setting, ""
+        from otpo.data.template import of_model
+        from pipeline.judge.reward_model import check_reward_model
+
+        check_reward_model("--reward-model", self.reward_model)
+        choice = of_model(setting, self.reward_model)
+        return choice.template, f"template  {choice}"
+
+
+def with_groups(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose parameters may be groups (dataclasses): on the command line their fields are options."""
     parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
     for each in inspect.signature(verb, eval_str=True).parameters.values():
-        parameters += group if each.name == "asked" else [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        if is_dataclass(each.annotation):
+            groups[each.name] = each.annotation
+            parameters += _options_of(each.annotation)
+        else:
+            parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(verb)
     def wrapped(**words: Any) -> None:
-        asked = JudgeOptions(**{each.name: words.pop(each.name) for each in group})
-        verb(**words, asked=asked)
+        made = {
+            name: group(**{field.name: words.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        verb(**words, **made)
 
     del wrapped.__wrapped__
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
     return wrapped
+
+
+def _options_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
 
 
 def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
