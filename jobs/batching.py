@@ -1,4 +1,4 @@
-"""`otpo judge --batch-write`, `--batch-read` and `--dry-run`: judging in files, and its price, without calls."""
+"""`--batch-write`, `--batch-read` and `--dry-run`: judging in files, and its price, without calls."""
 
 from __future__ import annotations
 
@@ -49,12 +49,40 @@ class Asked:
         return [Match(name, self.against, rows, self.reference) for name, rows in self.outputs.items()]
 
 
+@dataclass(frozen=True)
+class Offline:
+    """Judging without calls. False where it is not wanted.
+
+    Attributes:
+        write: where a batch file of the questions goes.
+        read: files of a batch's replies, which answer in place of the endpoint.
+        dry_run: only say what the questions would cost.
+    """
+
+    write: Path | None = None
+    read: Sequence[Path] = ()
+    dry_run: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.read) or self.asks_nothing
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there is no verdict to come."""
+        return self.write is not None or self.dry_run
+
+
 def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: bool) -> None:
     """Find out how the judge is asked: by a question where there is an address, else as it was found earlier.
 
     Raises:
-        UserError: a model is not named, or the endpoint cannot be asked.
+        UserError: a model is not named, there are several, it is loaded here, or the endpoint cannot be asked.
     """
+    if config.own_model:
+        raise UserError(
+            f"A batch, or a price, is of an endpoint; {config.model} is loaded here to judge. Leave out --batch-write, "
+            "--batch-read and --dry-run."
+        )
     if not config.model:
         raise UserError("A batch is for one model: give --judge-model.")
     if config.panel:
@@ -70,7 +98,8 @@ def know_the_way(config: JudgeConfig, out: Path, progress: Progress, *, ask: boo
 def ask_instead(answer: Answer, asked: Asked) -> None:
     """Hand every question that has no stored reply to `answer`. No board is made."""
     judge = Judge(asked.config, asked.out / layout.STORE, progress=silent, answer=answer)
-    judge_task(judge, asked.matches, asked.task, subset=asked.subset)
+    if asked.outputs:
+        judge_task(judge, asked.matches, asked.task, subset=asked.subset)
 
 
 def estimate(asked: Asked) -> Estimate:
@@ -93,8 +122,32 @@ def write_batch(path: Path, asked: Asked) -> tuple[BatchWriter, Estimate]:
     return writer, counted
 
 
-def read_batch(files: Sequence[Path], progress: Progress) -> BatchReplies:
-    """The replies in the files of a batch, counted on the terminal."""
+def without_calls(offline: Offline, asked: Asked, progress: Progress) -> list[str]:
+    """Write a batch file, or count what judging would cost; gives what to say of it.
+
+    Raises:
+        UserError: as `know_the_way`.
+    """
+    know_the_way(asked.config, asked.out, progress, ask=offline.write is not None)
+    if offline.write is None:
+        return [str(estimate(asked))]
+    written, cost = write_batch(offline.write, asked)
+    if not written.requests:
+        return ["Every question has its reply; there is nothing to write."]
+    return [
+        f"{written.requests:,} requests in {', '.join(map(str, written.files))}",
+        str(cost),
+        "Hand them in; then run the same command with --batch-read and the files that come back.",
+    ]
+
+
+def read_batch(files: Sequence[Path], config: JudgeConfig, out: Path, progress: Progress) -> BatchReplies:
+    """The replies in the files of a batch, counted on the terminal.
+
+    Raises:
+        UserError: a file that is no batch's output, or as `know_the_way`.
+    """
+    know_the_way(config, out, progress, ask=False)
     replies = BatchReplies(files)
     counts = replies.counts
     said = f"{counts['lines']:,} lines: {counts['replies']:,} replies, {counts['failed']:,} errors"

@@ -16,7 +16,7 @@ from eval.judge.table import several_models
 from eval.outputs.columns import check_used
 from eval.outputs.matching import JUDGED, match_outputs, with_inputs_of, with_instructions_of
 from eval.outputs.reading import OutputFile, read_outputs, whole_text
-from jobs.batching import Asked, estimate, know_the_way, read_batch, tell_used
+from jobs.batching import Asked, estimate, read_batch, tell_used
 from otpo.errors import UserError, WorkError
 from otpo.files import Row
 from pipeline.judge.board import make_board, write_judged, write_panel
@@ -28,6 +28,8 @@ from pipeline.run.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from eval.judge.offline.batch_files import BatchReplies
 
 
 def judge_files(
@@ -59,7 +61,8 @@ def judge_files(
     task = whole_text(task)
     outputs, reference_rows = read_files(files, reference, config, subset, progress)
     asked = Asked(outputs, reference_rows, config, out, task, reference.name, subset)
-    judge, verdicts = ask(asked, progress=progress, template=template, batch=batch)
+    replies = read_batch(batch, config, out, progress) if batch else None
+    judge, verdicts = ask(asked, progress=progress, template=template, replies=replies)
     board = make_board(verdicts, outputs, reference_rows, config)
     tell_panel(out, judge.members, verdicts, config, progress)
     write_judged(out, task, verdicts, board, outputs, reference_rows)
@@ -68,28 +71,26 @@ def judge_files(
 
 
 def ask(
-    asked: Asked, *, progress: Progress, template: str = "auto", batch: Sequence[Path] = ()
+    asked: Asked, *, progress: Progress, template: str = "auto", replies: BatchReplies | None = None
 ) -> tuple[Judge, pd.DataFrame]:
     """The judge, and its verdicts on every model's outputs; what the store has is not asked again.
 
     Args:
         asked: who is asked about what.
         progress: told what happens.
-        template, batch: as `judge_files` takes them.
+        template: how a reward model sees the instructions, as `judge_files` takes it.
+        replies: of a batch, which answer in place of the endpoint.
 
     Raises:
         UserError: the judge cannot be asked; nothing was asked.
     """
-    replies, store = None, asked.out / layout.STORE
+    store = asked.out / layout.STORE
     if asked.config.protocol.startswith("mt_bench") and not any(row.get("turn") for row in asked.reference):
         progress(asked.config.protocol, 0, 0, "the outputs have one turn each, so only that is judged")
-    with served(asked.config, progress) if not batch else nullcontext(asked.config) as config:
+    with served(asked.config, progress) if replies is None else nullcontext(asked.config) as config:
         if config.reward_model:
             check_reward_model("--reward-model", config.reward_model)
-        elif batch:
-            know_the_way(config, asked.out, progress, ask=False)
-            replies = read_batch(batch, progress)
-        else:
+        elif replies is None:
             for model, way in check_each(config, store):
                 progress(f"judge {model}", 0, 0, str(way))
             if config.price_input or config.price_output:

@@ -23,6 +23,8 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from eval.judge.offline.batch_files import BatchReplies
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -106,7 +108,13 @@ def judged(folder: Path, task: str | None) -> Judged:
 
 
 def ask_again(
-    old: Judged, config: JudgeConfig, out: Path, *, progress: Progress, template: str = "auto"
+    old: Judged,
+    config: JudgeConfig,
+    out: Path,
+    *,
+    progress: Progress,
+    template: str = "auto",
+    replies: BatchReplies | None = None,
 ) -> tuple[Judge, pd.DataFrame, dict[str, Any]]:
     """The new judge, its verdicts on what was judged before, and the figures of migration.json.
 
@@ -114,12 +122,13 @@ def ask_again(
         old: what was judged.
         config: the new judge, as it is to be asked.
         out: the folder with its store.
+        template, replies: as `jobs.judging.ask` takes them.
 
     Raises:
         UserError: the judge cannot be asked; nothing was asked. WorkError: not one verdict came back.
     """
     asked = Asked(old.outputs, old.reference, config, out, old.task, old.against, subset=True)
-    judge, new = ask(asked, progress=progress, template=template)
+    judge, new = ask(asked, progress=progress, template=template, replies=replies)
     if not new["preference"].notna().any():
         raise WorkError("Not one verdict came back. The same command asks again.")
     found = {

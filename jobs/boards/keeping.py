@@ -7,7 +7,7 @@ that the next one goes on with: what has no verdict yet is asked, what was paid 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from eval import layout
 from eval.board.run_files import text_of_rows
 from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
+from eval.judge.offline.batch_files import BatchReplies
 from eval.judge.panels.members import judge_label, members_of
 from eval.judge.protocols.registry import protocol_label
 from eval.judge.table import verdict_table
 from eval.outputs.columns import OutputColumns
 from eval.outputs.reading import OutputFile
-from jobs.batching import Asked, estimate, know_the_way
+from jobs.batching import Asked, Offline, read_batch, without_calls
 from jobs.boards.kept import Kept, sha256_of
 from jobs.boards.making import with_files
 from jobs.boards.mixing import refuse_another, refuse_mixed, tell_mixed
@@ -40,18 +41,19 @@ NO_TEXT = ("no_output", "no_reference")
 
 
 def add(
-    kept: Kept, files: Sequence[str], config: JudgeConfig, *, replace: bool, dry_run: bool, progress: Progress
-) -> pd.DataFrame | str:
+    kept: Kept, files: Sequence[str], config: JudgeConfig, *, replace: bool, offline: Offline, progress: Progress
+) -> pd.DataFrame | list[str]:
     """Add models by files of their outputs, and ask about them. What is there already is left as it is.
 
     Args:
         files: of outputs, each a path or NAME=FILE, as `otpo judge` takes them.
         config: the board's judge, as it is to be asked now, and how files are read.
         replace: new outputs may take the place of a model's.
-        dry_run: only say what it would cost.
+        offline: write the questions to a batch file, or only say what they would cost, and leave the board as it is;
+            or take a batch's replies.
 
     Returns:
-        The leaderboard, or what it would cost.
+        The leaderboard, or what to say of a batch or a price.
 
     Raises:
         UserError: another judge, files that do not fit the board, outputs that differ from those that are there, or a
@@ -79,11 +81,12 @@ def add(
     if others := [name for name in changed if name in state.models and not replace]:
         raise _others(kept, others[0], given[others[0]], sources[others[0]])
     refuse_mixed(kept, config, renew=False)
-    if dry_run:
-        know_the_way(config, kept.folder, progress, ask=False)
-        new = {name: rows for name, rows in given.items() if name in changed}
-        return str(estimate(Asked(new, against, config, kept.folder, state.task, state.reference.name)))
-    if changed and not config.own_model:
+    if offline.asks_nothing:
+        outputs = kept.outputs() | given
+        lacking = _lacking(kept.verdicts(outputs), outputs, len(against))
+        return without_calls(offline, _asked(kept, config, lacking, against), progress)
+    replies = _replies(offline, config, kept, progress)
+    if changed and replies is None and not config.own_model:
         check_each(config, kept.folder / layout.STORE)
     for name in changed:
         write_atomically(kept.path(name), texts[name])
@@ -99,21 +102,28 @@ def add(
         source = source.model_copy(update={"sha256": digest_of(path)})
     state = state.model_copy(update={"models": state.models | models, "reference": source})
     write_state(kept.folder, state)
-    return refresh(Kept(kept.folder, state), config, progress=progress)
+    return refresh(Kept(kept.folder, state), config, replies=replies, progress=progress)
 
 
-def update(kept: Kept, config: JudgeConfig, *, renew: bool, progress: Progress) -> pd.DataFrame:
+def update(
+    kept: Kept, config: JudgeConfig, *, renew: bool, offline: Offline, progress: Progress
+) -> pd.DataFrame | list[str]:
     """Ask for every verdict that is missing, and make the pages.
 
     Args:
         renew: where the judge's name came to answer as another model, ask that one about everything.
+        offline: as `add` takes it.
 
     Raises:
         UserError: another judge, or one that cannot be asked. WorkError: not one verdict came back.
     """
     refuse_another(kept, config)
     refuse_mixed(kept, config, renew=renew)
-    return refresh(kept, config, progress=progress, renew=renew)
+    if offline.asks_nothing:
+        outputs, reference = kept.outputs(), kept.reference()
+        lacking = outputs if renew else _lacking(kept.verdicts(outputs), outputs, len(reference))
+        return without_calls(offline, _asked(kept, config, lacking, reference), progress)
+    return refresh(kept, config, replies=_replies(offline, config, kept, progress), progress=progress, renew=renew)
 
 
 def remove(kept: Kept, names: Sequence[str]) -> tuple[State, list[str]]:
@@ -144,12 +154,16 @@ def remove(kept: Kept, names: Sequence[str]) -> tuple[State, list[str]]:
 
 
 def rejudge(
-    kept: Kept, config: JudgeConfig, *, template: str | None, progress: Progress
-) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    kept: Kept, config: JudgeConfig, *, offline: Offline, progress: Progress
+) -> tuple[pd.DataFrame | list[str], dict[str, Any] | None]:
     """Let another judge judge all of the board in the old one's place; the old one's replies stay in the store.
 
+    Args:
+        offline: as `add` takes it.
+
     Returns:
-        The leaderboard, and the figures of migration.json; None where the old judge had given no verdict.
+        The leaderboard, or what to say of a batch or a price; and the figures of migration.json, None where the old
+        judge had given no verdict.
 
     Raises:
         UserError: the judge is the board's own, or cannot be asked. WorkError: not one verdict came back.
@@ -161,57 +175,46 @@ def rejudge(
             "asks for what is missing."
         )
     outputs, reference = kept.outputs(), kept.reference()
-    before, known, found = kept.verdicts(outputs), None, None
-    template = template or state.template
+    if offline.asks_nothing:
+        return without_calls(offline, _asked(kept, config, outputs, reference), progress), None
+    replies = _replies(offline, config, kept, progress)
+    before, answered, found = kept.verdicts(outputs), None, None
     if before["preference"].notna().any():
-        own = {name: rows for name, rows in outputs.items() if name in set(before["generator"])}
-        old = Judged(state.task, own, reference, state.reference.name, before, judge_label(there), state.protocol)
-        _, known, found = ask_again(old, config, kept.folder, progress=progress, template=template)
+        old = Judged(state.task, outputs, reference, state.reference.name, before, judge_label(there), state.protocol)
+        judge, new, found = ask_again(
+            old, config, kept.folder, progress=progress, template=state.template, replies=replies
+        )
+        answered = judge.members, new
         write_json(kept.folder / layout.MIGRATION, found)
-    judge, label = with_files(kept.folder, config), protocol_label(config.protocol)
-    state = state.model_copy(update={"judge": judge, "protocol": label, "template": template})
-    write_state(kept.folder, state)
-    return refresh(Kept(kept.folder, state), config, progress=progress, known=known), found
+    made, label = with_files(kept.folder, config), protocol_label(config.protocol)
+    kept = Kept(kept.folder, state.model_copy(update={"judge": made, "protocol": label}))
+    write_state(kept.folder, kept.state)
+    if answered is None:
+        return refresh(kept, config, replies=replies, progress=progress), found
+    members, new = answered
+    return _write(kept, config, outputs, reference, new, new, members, progress), found
 
 
 def refresh(
-    kept: Kept,
-    config: JudgeConfig,
-    *,
-    progress: Progress,
-    renew: bool = False,
-    known: pd.DataFrame | None = None,
+    kept: Kept, config: JudgeConfig, *, replies: BatchReplies | None, progress: Progress, renew: bool = False
 ) -> pd.DataFrame:
     """Ask about every model that lacks a verdict, and write the board.
 
     Args:
+        replies: of a batch, which answer in place of the endpoint.
         renew: ask about all; what the store has under the judge's present identity is not paid again.
-        known: verdicts in place of those in the folder.
     """
-    folder, state = kept.folder, kept.state
     outputs, reference = kept.outputs(), kept.reference()
-    found = kept.verdicts(outputs) if known is None else known
-    prompts = len(reference)
-    whole = {
-        name
-        for name, own in found.groupby("generator")
-        if own["index"].nunique() == prompts and (own["preference"].notna() | own["error"].isin(NO_TEXT)).all()
-    }
+    found = kept.verdicts(outputs)
     # a panel's judges are asked anew, so that each one's verdicts are at hand; the store answers
-    todo = {name: rows for name, rows in outputs.items() if renew or config.panel or name not in whole}
+    todo = outputs if renew or config.panel else _lacking(found, outputs, len(reference))
     new, members = verdict_table([]), {}
     if todo:
-        asked = Asked(todo, reference, config, folder, state.task, state.reference.name)
-        judge, new = ask(asked, progress=progress, template=state.template)
+        asked = _asked(kept, config, todo, reference)
+        judge, new = ask(asked, progress=progress, template=kept.state.template, replies=replies)
         members = judge.members
     verdicts = _in_order([found[~found["generator"].isin(todo)], new], list(outputs))
-    if members:
-        tell_panel(folder, members, verdicts, config, progress)
-    board = write_board(folder, state, config, verdicts, outputs, reference)
-    if todo:
-        tell_missing(new, config, folder, progress)
-        tell_mixed(kept, config, verdicts, progress)
-    return board
+    return _write(kept, config, outputs, reference, verdicts, new, members, progress)
 
 
 def build(kept: Kept, progress: Progress) -> pd.DataFrame:
@@ -233,6 +236,49 @@ def build(kept: Kept, progress: Progress) -> pd.DataFrame:
     if members and len(verdicts):
         write_panel(folder, members, verdicts)
     return write_board(folder, state, config, verdicts, judged, reference)
+
+
+def _lacking(found: pd.DataFrame, outputs: Mapping[str, list[Row]], prompts: int) -> dict[str, list[Row]]:
+    """The models that lack a verdict which a judge can give."""
+    whole = {
+        name
+        for name, own in found.groupby("generator")
+        if own["index"].nunique() == prompts and (own["preference"].notna() | own["error"].isin(NO_TEXT)).all()
+    }
+    return {name: rows for name, rows in outputs.items() if name not in whole}
+
+
+def _asked(kept: Kept, config: JudgeConfig, outputs: Mapping[str, list[Row]], reference: list[Row]) -> Asked:
+    return Asked(outputs, reference, config, kept.folder, kept.state.task, kept.state.reference.name)
+
+
+def _replies(offline: Offline, config: JudgeConfig, kept: Kept, progress: Progress) -> BatchReplies | None:
+    return read_batch(offline.read, config, kept.folder, progress) if offline.read else None
+
+
+def _write(
+    kept: Kept,
+    config: JudgeConfig,
+    outputs: Mapping[str, list[Row]],
+    reference: list[Row],
+    verdicts: pd.DataFrame,
+    new: pd.DataFrame,
+    members: Mapping[str, list[pd.DataFrame]],
+    progress: Progress,
+) -> pd.DataFrame:
+    """Write the board that some new verdicts make, and say what they lack.
+
+    Args:
+        verdicts: all, the new ones among them.
+        members: judge of a panel -> its verdicts.
+    """
+    if members:
+        tell_panel(kept.folder, members, verdicts, config, progress)
+    board = write_board(kept.folder, kept.state, config, verdicts, outputs, reference)
+    if len(new):
+        tell_missing(new, config, kept.folder, progress)
+        tell_mixed(kept, config, verdicts, progress)
+    return board
 
 
 def _others(kept: Kept, name: str, rows: list[Row], source: Path) -> UserError:

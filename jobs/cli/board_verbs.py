@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli.options import OutputColumn, columns_of, in_flags, local
+from jobs.cli.options.batch import BatchOptions
 from jobs.cli.options.judge import BoardOptions, CountMissing, JudgeOptions, with_groups
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, say, show, stderr
@@ -68,23 +69,20 @@ def add(
         typer.Argument(help="files of outputs, as model_outputs.json; NAME=FILE makes the file one model of that name"),
     ],
     asked: JudgeOptions,
+    *,
     replace: Replace = False,
     column: OutputColumn = None,
     count_missing: CountMissing = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say how many calls there would be and their price, and ask nothing")
-    ] = False,
+    files: BatchOptions,
 ) -> None:
     """Add models by their outputs. Models that are there already stay as they are."""
     from jobs.boards.keeping import add as add_models
 
+    offline = files.offline(asked)
     with _kept(folder) as (kept, progress):
         config = _config(kept, asked, columns=columns_of(column), count_missing=count_missing)
-        made = add_models(kept, outputs, config, replace=replace, dry_run=dry_run, progress=progress)
-    if isinstance(made, str):
-        show(made)
-    else:
-        _show(folder, made)
+        made = add_models(kept, outputs, config, replace=replace, offline=offline, progress=progress)
+    _show(folder, made)
 
 
 def remove(
@@ -107,28 +105,32 @@ def remove(
 def update(
     folder: Folder,
     asked: JudgeOptions,
+    *,
     renew: Annotated[
         bool,
         typer.Option(
             "--renew", help="where the judge's name came to answer as another model: ask that one about everything"
         ),
     ] = False,
+    files: BatchOptions,
 ) -> None:
     """Ask for every verdict that is missing, and make the pages: what a scheduled job runs."""
     from jobs.boards.keeping import update as ask_for_missing
 
+    offline = files.offline(asked)
     with _kept(folder) as (kept, progress):
-        made = ask_for_missing(kept, _config(kept, asked), renew=renew, progress=progress)
+        made = ask_for_missing(kept, _config(kept, asked), renew=renew, offline=offline, progress=progress)
     _show(folder, made)
 
 
 @with_groups
-def rejudge(folder: Folder, asked: JudgeOptions) -> None:
+def rejudge(folder: Folder, asked: JudgeOptions, files: BatchOptions) -> None:
     """Another judge, or another protocol, for all of the board; says what that changes."""
     from jobs.boards.keeping import rejudge as judge_again
 
+    offline = files.offline(asked)
     with _kept(folder) as (kept, progress):
-        made, found = judge_again(kept, _config(kept, asked), template=None, progress=progress)
+        made, found = judge_again(kept, _config(kept, asked), offline=offline, progress=progress)
     if found is not None:
         from eval import layout
         from eval.board.judges import migration_sentences
@@ -213,7 +215,12 @@ def _config(kept: Kept, asked: JudgeOptions, **given: Any) -> JudgeConfig:
     return asked.config(**there | given)
 
 
-def _show(folder: Path, made: pd.DataFrame) -> None:
+def _show(folder: Path, made: pd.DataFrame | list[str]) -> None:
+    """Show a leaderboard, or what there is to say without one."""
+    if isinstance(made, list):
+        for line in made:
+            show(line)
+        return
     from eval.board.sentences import published_sentence
     from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder

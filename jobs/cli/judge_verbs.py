@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs.cli.options import ANOTHER_OUT, Out
+from jobs.cli.options.batch import BatchOptions
 from jobs.cli.options.judge import BoardOptions, JudgeOptions, with_groups
 from jobs.cli.progress import Bars
 from jobs.cli.terminal import console, say, show, stderr
-from otpo.errors import UserError
-
-if TYPE_CHECKING:
-    from eval.judge.config import JudgeConfig
-    from pipeline.progress import Progress
 
 
 @with_groups
@@ -27,41 +23,27 @@ def judge(
     reference: Annotated[Path, typer.Option("--reference", help="outputs of the baseline, in a file of the same kind")],
     out: Out,
     asked: BoardOptions,
+    *,
     subset: Annotated[
         bool, typer.Option("--subset", help="the outputs cover only a part of the reference's instructions")
     ] = False,
-    batch_write: Annotated[
-        Path | None,
-        typer.Option("--batch-write", help="write the questions to a batch file in OpenAI's format, and ask nothing"),
-    ] = None,
-    batch_read: Annotated[
-        list[Path] | None,
-        typer.Option("--batch-read", show_default=False, help="take replies from a batch's files, and ask nothing"),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say how many calls there would be and their price, and ask nothing")
-    ] = False,
+    files: BatchOptions,
 ) -> None:
     """Verdicts, win rates and lengths of outputs against a reference."""
-    from jobs.judging import judge_files
+    from jobs.batching import Asked, without_calls
+    from jobs.judging import judge_files, read_files
     from pipeline.lock.lock import one_writer
 
-    offline = [option for option, given in (
-        ("--batch-write", batch_write), ("--batch-read", batch_read), ("--dry-run", dry_run),
-    ) if given]  # fmt: skip
-    own = [
-        option
-        for option, given in (("--reward-model", asked.reward_model), ("--judge-vllm", asked.judge_vllm))
-        if given
-    ]
-    if len(offline) > 1 or (offline and own):
-        raise UserError(f"{' and '.join(offline + own)}: keep one.")
+    offline = files.offline(asked)
     if not offline:
         asked.check("--reward-model", asked.reward_model)
     config = asked.config()
-    if batch_write or dry_run:
+    if offline.asks_nothing:
         with Bars(stderr) as bars, one_writer(out, otherwise=ANOTHER_OUT, progress=bars.show):
-            _without_calls(outputs, reference, config, out, asked.task, batch_write, subset, bars.show)
+            rows, theirs = read_files(outputs, reference, config, subset, bars.show)
+            questions = Asked(rows, theirs, config, out, asked.task, reference.name, subset)
+            for line in without_calls(offline, questions, bars.show):
+                show(line)
         return
     template, said = asked.rendering()
     if said:
@@ -72,7 +54,7 @@ def judge(
             progress=bars.show,
             subset=subset,
             template=template,
-            batch=batch_read or (),
+            batch=offline.read,
         )
     from eval.board.terminal import terminal_notes, terminal_table
     from pipeline.run.folder import RunFolder
@@ -81,35 +63,6 @@ def judge(
     for note in terminal_notes(board):
         show(note)
     show(f"Report: {RunFolder(out.absolute()).report}")
-
-
-def _without_calls(
-    files: list[str],
-    reference: Path,
-    config: JudgeConfig,
-    out: Path,
-    task: str,
-    batch: Path | None,
-    subset: bool,
-    progress: Progress,
-) -> None:
-    """Write a batch file, or say what judging would cost."""
-    from jobs.batching import Asked, estimate, know_the_way, write_batch
-    from jobs.judging import read_files
-
-    rows, theirs = read_files(files, reference, config, subset, progress)
-    know_the_way(config, out, progress, ask=batch is not None)
-    asked = Asked(rows, theirs, config, out, task, reference.name, subset)
-    if batch is None:
-        show(str(estimate(asked)))
-        return
-    written, cost = write_batch(batch, asked)
-    if not written.requests:
-        show("Every question has its reply; there is nothing to write.")
-        return
-    show(f"{written.requests:,} requests in {', '.join(map(str, written.files))}")
-    show(str(cost))
-    show("Hand them in; then run the same command with --batch-read and the files that come back.")
 
 
 @with_groups

@@ -14,7 +14,16 @@ import pandas as pd
 import pytest
 import yaml
 from support.html_page import assert_sound
-from support.servers import Reply, ScriptedJudge, completion, fenced_texts, replay, share
+from support.servers import (
+    Reply,
+    ScriptedJudge,
+    completion,
+    fenced_texts,
+    replay,
+    serve_batch,
+    share,
+    write_lines,
+)
 
 from jobs.cli import main
 
@@ -321,6 +330,66 @@ def test_a_name_that_answers_as_another_model_stops_the_board_until_somebody_dec
     assert set(pd.read_parquet(desk.board / "verdicts.parquet")["judge_model"]) == {"a-2026"}
     desk("update")
     assert desk.asked == calls + 2 * N
+
+
+def test_a_model_is_added_through_batch_files(desk):
+    desk.init()
+    desk("add", "one.json")
+    before, calls = desk.files(), desk.asked
+    said = desk("add", "two.json", "--batch-write", "batch.jsonl")
+    assert "12 requests in batch.jsonl" in said and "--batch-read" in said
+    assert desk.files() == before and desk.asked == calls  # nothing is asked, and the board is as it was
+    answers = serve_batch(desk.folder / "batch.jsonl", desk.server.url)
+    calls = desk.asked
+    write_lines(desk.folder / "out.jsonl", answers[1:])
+    said = desk("add", "two.json", "--batch-read", "out.jsonl")
+    assert "11 replies used" in said and "1 questions are in no line of it" in said
+    assert desk.table["n_failed"].to_dict() == {"one": 0, "two": 1}
+    assert "1 requests in rest.jsonl" in desk("update", "--batch-write", "rest.jsonl")
+    assert "1 calls" in desk("update", "--dry-run") and desk.asked == calls
+    assert "1 calls" in desk("add", "one.json", "--dry-run")  # which asks about all that is missing
+    write_lines(desk.folder / "rest_out.jsonl", answers[:1])
+    desk("update", "--batch-read", "rest_out.jsonl")
+    assert "nothing to write" in desk("update", "--batch-write", "none.jsonl")
+    assert desk.asked == calls and desk.table["n_failed"].to_dict() == {"one": 0, "two": 0}
+    through_files, desk.board = desk.table, desk.folder / "asked"
+    desk.init()
+    desk("add", "one.json", "two.json")
+    pd.testing.assert_frame_equal(desk.table, through_files)
+
+
+@pytest.mark.slow
+def test_another_judge_takes_over_through_batch_files(desk):
+    desk.init()
+    desk("add", "one.json", "two.json")
+    before = desk.files()
+    said = desk("rejudge", "--judge-model", "b", "--batch-write", "batch.jsonl")
+    assert "24 requests in batch.jsonl" in said and desk.files() == before and desk.state["judge"]["model"] == "a"
+    write_lines(desk.folder / "out.jsonl", serve_batch(desk.folder / "batch.jsonl", desk.server.url))
+    calls = desk.asked
+    assert "b and a name the same winner" in desk("rejudge", "--judge-model", "b", "--batch-read", "out.jsonl")
+    assert desk.asked == calls and set(desk.table["judge"]) == {"b"}
+    through_files = desk.table
+    desk("rejudge", "--judge-model", "a")
+    desk("rejudge", "--judge-model", "b")
+    assert desk.asked == calls
+    pd.testing.assert_frame_equal(desk.table, through_files)
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_is_refused(desk):
+    desk.init("--set", "judge.panel=[{model: c}]")
+    write_lines(desk.folder / "out.jsonl", ["no batch\n"])
+    for words, said in (
+        (["--batch-write", "b.jsonl"], "A batch is for one model"),
+        (["--batch-write", "b.jsonl", "--dry-run"], "--batch-write and --dry-run: keep one"),
+        (["--dry-run", "--judge-vllm", "m"], "--dry-run and --judge-vllm: keep one"),
+    ):
+        assert said in desk.refused("add", desk.board, "one.json", *words)
+    desk.board = desk.folder / "single"
+    desk.init()
+    for file, said in (("out.jsonl", "expected lines of a batch's output"), ("gone.jsonl", "No such file")):
+        assert said in desk.refused("add", desk.board, "one.json", "--batch-read", file)
 
 
 @pytest.mark.slow

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.servers import ScriptedJudge, replay, replay_stats
+from support.servers import ScriptedJudge, replay, replay_stats, serve_batch, write_lines
 
 import eval.judge.offline.batch_files as batch_files
 from eval.judge.config import JudgeConfig
@@ -29,26 +28,6 @@ def rows(n, generator):
     return [
         {"instruction": f"Question {i}", "output": f"{generator} says {i}", "generator": generator} for i in range(n)
     ]
-
-
-def serve_batch(requests, url):
-    """What a batch service gives back for these lines, in another order than they came."""
-    lines = []
-    for line in requests.read_text().splitlines():
-        request = json.loads(line)
-        assert (request["method"], request["url"]) == ("POST", "/v1/chat/completions")
-        data = json.dumps(request["body"]).encode()
-        call = urllib.request.Request(url + "/chat/completions", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(call) as reply:
-            body = json.load(reply)
-        response = {"status_code": 200, "request_id": "r", "body": body}
-        lines.append({"id": "batch_req_1", "custom_id": request["custom_id"], "response": response, "error": None})
-    return lines[::-1]
-
-
-def write_lines(path, lines):
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def asked(config, tmp_path, answer, n=20):

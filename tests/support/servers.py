@@ -165,3 +165,23 @@ def replay(tool: Path, annotations: Path, *options: str) -> Iterator[str]:
 def replay_stats(url: str) -> dict[str, int]:
     with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
         return json.load(reply)
+
+
+def serve_batch(requests: Path, url: str) -> list[dict[str, Any]]:
+    """What a batch service gives back for these lines, in another order than they came."""
+    lines = []
+    for line in requests.read_text().splitlines():
+        request = json.loads(line)
+        assert (request["method"], request["url"]) == ("POST", "/v1/chat/completions")
+        data = json.dumps(request["body"]).encode()
+        call = urllib.request.Request(url + "/chat/completions", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(call) as reply:
+            body = json.load(reply)
+        response = {"status_code": 200, "request_id": "r", "body": body}
+        lines.append({"id": "batch_req_1", "custom_id": request["custom_id"], "response": response, "error": None})
+    return lines[::-1]
+
+
+def write_lines(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path

@@ -82,6 +82,11 @@ class JudgeOptions:
             said["judge_vllm"] = {"model": str(Path(model).absolute()) if Path(model).is_dir() else model}
         return judge_of(self.settings, **given | {named.get(k, k): v for k, v in said.items() if v is not None})
 
+    @property
+    def loaded(self) -> list[str]:
+        """The options that name a judge which is loaded here, as far as they are given."""
+        return ["--judge-vllm"] if self.judge_vllm else []
+
     def check(self, option: str = "", reward_model: str | None = None) -> None:
         """Refuse two judges, or none.
 
@@ -121,6 +126,11 @@ class BoardOptions(JudgeOptions):
     both_orders: Annotated[bool, typer.Option("--both-orders", help="show every pair to the judge twice")] = False
     column: OutputColumn = None
     count_missing: CountMissing = False
+
+    @property
+    def loaded(self) -> list[str]:
+        """As `JudgeOptions.loaded`."""
+        return [*(["--reward-model"] if self.reward_model else []), *super().loaded]
 
     def config(self, **given: Any) -> JudgeConfig:
         """As `JudgeOptions.config`."""
