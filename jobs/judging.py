@@ -12,6 +12,7 @@ from eval import layout
 from eval.board.judges import panel_sentences
 from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import judge_label
 from eval.judge.table import several_models
 from eval.outputs.columns import check_used
 from eval.outputs.matching import JUDGED, match_outputs, with_inputs_of, with_instructions_of
@@ -126,12 +127,12 @@ def tell_missing(verdicts: pd.DataFrame, config: JudgeConfig, out: Path, progres
             f"Not one verdict came back{most_frequent(verdicts)}; {RunFolder(out).report} counts the failures. The "
             "same command asks again."
         )
-    if not config.panel and (changed := several_models(verdicts)):
-        progress(f"judge {config.model}", 0, 0, changed)
+    if changed := several_models(verdicts):
+        progress(f"judge {judge_label(config)}", 0, 0, changed)
     missing = verdicts[verdicts["preference"].isna()]
     if len(missing):
         counted = f"{len(missing)} of {len(verdicts)} verdicts failed{most_frequent(missing)}"
-        what = f"judge {config.model}"
+        what = f"judge {judge_label(config)}"
         progress(what, 0, 0, f"{counted}. The board counts them, and the same command asks for them again.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ COLUMNS = {
 
 `key` finds the reply in the store. `combine` is "agreed" where both orders must name the same winner, else "mean".
 `said` is a grade, or what was said of each criterion; `score` and `reference_score` are of outputs seen one at a time.
-`judge_model` is what the endpoint calls the model that answered.
+`judge_model` is what the endpoint calls the model that answered; of a panel, a JSON object of each judge's.
 """
 
 
@@ -145,14 +146,37 @@ def ledger(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def answering_models(frame: pd.DataFrame) -> dict[str, Counter[str]]:
+    """Judge -> how many verdicts each model gave that answered under its name. A judge that is alone is ""."""
+    found: dict[str, Counter[str]] = {}
+    for cell, count in frame["judge_model"].value_counts().items() if "judge_model" in frame else ():
+        for judge, model in _models_of(str(cell)).items():
+            found.setdefault(judge, Counter())[model] += int(count)
+    return found
+
+
+def _models_of(cell: str) -> dict[str, str]:
+    """What a cell of `judge_model` says: judge -> model."""
+    try:
+        found = json.loads(cell) if cell.startswith("{") else None
+    except ValueError:
+        found = None
+    return {str(judge): str(model) for judge, model in found.items()} if isinstance(found, dict) else {"": cell}
+
+
 def several_models(frame: pd.DataFrame) -> str:
     """That a judge's verdicts come from several models, and how many from each; empty where they do not."""
-    if "judge_model" not in frame or frame["judge_model"].nunique() < 2:
+    several = {judge: counts for judge, counts in answering_models(frame).items() if len(counts) > 1}
+    if not several:
         return ""
-    counted = ", ".join(f"{name} ({count:,})" for name, count in frame["judge_model"].value_counts().items())
+    told = " ".join(
+        f"The judge's name {judge + ' ' if judge else ''}answers as several models: "
+        f"{', '.join(f'{name} ({count:,})' for name, count in counts.most_common())}."
+        for judge, counts in several.items()
+    )
     return (
-        f"The judge's name answers as several models: {counted}. If it has changed for good, the same command asks the "
-        "model that answers now about what the other one judged (of a kept leaderboard: `otpo board update --renew`)."
+        f"{told} If it has changed for good, the same command asks the model that answers now about what the other one "
+        "judged (of a kept leaderboard: `otpo board update --renew`)."
     )
 
 

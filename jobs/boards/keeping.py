@@ -18,7 +18,7 @@ from eval.board.run_files import text_of_rows
 from eval.judge.check import check_each
 from eval.judge.config import JudgeConfig
 from eval.judge.offline.batch_files import BatchReplies
-from eval.judge.panels.members import judge_label, members_of
+from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import protocol_label
 from eval.judge.table import verdict_table
 from eval.outputs.columns import OutputColumns
@@ -206,14 +206,17 @@ def refresh(
     """
     outputs, reference = kept.outputs(), kept.reference()
     found = kept.verdicts(outputs)
-    # a panel's judges are asked anew, so that each one's verdicts are at hand; the store answers
-    todo = outputs if renew or config.panel else _lacking(found, outputs, len(reference))
-    new, members = verdict_table([]), {}
+    todo = outputs if renew else _lacking(found, outputs, len(reference))
+    known = found[~found["generator"].isin(todo)]
+    members = {name: [own] if len(own) else [] for name, own in kept.members(config, known).items()}
+    if config.panel and not members:  # what each judge said is gone from the folder: the store has it
+        todo, known = outputs, known.head(0)
+    new = verdict_table([])
     if todo:
         asked = _asked(kept, config, todo, reference)
         judge, new = ask(asked, progress=progress, template=kept.state.template, replies=replies)
-        members = judge.members
-    verdicts = _in_order([found[~found["generator"].isin(todo)], new], list(outputs))
+        members = {name: [*members.get(name, []), *own] for name, own in judge.members.items()}
+    verdicts = _in_order([known, new], list(outputs))
     return _write(kept, config, outputs, reference, verdicts, new, members, progress)
 
 
@@ -227,14 +230,9 @@ def build(kept: Kept, progress: Progress) -> pd.DataFrame:
         progress(str(folder), 0, 0, said)
     judged = {name: rows for name, rows in outputs.items() if name not in unjudged}
     verdicts = _in_order([found], list(judged))
-    members = {}
-    for member in members_of(config) if config.panel else ():
-        path = folder / layout.PANEL / f"{layout.folder_name(str(member.model))}.parquet"
-        if path.is_file():
-            own = pd.read_parquet(path)
-            members[str(member.model)] = [own[own["generator"].isin(judged)]]
+    members = kept.members(config, verdicts)
     if members and len(verdicts):
-        write_panel(folder, members, verdicts)
+        write_panel(folder, {name: [own] for name, own in members.items()}, verdicts)
     return write_board(folder, state, config, verdicts, judged, reference)
 
 
@@ -272,7 +270,7 @@ def _write(
         verdicts: all, the new ones among them.
         members: judge of a panel -> its verdicts.
     """
-    if members:
+    if members and len(verdicts):
         tell_panel(kept.folder, members, verdicts, config, progress)
     board = write_board(kept.folder, kept.state, config, verdicts, outputs, reference)
     if len(new):

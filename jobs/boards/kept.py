@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from eval import layout
+from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import members_of
 from eval.judge.table import verdict_table
 from jobs.boards.state import State, digest_of
 from otpo.errors import UserError
@@ -54,6 +56,21 @@ class Kept:
         path = self.folder / layout.VERDICTS
         frame = pd.read_parquet(path) if path.is_file() else verdict_table([])
         return frame[frame["generator"].isin(self.state.models)]
+
+    def members(self, config: JudgeConfig, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Judge of a panel -> its own verdicts, those that the panel's are made of; empty where any lacks."""
+        if not config.panel:
+            return {}
+        same = ["generator", "index", "order", "output_hash"]
+        wanted, found = set(verdicts[same].itertuples(index=False, name=None)), {}
+        for member in members_of(config):
+            path = self.folder / layout.PANEL / f"{layout.folder_name(str(member.model))}.parquet"
+            own = pd.read_parquet(path) if path.is_file() else verdict_table([])
+            own = own[own["generator"].isin(verdicts["generator"])]
+            if set(own[same].itertuples(index=False, name=None)) != wanted:
+                return {}
+            found[str(member.model)] = own
+        return found
 
     def verdicts(self, outputs: Mapping[str, list[Row]]) -> pd.DataFrame:
         """The verdicts on the models' outputs as they are now."""

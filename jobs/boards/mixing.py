@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from eval import layout
 from eval.judge.config import JudgeConfig
+from eval.judge.panels.members import judge_label
 from eval.judge.protocols.registry import protocol_label
 from eval.judge.store import open_store
+from eval.judge.table import answering_models
 from jobs.boards.kept import Kept
 from jobs.boards.state import differences
 from otpo.errors import UserError
@@ -48,29 +52,39 @@ def refuse_mixed(kept: Kept, config: JudgeConfig, *, renew: bool) -> None:
 def tell_mixed(kept: Kept, config: JudgeConfig, verdicts: pd.DataFrame, progress: Progress) -> None:
     """Say that a board's verdicts are of several models, where they are."""
     if said := _mixed(kept, config, verdicts):
-        progress(f"judge {config.model}", 0, 0, said)
+        progress(f"judge {judge_label(config)}", 0, 0, said)
 
 
 def _mixed(kept: Kept, config: JudgeConfig, verdicts: pd.DataFrame) -> str:
     """That a board has the verdicts of several models of one name, and the ways out; empty where it has not."""
-    store = kept.folder / layout.STORE
-    counts = verdicts["judge_model"].value_counts()
-    if config.reward_model or config.panel:
+    if config.reward_model:
         return ""
-    if config.vllm:  # its name says which weights it has
+    counted = answering_models(verdicts)
+    found: list[tuple[str, Counter[str], str]] = []  # the judge, how many verdicts each model gave, who answers now
+    if config.vllm:  # its name says which weights it has; further judges of a panel go by their own names
+        others = {member.model for member in config.panel}
+        own: Counter[str] = Counter()
+        for judge in [name for name in counted if name not in others]:
+            own += counted.pop(judge)
         present = served_name(config)
-        if set(counts.index) <= {present}:
-            return ""
-    elif len(counts) < 2 or not store.is_file():
-        return ""
-    else:
+        if not set(own) <= {present}:
+            found.append((str(config.model), own, present))
+    store = kept.folder / layout.STORE
+    if any(len(counts) > 1 for counts in counted.values()) and store.is_file():
         with open_store(store) as opened:
-            first, present = opened.identity(str(config.model)) or ("", "")
-        if first == present:
-            return ""
-    listed = ", ".join(f"{name} gave {count:,} verdicts" for name, count in counts.items())
+            for name, counts in ((judge or str(config.model), counts) for judge, counts in counted.items()):
+                first, present = opened.identity(name) or ("", "")
+                if len(counts) > 1 and first != present:
+                    found.append((name, counts, present))
+    if not found:
+        return ""
+    told = " ".join(
+        f"The judge {name} of {kept.folder} has come to answer as another model: "
+        f"{', '.join(f'{model} gave {count:,} verdicts' for model, count in counts.most_common())}, and it answers as "
+        f"{present} now."
+        for name, counts, present in found
+    )
     return (
-        f"The judge {config.model} of {kept.folder} has come to answer as another model: {listed}, and it answers as "
-        f"{present} now. `otpo board update {kept.folder} --renew` asks that one about every model; or take off what "
+        f"{told} `otpo board update {kept.folder} --renew` asks that one about every model; or take off what "
         "it judged (`otpo board remove`), and judge by a name that stands for one model (`otpo board rejudge`)."
     )

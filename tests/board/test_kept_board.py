@@ -101,7 +101,7 @@ class Desk:
     @property
     def asked(self) -> int:
         """Questions about outputs, without those that find out how the judge is asked."""
-        return sum("Question" in call.body["messages"][-1]["content"] for call in self.server.calls)
+        return questions(self.server)
 
 
 @pytest.fixture
@@ -311,11 +311,24 @@ def test_a_judge_that_cannot_be_asked_leaves_the_board_as_it_was(desk):
     assert code == 2 and "refused the key" in said and desk.files() == before
 
 
+def named(model: str, *refused: str):
+    """As `opinion`, from an endpoint that calls its model so, and refuses questions about these outputs."""
+
+    def script(call):
+        asked = call.body["messages"][-1]["content"]
+        if any(text in asked for text in refused):
+            return Reply({"error": {"message": "flagged by moderation"}}, 400)
+        return {**opinion(call), "model": model}
+
+    return script
+
+
+def questions(server: ScriptedJudge) -> int:
+    return sum("Question" in call.body["messages"][-1]["content"] for call in server.calls)
+
+
 @pytest.mark.slow
 def test_a_name_that_answers_as_another_model_stops_the_board_until_somebody_decides(desk):
-    def named(model):
-        return lambda call: {**opinion(call), "model": model}
-
     desk.server.script = named("a-2025")
     desk.init()
     desk("add", "one.json", "two.json")
@@ -330,6 +343,36 @@ def test_a_name_that_answers_as_another_model_stops_the_board_until_somebody_dec
     assert set(pd.read_parquet(desk.board / "verdicts.parquet")["judge_model"]) == {"a-2026"}
     desk("update")
     assert desk.asked == calls + 2 * N
+
+
+@pytest.mark.slow
+def test_a_judge_of_a_panel_that_answers_as_another_model_stops_the_board_too(desk):
+    desk.server.script = named("a-2025")
+    with ScriptedJudge(named("c-2025", "one says 3")) as other:
+        desk.init("--set", f"judge.panel=[{{model: c, url: '{other.url}'}}]")
+        said = desk("add", "one.json", "two.json")
+        assert "1 of 24 verdicts failed" in said and questions(other) == 2 * N
+        other.script = named("c-2026")
+        said = desk("update")  # asks what is missing and nothing that the other model has judged
+        assert questions(other) == 2 * N + 1 and desk.asked == 2 * N
+        assert "The judge c of" in said and "c-2025 gave 23 verdicts, c-2026 gave 1 verdicts" in said
+        assert "a-2025 gave" not in said and "--renew" in said
+        page = assert_sound(desk.board / "report.html").words()
+        assert "The judge's name c answers as several models: c-2025 (23), c-2026 (1)" in page
+        for words in (["add", desk.board, "three.json"], ["update", desk.board]):
+            assert "come to answer as another model" in desk.refused(*words)
+        assert questions(other) == 2 * N + 1
+        desk("update", "--renew")
+        assert questions(other) == 2 * N + 1 + 2 * N - 1 and desk.asked == 2 * N
+        found = pd.read_parquet(desk.board / "verdicts.parquet")["judge_model"]
+        assert set(found) == {'{"a": "a-2025", "c": "c-2026"}'}
+        desk("add", "three.json")
+        desk("update")
+        assert questions(other) == 5 * N and desk.asked == 3 * N
+        assert json.loads((desk.board / "panel.json").read_text())["pairs"][0]["n"] == 3 * N
+        (desk.board / "panel" / "c.parquet").unlink()
+        desk("update")  # what each judge said is in the store too
+        assert (desk.board / "panel" / "c.parquet").exists() and questions(other) == 5 * N
 
 
 def test_a_model_is_added_through_batch_files(desk):

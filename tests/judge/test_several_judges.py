@@ -13,7 +13,7 @@ from support.servers import Reply, ScriptedJudge, completion, share, verdict
 from eval.judge.config import JudgeConfig
 from eval.judge.panels.members import judge_label, members_of
 from eval.judge.protocols.templates import fenced_texts
-from eval.judge.table import several_models
+from eval.judge.table import answering_models, several_models
 from eval.judge.verdicts import judge
 from eval.stats.judges import judges_agreement, migration
 from pipeline.judge.judging import Judge, Match, judge_task
@@ -212,3 +212,28 @@ def test_a_reply_that_names_no_model_is_of_the_same_judge(tmp_path):
     _, calls = asked_of(lambda call: {**verdict(call.body), "model": None}, tmp_path, 8)
     assert calls == 4
     assert asked_of(named("a"), tmp_path, 8)[1] == 0
+
+
+def test_a_judge_of_a_panel_that_answers_as_another_model_is_told(tmp_path):
+    with ScriptedJudge(named("a-1")) as first, ScriptedJudge(named("c-1")) as other:
+        config = JudgeConfig(url=first.url, model="a", panel=[{"model": "c", "url": other.url}])
+
+        def asked(n):
+            asking = Judge(config, tmp_path / "s.sqlite")
+            return judge_task(asking, [Match("model", "reference", rows(n, "model"), rows(n, "reference"))], "t")
+
+        whole = asked(10)
+        assert answering_models(whole) == {"a": {"a-1": 10}, "c": {"c-1": 10}} and several_models(whole) == ""
+        other.script = named("c-2")
+        mixed = asked(15)
+        assert answering_models(mixed) == {"a": {"a-1": 15}, "c": {"c-1": 10, "c-2": 5}}
+        said = several_models(mixed)
+        assert said.startswith("The judge's name c answers as several models: c-1 (10), c-2 (5).") and "a-1" not in said
+        whole = asked(15)
+        assert answering_models(whole) == {"a": {"a-1": 15}, "c": {"c-2": 15}}
+        assert (len(first.calls), len(other.calls)) == (15, 25)
+
+
+def test_a_model_may_have_any_name():
+    frame = pd.DataFrame({"judge_model": ["{", "[1]", "{}", "null", None, '{"a": "x"}']})
+    assert answering_models(frame) == {"": {"{": 1, "[1]": 1, "null": 1}, "a": {"x": 1}}

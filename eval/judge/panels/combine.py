@@ -28,8 +28,8 @@ def combined(members: Mapping[str, pd.DataFrame], vote: Literal["mean", "majorit
         vote: how a verdict is made of several.
 
     Returns:
-        Columns as `eval.judge.table.COLUMNS`. `raw` holds each judge's preference, `read` is "panel", and attempts,
-        tokens, price and seconds are those of all judges together.
+        Columns as `eval.judge.table.COLUMNS`. `raw` holds each judge's preference and `judge_model` what each answers
+        as, `read` is "panel", and attempts, tokens, price and seconds are those of all judges together.
     """
     tables = list(members.values())
     first = tables[0].reset_index(drop=True)
@@ -52,16 +52,21 @@ def combined(members: Mapping[str, pd.DataFrame], vote: Literal["mean", "majorit
         frame[column] = np.mean([table[column].to_numpy(float) for table in tables], axis=0)
     for column in ("said", "error", "detail"):
         frame[column] = _joined(members, column)
+    frame["judge_model"] = [json.dumps(cells) if cells else None for cells in _cells(members, "judge_model")]
     if frame["score"].notna().any():  # what is said of criteria is each judge's own
         frame["said"] = None
     return frame[list(COLUMNS)].astype(COLUMNS)
 
 
+def _cells(members: Mapping[str, pd.DataFrame], column: str) -> list[dict[str, str]]:
+    """Judge -> what its table says in a column, for those that say something; an entry a row."""
+    rows = zip(*(table[column] for table in members.values()), strict=True)
+    return [{name: cell for name, cell in zip(members, row, strict=True) if isinstance(cell, str)} for row in rows]
+
+
 def _joined(members: Mapping[str, pd.DataFrame], column: str) -> list[str | None]:
-    """What the judges that have a value say: as it is where all that do say the same, else with their names."""
-    cells = [[(name, cell) for name, cell in zip(members, row, strict=True) if isinstance(cell, str)]
-             for row in zip(*(table[column] for table in members.values()), strict=True)]  # fmt: skip
-    return [
-        None if not row else row[0][1] if column == "error" else "; ".join(f"{name}: {cell}" for name, cell in row)
-        for row in cells
-    ]
+    """What the judges that have a value say, with their names; of an error the first judge's."""
+    rows = _cells(members, column)
+    if column == "error":
+        return [next(iter(row.values()), None) for row in rows]
+    return ["; ".join(f"{name}: {cell}" for name, cell in row.items()) or None for row in rows]

@@ -84,7 +84,7 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
             write_panel(out.parent, asked.members, verdicts)
         write_atomically(run.folder.reference(task.name), json.dumps(reference, ensure_ascii=False, indent=1))
         figures |= ledger(verdicts)
-    if not config.panel and (changed := several_models(verdicts)):
+    if changed := several_models(verdicts):
         run.notes.append(f"{task.name}: {changed}")
     if figures["failed"]:
         run.manifest.reopen(stage)
