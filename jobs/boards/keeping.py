@@ -188,6 +188,8 @@ def rejudge(
         write_json(kept.folder / layout.MIGRATION, found)
     made, label = with_files(kept.folder, config), protocol_label(config.protocol)
     kept = Kept(kept.folder, state.model_copy(update={"judge": made, "protocol": label}))
+    # killed from here on, the next command finds no verdict of the old judge, and the new one's in the store
+    (kept.folder / layout.VERDICTS).unlink(missing_ok=True)
     write_state(kept.folder, kept.state)
     if answered is None:
         return refresh(kept, config, replies=replies, progress=progress), found

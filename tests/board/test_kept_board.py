@@ -477,6 +477,26 @@ def test_names_of_any_kind_are_kept(desk):
 # ---- kills, and two at once ----
 
 
+@pytest.mark.slow
+def test_a_kill_while_another_judge_takes_over_leaves_no_verdict_of_the_old_one(desk, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    desk.init()
+    desk("add", "one.json")
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.boards.keeping.write_board", killed)
+        assert desk.otpo("board", "rejudge", desk.board, "--judge-model", "b")[0] != 0
+    calls = desk.asked
+    desk("update")
+    assert desk.asked == calls and set(desk.table["judge"]) == {"b"}
+    after = desk.table
+    desk("rejudge", "--judge-model", "a")
+    desk("rejudge", "--judge-model", "b")
+    pd.testing.assert_frame_equal(desk.table, after)
+    assert desk.asked == calls
+
+
 def command(*words: object, cwd: Path) -> subprocess.Popen:
     path = str(Path(__file__).resolve().parents[2])
     return subprocess.Popen(
