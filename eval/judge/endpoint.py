@@ -36,6 +36,7 @@ from otpo.errors import UserError
 
 RETRIED = frozenset({"rate_limited", "server_error", "connection", "tls", "dns", "timeout", "malformed", "no_logprobs"})
 FATAL = frozenset({"auth", "quota", "model_not_found", "region"})
+SECRET_LENGTH = 8  # a shorter key, such as "-" for a server that wants none, is no secret and may stand in any reply
 
 
 class Failure(Exception):
@@ -86,7 +87,7 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         """What the endpoint said, without the key in case it repeats it."""
-        return text.replace(self._secret, "***") if self._secret in text else text
+        return text if len(self._secret) < SECRET_LENGTH else text.replace(self._secret, "***")
 
     def _status_failure(self, response: httpx2.Response) -> Failure:
         text = self._clean(response.text)

@@ -314,6 +314,12 @@ def test_no_key_is_needed_on_loopback_and_no_proxy_is_used(tmp_path, monkeypatch
     assert "OPENAI_API_KEY" not in os.environ
 
 
+def test_a_key_that_is_a_sign_is_left_in_the_reply(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "-")
+    with ScriptedJudge() as server:
+        assert ask(server, tmp_path, n=2, max_retries=0)["error"].isna().all()
+
+
 def test_a_dropped_connection_is_no_timeout(tmp_path):
     with ScriptedJudge(lambda call: Reply(DROP)) as server:
         assert set(ask(server, tmp_path, n=3, max_retries=0)["error"]) == {"connection"}
