@@ -107,6 +107,26 @@ def read_usage(reply: str) -> tuple[int, int]:
         return 0, 0
 
 
+def words_of(raw: str) -> list[str]:
+    """What the judge wrote in what a row of verdicts keeps of its replies: their texts, without thinking.
+
+    Args:
+        raw: the body of a reply; or JSON with several of them, as of samples or of two outputs seen one at a time.
+            Other JSON, such as scores or the preferences of a panel, has no words.
+    """
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return []
+    if isinstance(found, dict) and "choices" in found:
+        try:
+            return [_text(_choice(found))]
+        except UnreadableError:
+            return []
+    several = found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
+    return [text for each in several if isinstance(each, str) for text in words_of(each)]
+
+
 def read_pair(
     response: dict[str, Any], allow_text: bool = False, protocol: Protocol = PROTOCOLS["preference"]
 ) -> float:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.html_page import assert_sound
+from support.servers import completion
 
 from eval.board import report
 from eval.board.figures import COLOURS, INK, NEUTRAL, free_place, win_rate_against_length
@@ -311,8 +312,9 @@ def test_a_models_page_has_its_verdicts_and_where_they_stand(tmp_path):
 def test_orders_that_disagree_long_wins_and_the_judges_words_can_be_found(tmp_path):
     run = make_run(tmp_path / "run", {"otpo": 0.8}, n=12)
     path = run / "judge" / "facts" / "verdicts.parquet"
-    frame = pd.read_parquet(path).assign(raw="m")
-    frame.loc[2, "raw"] = "The first is <b>wrong</b>, so M."
+    frame = pd.read_parquet(path).assign(raw=json.dumps(completion("m", {"m": 0.9, "M": 0.1})))
+    frame.loc[2, "raw"] = json.dumps(completion("<think>Hm.</think>The first is <b>wrong</b>, so M.", None))
+    frame.loc[4, "raw"] = json.dumps(completion('{"better": "m"}', None))
     swapped = frame.assign(order="model_first")
     swapped.loc[3, "preference"] = 1.0
     pd.concat([frame, swapped], ignore_index=True).to_parquet(path)

@@ -32,7 +32,7 @@ const common = (a, b) => {
 for (const example of document.querySelectorAll("details.example")) {
   const mark = () => {
     const reference = example.querySelector(".answer.reference .words");
-    const outputs = example.querySelectorAll(".answer.output .words");
+    const outputs = example.querySelectorAll(".answer.output .words:not(.said)");
     if (!reference || example.dataset.marked) return;
     example.dataset.marked = "yes";
     const own = reference.textContent.split(/(\s+)/);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pandas as pd
 
 from eval.board.run_files import Board
+from eval.judge.replies import words_of
 from eval.outputs.matching import by_occurrence, occurrences
 from eval.stats.win_rate import by_prompt
 
 WORDS_SHOWN = 5
-LETTERS = 3  # a reply that is no longer is a verdict alone
+_VERDICT_ALONE = re.compile(r"\W*\w?\W*|\{\s*\"\w+\"\s*:\s*\"?\w+\"?\s*\}")  # a letter, or JSON with one value
+_SHOWN_FIRST = {"reference_first": "The reference was shown first.", "model_first": "The model was shown first."}
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,15 @@ def examples(board: Board) -> list[Example]:
 
 
 def _said(verdicts: pd.DataFrame) -> dict[tuple[str, int], list[str]]:
-    """(model, number of the prompt) -> what the judge wrote, an entry an order; names of outputs are left out."""
+    """(model, number of the prompt) -> what the judge wrote, an entry a reply; verdicts without a word are left out."""
     found: dict[tuple[str, int], list[str]] = {}
     if "raw" in verdicts:
-        long = verdicts[verdicts["raw"].fillna("").astype(str).str.len() > LETTERS]
-        for name, index, raw in zip(long["generator"], long["index"], long["raw"], strict=True):
-            found.setdefault((name, index), []).append(str(raw))
+        kept = verdicts[verdicts["raw"].notna()]
+        for name, index, order, raw in zip(kept["generator"], kept["index"], kept["order"], kept["raw"], strict=True):
+            for words in words_of(str(raw)):
+                if not _VERDICT_ALONE.fullmatch(words):
+                    place = _SHOWN_FIRST.get(order)
+                    found.setdefault((name, index), []).append(f"{place}\n{words}" if place else words)
     return found
 
 
