@@ -28,6 +28,7 @@ DASHES = ("", "6 2", "2 2", "8 2 2 2")
 NEUTRAL = "#57606a"
 INK, RULE = "#1f2328", "#d0d7de"
 MANY_LABELS = 14
+NAME_LENGTH = 32  # of a label; a longer one finds no place
 NAMED_MARKS = 40  # beyond so many, only the models of the front get a label
 RAMP = "Blues"
 FRONT = {"win_rate": "max", "avg_length": "min"}  # a model is on it that no other beats with outputs as short
@@ -151,7 +152,7 @@ def win_rate_against_length(
         if i >= NAMED_MARKS and not front[i]:
             continue
         x, y = pixel((row["avg_length"], row["win_rate"]))
-        text = str(row["name"]) if len(rows) <= MANY_LABELS else str(i + 1)
+        text = _shortened(str(row["name"])) if len(rows) <= MANY_LABELS else str(i + 1)
         for obstacles in ([*boxes, *lines], boxes):  # better over the line than far from its mark
             if box := _write(axes, obstacles, x, y, text, looks[row["name"]].colour, 13, reach=width / 8):
                 boxes.append(box)
@@ -183,8 +184,10 @@ def _write(
         end = left - 3 if left > x else left + wide + 3
         line = pixels.transform([(x, y), (end, middle)])
         axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.8, alpha=0.6)
-    at = pixels.transform((left, middle))
-    look = {"color": colour, "fontsize": size, "fontweight": "bold", "va": "center_baseline"}
+    # The browser's font may be wider than the estimate: the end beside the point is the one that stays.
+    side, end = ("left", left) if left > x else ("right", left + wide)
+    at = pixels.transform((end, middle))
+    look = {"color": colour, "fontsize": size, "fontweight": "bold", "va": "center_baseline", "ha": side}
     axes.text(at[0], at[1], text, parse_math=False, **look)  # type: ignore[arg-type]
     return box
 
@@ -293,6 +296,10 @@ def block_means(values: Any, most: int) -> Any:
             totals = np.add.reduceat(values, starts, axis=axis)
             values = totals / np.expand_dims(np.diff([*starts, size]), 1 - axis)
     return values
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _literal(token: str) -> str:

@@ -225,7 +225,10 @@ def _read_shares(verdicts: pd.DataFrame) -> str:
     if "read" not in verdicts:
         return ""
     shares = verdicts["read"].dropna().value_counts(normalize=True)
-    return ", ".join(f"{read} {100 * share:.0f}%" for read, share in shares.items())
+    # Few and nearly all are not none and all.
+    return ", ".join(
+        f"{read} {100 * share:.{int(0 < min(share, 1 - share) < 0.005)}f}%" for read, share in shares.items()
+    )
 
 
 def _orders(verdicts: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ out.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ from eval.sweeps.view import labels_view, sweep_view
 EXAMPLES_SHOWN = 30
 OUTPUTS_SHOWN = 1_000  # where models are many, fewer prompts are shown
 WEIGHTS_SHOWN = 5
+USUAL = {"logprobs", "identical"}  # where verdicts are read, nothing else is worth a list
 # Heading, column and decimals. A column without any number other than 0 is left out.
-NAMES = [name for *_, name in BUCKETS]
-RATIOS = [name.replace("_", " ") for name in NAMES]
 VERBOSITY = [
     ("Longer than reference", "longer_share", 1),
     ("Of its wins, longer", "wins_when_longer", 1),
@@ -61,13 +61,16 @@ VERBOSITY = [
     ("List items", "avg_list_items", 1),
     ("Compression", "compression_ratio", 1),
     ("Copied", "copy_rate", 1),
-    *((f"Win rate at {said} x length", f"win_rate_ratio_{name}", 1) for said, name in zip(RATIOS, NAMES, strict=True)),
-    ("Verdicts that flip", "flip_rate", 1),
-    ("Judge prefers the first", "first_share", 1),
-    ("Win rate shown first", "win_rate_shown_first", 1),
-    ("Shown second", "win_rate_shown_second", 1),
-    ("Judge, USD", "judge_price_usd", 2),
 ]
+RATIOS = [(f"{name.replace('_', ' ')} x", f"win_rate_ratio_{name}", 1) for *_, name in BUCKETS]
+HABITS = [
+    ("Prefers the first", "first_share", 1),
+    ("Win rate shown first", "win_rate_shown_first", 1),
+    ("Win rate shown second", "win_rate_shown_second", 1),
+    ("Verdicts that flip", "flip_rate", 1),
+    ("Price, USD", "judge_price_usd", 2),
+]
+FIGURES = {"verbosity": VERBOSITY, "ratios": RATIOS, "habits": HABITS}
 
 
 def build(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path:
@@ -230,12 +233,12 @@ def _board_view(board: Board, against: Standings, looks: Mapping[str, Style], ou
         "groups": groups_sentences(table, against),
         "lacking": [row for row in rows if row["n_failed"] and row["n_total"]][:MANY_LABELS],
         "health": judge_health(table, board.verdicts),
-        "read": [row for row in rows if row["read"] and row["read"] != "logprobs 100%"][:MANY_LABELS],
+        "read": [row for row in rows if not set(re.findall("[a-z]+", row["read"] or "")) <= USUAL][:MANY_LABELS],
         "front": front_sentence(front["name"].tolist()) if len(drawn) > 1 else "",
         "scale": _scale(table),
         "scatter": win_rate_against_length(table, looks),
         "scatter_narrow": win_rate_against_length(table, looks, 350, 380),
-        "verbosity": [column for column in VERBOSITY if (own[column[1]].fillna(0) != 0).any()],
+        **{name: _filled(columns, own) for name, columns in FIGURES.items()},
         "scores": score_columns(table),
         "scores_note": scores_note(table),
         "pairs": _records(pairs),
@@ -267,9 +270,13 @@ def _agreement(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _filled(columns: Sequence[tuple[str, str, int]], table: pd.DataFrame) -> list[tuple[str, str, int]]:
+    return [column for column in columns if (table[column[1]].fillna(0) != 0).any()]
+
+
 def _scale(table: pd.DataFrame) -> tuple[float, float]:
-    """The ends of the axis of win rates: all intervals and 50 %, rounded outwards to 10 points."""
-    ends = [50.0, *table["win_rate_low"].dropna(), *table["win_rate_high"].dropna()]
+    """The ends of the axis of win rates: all of them, their intervals and 50 %, rounded outwards to 10 points."""
+    ends = [50.0, *(rate for end in ("", "_low", "_high") for rate in table[f"win_rate{end}"].dropna())]
     return max(0.0, 10 * math.floor(min(ends) / 10)), min(100.0, 10 * math.ceil(max(ends) / 10 + 1e-9))
 
 

@@ -628,6 +628,7 @@ def test_published_rows_stand_apart_from_a_board_that_is_judged_otherwise(desk):
     assert theirs["rank"].isna().all() and (theirs["reference"] == "gpt4_1106_preview").all()
     page = assert_sound(desk.board / "report.html").words()
     assert "AlpacaEval 2" in page and "which nobody judged here" in page
+    assert "bars are 95% intervals over prompts, from 20 to 70%" in page and "n/a to n/a" not in page
     assert page.index("too close to call" if "too close" in page else "wins") < page.index("Published figures")
     markdown = (desk.board / "leaderboard.md").read_text()
     assert "judged by gpt-4-1106-preview" in markdown and "| n/a | n/a | strong (published) | 60.5 | n/a |" in markdown
