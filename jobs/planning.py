@@ -104,7 +104,8 @@ def _lengths(recipe: Recipe, folder: RunFolder, rows: int | None, positions: int
     from otpo.data.token_file import load_tokens
 
     data = recipe.data
-    sources = {f"data.datasets.{name}": each.path for name, each in data.datasets.items()} or {"data.path": data.path}
+    sources: dict[str, str | None] = {f"data.datasets.{name}": each.path for name, each in data.datasets.items()}
+    sources = sources or {"data.path": data.path}
     distant = [name for name, path in sources.items() if path is None or not Path(path).expanduser().is_file()]
     if distant or not Path(recipe.model.path).is_dir():
         longest = min(data.max_length, positions or data.max_length)
