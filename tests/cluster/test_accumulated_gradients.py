@@ -65,7 +65,8 @@ def train(rank: int, world: int, folder: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_no_whole_gradient_waits_for_the_next_micro_batch(tmp_path, world, dtype):
     """On GPUs each micro-batch is reduced; reduced once a step, every rank holds 4 bytes of each parameter."""
     mp.spawn(train, (world, str(tmp_path), dtype), nprocs=world)

@@ -45,6 +45,7 @@ def test_a_node_without_a_driver_knows_nothing(tmp_path: Path, monkeypatch: pyte
     assert smallest_gpu() is None
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_a100_is_asked_for(tmp_path: Path) -> None:
     """Where no node knows it, the smaller one is assumed."""
     environment = os.environ | {"PATH": driver(tmp_path, f"cat {tmp_path}/mib")}

@@ -105,6 +105,7 @@ def alone(trained: Path, mesh: DeviceMesh) -> tuple[list[dict[str, float]], dict
     return [training.step() for _ in range(STEPS)], weights(training.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [False, True], ids=["reduced once", "reduced each"])
 @pytest.mark.parametrize("name", NODES)
 def test_it_trains_what_one_worker_does(trained, alone, name, each):

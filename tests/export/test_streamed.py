@@ -57,7 +57,8 @@ def _rank(rank: int, world: int, folder: str, tokenizer: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_ranks_export_what_transformers_would_save(tmp_path, tiny_llama, world):
     """Bfloat16, tied weights, experts that are saved one by one, and adapters; of three rows for four ranks."""
     for family in FAMILIES:

@@ -59,6 +59,7 @@ def test_generation_that_would_render_otherwise_than_training_is_refused(tmp_pat
     nothing_begun(tmp_path)
 
 
+@pytest.mark.slow
 def test_base_rows_and_pairs_of_two_templates_are_refused(tmp_path, tiny_llama):
     row = {"prompt": MESSAGES["prompt"], "completion": MESSAGES["chosen"]}
     (tmp_path / "base.json").write_text(json.dumps([row] * 8))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.pools import ROOT
 from test_submit import Head, head  # noqa: F401  (the cluster with token authentication)
 
@@ -31,12 +32,14 @@ def run_job(head: Head, name: str, *entrypoint: str) -> tuple[str, str]:  # noqa
     return next(word for word in ("was stopped", "failed", "succeeded") if f"Job '{name}' {word}" in status), log
 
 
+@pytest.mark.slow
 def test_wrong_input_stops_the_job(head: Head) -> None:  # noqa: F811
     ended, log = run_job(head, "wrong", sys.executable, "-m", "jobs.rayjob", "run", "/nowhere/recipe.yaml")
     assert ended == "was stopped", log
     assert "/nowhere/recipe.yaml" in log and "Wrong input: the job is stopped" in log
 
 
+@pytest.mark.slow
 def test_a_failure_while_working_fails_the_job(head: Head) -> None:  # noqa: F811
     program = "import sys, jobs.rayjob as job; job.otpo = lambda: sys.exit(1); job.main()"
     ended, log = run_job(head, "failing", sys.executable, "-c", program)

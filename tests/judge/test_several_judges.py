@@ -139,6 +139,7 @@ def verb(*words):
     return subprocess.run([sys.executable, "-m", "jobs.cli", *map(str, words)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_board_is_judged_again_by_another_judge(tmp_path):
     for name in ("model", "other", "reference"):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows(20, name)))

@@ -115,7 +115,8 @@ def _rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_each_rank_reads_its_part_of_the_weights_that_transformers_loads(tmp_path, world):
     """Whatever the files are; with adapters, with a scalar head, with a head that is tied and with one that is not."""
     for kind in KINDS:

@@ -104,6 +104,7 @@ def _rank(rank: int, path: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_keep_what_is_planned(tmp_path: Path) -> None:
     """Every dimension is even, so both ranks hold exactly half."""
     path = folder(tmp_path / "model")

@@ -200,15 +200,10 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
     (cache,) = (tmp_path / "runs" / "scorers").iterdir()
     assert sum(len(part.keys) for part in FrozenLogProbs(cache).rows.parts) == 24
 
-    # again: nothing is done; one more value: only that one is trained
+    # again: nothing is done
     written = (folder / "sweep" / "results.csv").stat().st_mtime_ns
     assert not sweep(swept(tree), folder, world=None, progress=silent, say=silent)[0].did
     assert (folder / "sweep" / "results.csv").stat().st_mtime_ns == written
-    trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
-    (more,) = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, progress=silent, say=silent)
-    assert len(more.results) == 3 and more.failed == 0
-    assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
-    assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
 
     def queues() -> list[psutil.Process]:
         found = psutil.Process().children(recursive=True)
@@ -218,6 +213,20 @@ def test_two_trials_give_a_table_a_plot_and_a_recipe(tree: dict[str, Any], tmp_p
     while queues() and time.monotonic() < until:
         time.sleep(0.1)
     assert not queues(), "a sweep's queue outlives it"
+
+
+@pytest.mark.slow
+def test_of_one_more_value_only_that_one_is_trained(tree: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    from pipeline.sweep.sweep import sweep
+
+    folder = tmp_path / "runs" / "tiny"
+    (first,) = sweep(swept(tree), folder, world=None, progress=silent, say=silent)
+    losses = dict(zip(first.results["trial"], first.results["eval_loss"], strict=True))
+    trained = (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns
+    (more,) = sweep(swept(tree, params={REGS: [0.1, 1.0, 3.0]}), folder, world=None, progress=silent, say=silent)
+    assert len(more.results) == 3 and more.failed == 0
+    assert (folder / "sweep" / "models" / "reg-1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert losses.items() <= dict(zip(more.results["trial"], more.results["eval_loss"], strict=True)).items()
 
 
 @pytest.mark.slow
