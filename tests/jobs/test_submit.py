@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -402,6 +403,10 @@ def test_ctrl_c_leaves_the_job_running(head: Head, recipe: Path, tmp_path: Path)
     assert head.otpo("jobs", "stop", job).returncode == 0
 
 
+RAYS_OWN = {"_AutoscalingCoordinatorActor", "_StatsActor", "PlacementGroupCleaner"}
+"""Detached actors of Ray Data and Ray Train, without CPUs; a killed driver's cleaner may stay with the cluster."""
+
+
 def drivers_of(runs: Path) -> list[psutil.Process]:
     """The processes of a job's command: not those of `otpo submit`, which names the same folder."""
     found = []
@@ -462,8 +467,6 @@ def test_a_driver_that_is_killed_at_six_moments_costs_nothing(recipe: Path, tmp_
         assert losses(run / "models" / "dpo") == pytest.approx(losses(whole_run / "models" / "dpo"), abs=1e-6)
         assert (run / "leaderboard.csv").read_bytes() == (whole_run / "leaderboard.csv").read_bytes()
         assert not drivers_of(runs)
-        left = (
-            head.ray("list", "actors", "--filter", "state=ALIVE"),
-            head.ray("list", "placement-groups", "--filter", "state=CREATED"),
-        )
-        assert all("Total: 0" in each for each in left), left
+        assert "CREATED" not in head.ray("list", "placement-groups", "--filter", "state=CREATED")
+        actors = head.ray("list", "actors", "--filter", "state=ALIVE")
+        assert set(re.findall(r"^ *\d+  [0-9a-f]{32}  (\w+)", actors, re.MULTILINE)) <= RAYS_OWN, actors
