@@ -43,11 +43,12 @@ def prepare_command(
         before, path = _split(word)
         if path == str(out):
             return before + results
-        if not path or not os.path.exists(Path(path).expanduser()):
+        local = Path(path).expanduser().absolute()
+        if not path or not local.exists():
             return word
         is_protocol = path == values.get("protocol") or before.endswith("judge.protocol=")
-        how = place_protocol if is_protocol and Path(path).is_file() else place
-        there, identity = how(Path(path).expanduser().absolute(), shared, inputs)
+        how = place_protocol if is_protocol and local.is_file() else place
+        there, identity = how(local, shared, inputs)
         identities.append(identity)
         return before + there
 

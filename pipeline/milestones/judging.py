@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otpo.errors import WorkError
@@ -13,10 +14,21 @@ from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.milestones.judged import note_judged, read_judged
 from pipeline.run.context import RunContext
 from pipeline.run.folder import LabelFolder
+from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
 from pipeline.run.stages.generate import generate_task
 
 if TYPE_CHECKING:
     from eval.tasks import Task
+
+
+@contextmanager
+def judging_beside(run: RunContext, task: Task) -> Iterator[tuple[Judge, list[Row]]]:
+    """A task's judge, and the reference's outputs: there before training begins, ready while it goes on."""
+    with ready_judge(run, judge_config(run.recipe, task)) as config:
+        if reference_of(run, task).label:
+            generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
+        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
+        yield judge, reference_rows(run, task)
 
 
 def judge_milestone(

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from otpo.errors import UserError
 from otpo.files import Row, write_json
 from pipeline.judge.judging import Judge
-from pipeline.milestones.judging import judge_milestone
+from pipeline.milestones.judging import judge_milestone, judging_beside
 from pipeline.run.context import RunContext
-from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
-from pipeline.run.stages.generate import generate_task, generation_inputs
+from pipeline.run.stages.generate import generation_inputs
 from pipeline.run.stages.judge import judging_inputs
 
 if TYPE_CHECKING:
@@ -65,14 +64,9 @@ def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> 
         for _, folder in run.folder.label(label).milestones():
             if folder.judged.exists() and "error" in json.loads(folder.judged.read_text()):
                 folder.judged.unlink()  # of an earlier command: it is asked again
-    with ready_judge(run, judge_config(run.recipe, task)) as config:
-        if reference_of(run, task).label:
-            generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
+    with judging_beside(run, task) as (judge, reference):
         stop = threading.Event()
-        thread = threading.Thread(
-            target=_serve, args=(run, judge, task, reference_rows(run, task), chosen, stop), daemon=True
-        )
+        thread = threading.Thread(target=_serve, args=(run, judge, task, reference, chosen, stop), daemon=True)
         thread.start()
         try:
             yield

@@ -13,9 +13,9 @@ from otpo.errors import LastingError, UserError
 from otpo.files import Row
 from pipeline.judge.board import make_board
 from pipeline.judge.judging import Judge
-from pipeline.milestones.judging import judge_milestone, judge_model
+from pipeline.milestones.judging import judge_milestone, judge_model, judging_beside
 from pipeline.run.context import RunContext
-from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
+from pipeline.run.judges import judge_config, reference_rows
 from pipeline.run.stages.generate import generate_task
 from pipeline.sweep.held_out import Prompts, rows_of
 from pipeline.sweep.search import LEVEL
@@ -102,11 +102,8 @@ def judging_trials(
     task = prompts.whole
     if keep_engine:
         run.engines.leave_training_nodes()
-    with ready_judge(run, judge_config(run.recipe, task)) as config:
-        if reference_of(run, task).label:
-            generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
-        judging = TrialJudging(run, prompts, judge, reference_rows(run, task), by_preference, keep_engine)
+    with judging_beside(run, task) as (judge, reference):
+        judging = TrialJudging(run, prompts, judge, reference, by_preference, keep_engine)
         if not keep_engine:
             run.engines.close()
         elif has_gpu():

@@ -55,15 +55,21 @@ def _check_winners(
         prompt, first, second = texts
         said = sorted(words & {"true", "false"})
         found = ", ".join([*(f"{number:g}" for number in sorted(numbers)[:6]), *said])
-        ways = f" If 1 or true says that {first} is better: data.columns: {{history: {prompt}, human_ref_A: {first},"
-        ways += f" human_ref_B: {second}, labels: {column}}}."
-        if not said:
-            ways += f" If 0 is {first} and 1 is {second}: data.columns: {{response_0: {first}, response_1: {second},"
-            ways += f" better_response_id: {column}}}."
+        ways = []
+        if numbers <= {0, 1}:
+            ways.append(
+                f"If 1 or true says that {first} is better: data.columns: {{history: {prompt}, human_ref_A: {first},"
+                f" human_ref_B: {second}, labels: {column}}}."
+            )
+            if not said:
+                ways.append(
+                    f"If 0 is {first} and 1 is {second}: data.columns: {{response_0: {first}, response_1: {second},"
+                    f" better_response_id: {column}}}."
+                )
         raise UserError(
             f"{source}: expected that {column} names the better of {first} and {second} (a or b, model_a, ...), or"
             f" counts them as 1 and 2; found {found}, which can be read in several ways."
-            f"{ways * (numbers <= {0, 1})} Otherwise write a, b and tie."
+            f" {' '.join([*ways, 'Otherwise write a, b and tie.'])}"
         )
 
 
