@@ -142,6 +142,12 @@ def test_the_science_and_the_evaluation_load_without_ray():
     assert loaded("import " + ", ".join(modules("eval")), "ray", "vllm", "torch", "transformers", "pipeline") == []
 
 
+def test_benchmarks_of_a_step_run_with_torch_and_transformers_alone():
+    names = ("__main__", "step", "methods", "profile", "ours")
+    statement = "import " + ", ".join(f"tests.benchmarks.{name}" for name in names)
+    assert loaded(statement, "ray", "vllm", "pydantic", "datasets", "pipeline", "eval", "jobs") == []
+
+
 def test_data_is_checked_without_ray():
     assert loaded("import pipeline.run.run, pipeline.train.tokens, jobs.worlds", "ray", "vllm") == []
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from otpo.training.optimizer import STATE_BYTES
 from pipeline.plan.memory import Load, memory_parts
 from pipeline.plan.shape import shape_of
 from tests.benchmarks.shapes import LORA, PAIRS, SHAPES
@@ -78,6 +79,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
         micro_batches=max(len(members) for members in work),
         checkpointing=shape.checkpointing,
         compiled=cuda,
+        state_bytes=STATE_BYTES[shape.optimizer],
     )
     parts = memory_parts(planned_shape, load, 1, "cuda" if cuda else "cpu")
     planned = sum(parts.values()) - parts["CUDA and NCCL" if cuda else "libraries"]

@@ -21,7 +21,7 @@ from otpo.records import SequenceBatch, TokenPair
 from otpo.training.objectives.pair import preference_losses
 from otpo.training.optimizer import adamw
 from otpo.training.step import optimisation_step
-from tests.benchmarks.shapes import LORA, PAIRS, Shape
+from tests.benchmarks.shapes import LORA, Shape
 from tests.benchmarks.turns import turns
 
 STEP = "preference step"  # its name in a profile
@@ -38,8 +38,9 @@ def one_worker() -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def steps_of(shape: Shape, steps: int, *, pairs: int = PAIRS) -> list[list[SequenceBatch]]:
+def steps_of(shape: Shape, steps: int, *, pairs: int | None = None) -> list[list[SequenceBatch]]:
     """The micro-batches of each step, as a worker makes them; an EOS stands behind each completion of the shape."""
+    pairs = pairs or shape.step_pairs
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
     on_gpu = torch.cuda.is_available()
     size, budget = (None, TOKENS["cuda"]) if on_gpu else (pairs, TOKENS["cpu"])
@@ -83,7 +84,7 @@ class Ours:
         )
         if compiled or (compiled is None and self.device == "cuda"):
             compile_layers(self.model)
-        self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0)
+        self.optimizer = adamw(self.model, lr=1e-5, weight_decay=0.0, name=shape.optimizer)
         self.work = [[batch.to(self.device) for batch in batches] for batches in work]
         with torch.no_grad():
             cached = {id(batch): self.model(batch)[0] for batches in self.work for batch in batches}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-PAIRS = 4  # a step
+PAIRS = 4  # of a step, unless a shape says otherwise
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Shape:
         tied: whether head and embeddings share their weight.
         lora: train adapters beside bf16 weights, not all weights in fp32.
         checkpointing: compute activations again in backward, on every side.
+        optimizer: ours, as `train.optimizer` names it; TRL has AdamW with float32 states.
+        step_pairs: pairs of a step.
     """
 
     hidden: int
@@ -29,6 +31,8 @@ class Shape:
     tied: bool = True
     lora: bool = False
     checkpointing: bool = False
+    optimizer: str = "adamw"
+    step_pairs: int = PAIRS
 
     def config(self):  # transformers is imported by what uses it alone
         """The model's `LlamaConfig`."""
@@ -88,8 +92,8 @@ class Shape:
 
     def tokens(self, steps: int) -> list[int]:
         """Tokens of each step, as TRL counts them: the prompt twice, and an EOS behind each completion."""
-        counts = [2 * len(p) + len(c) + len(r) + 2 for p, c, r in self.pairs(PAIRS * steps)]
-        return [sum(counts[start : start + PAIRS]) for start in range(0, len(counts), PAIRS)]
+        counts = [2 * len(p) + len(c) + len(r) + 2 for p, c, r in self.pairs(self.step_pairs * steps)]
+        return [sum(counts[start : start + self.step_pairs]) for start in range(0, len(counts), self.step_pairs)]
 
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -103,5 +107,6 @@ SHAPES = {
     # the shapes of Llama-3.2-1B, 3B and Llama-3-8B with sequences of up to 2,048 tokens: for a GPU
     "llama-1b": Shape(2048, 16, 32, 8, 128256, 8192, *GPU),
     "llama-3b": Shape(3072, 28, 24, 8, 128256, 8192, *GPU, checkpointing=True),
+    "llama-8b": Shape(4096, 32, 32, 8, 128256, 14336, *GPU, tied=False, checkpointing=True, optimizer="adamw_8bit"),
     "llama-8b-lora": Shape(4096, 32, 32, 8, 128256, 14336, *GPU, tied=False, lora=True, checkpointing=True),
 }

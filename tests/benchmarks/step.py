@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -50,21 +51,25 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.benchmarks step", description=__doc__)
     parser.add_argument("shape", nargs="?", default="30m-short", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of a step")
+    parser.add_argument("--checkpointing", choices=("yes", "no"), help="of activations; unset: as the shape")
     parser.add_argument("--turn", type=int, default=TURN, help="steps of a side in a row; with 1 all are counted")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=_sides())
     parser.add_argument("--side", choices=SIDES, help="run one side, as the comparison starts it")
     options = parser.parse_args(arguments)
     if options.side:
         run = {"dpo": _ours, "dpo-compiled": _ours, "otpo": _ours, "official-otpo": _official}.get(options.side, _trl)
-        print(RESULT + json.dumps(run(options.shape, options.steps, options.side)), flush=True)
+        print(RESULT + json.dumps(run(_shape(options), options.steps, options.side)), flush=True)
         return
     numbers = counted(options.steps, options.turn)
-    tokens = SHAPES[options.shape].tokens(options.steps)
+    tokens = _shape(options).tokens(options.steps)
+    as_told = [options.shape, "--steps", str(options.steps), "--pairs", str(options.pairs)]
+    as_told += ["--checkpointing", options.checkpointing] if options.checkpointing else []
     comparisons = {}
     for name, (one, other) in COMPARED.items():
         if not {one, other} <= set(options.sides):
             continue
-        sides = _in_turns(options.shape, options.steps, options.turn, [one, other])
+        sides = _in_turns(as_told, options.steps, options.turn, [one, other])
         for side, of in sides.items():
             seconds = of["seconds"]
             of["step_seconds"] = statistics.median(seconds[number] for number in numbers)
@@ -80,7 +85,16 @@ def main(arguments: list[str]) -> None:
     if not comparisons:
         known = "; ".join(" ".join(pair) for pair in COMPARED.values())
         raise SystemExit(f"--sides {' '.join(options.sides)}: expected two or more that are compared: {known}.")
-    print(json.dumps({"benchmark": "step", "shape": options.shape, "steps": options.steps, **comparisons}))
+    told = {"shape": options.shape, "steps": options.steps, "pairs": options.pairs}
+    print(json.dumps({"benchmark": "step", **told, **comparisons}))
+
+
+def _shape(options: argparse.Namespace) -> Shape:
+    """The shape, with what the command line says of its steps."""
+    shape = dataclasses.replace(SHAPES[options.shape], step_pairs=options.pairs)
+    if options.checkpointing:
+        shape = dataclasses.replace(shape, checkpointing=options.checkpointing == "yes")
+    return shape
 
 
 def _sides() -> list[str]:
@@ -91,12 +105,16 @@ def _sides() -> list[str]:
     return ["trl", *(["trl-liger"] if liger else []), "dpo", "otpo"]
 
 
-def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Start the sides one after the other, then let them take turns; the result of each."""
+def _in_turns(as_told: list[str], steps: int, turn: int, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Start the sides one after the other, then let them take turns; the result of each.
+
+    Args:
+        as_told: the command line of a side, but its name.
+    """
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
         for name in names:
-            sides[name] = _start(shape, steps, name)
+            sides[name] = _start(as_told, name)
             _until(READY, sides[name], name)
         results = {}
         for name, numbers in tqdm(list(turns(names, steps, turn)), desc=" ".join(names), unit="turn", disable=None):
@@ -113,8 +131,8 @@ def _in_turns(shape: str, steps: int, turn: int, names: list[str]) -> dict[str, 
             process.kill()
 
 
-def _start(shape: str, steps: int, side: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.benchmarks", "step", shape, "--steps", str(steps), "--side", side]
+def _start(as_told: list[str], side: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.benchmarks", "step", *as_told, "--side", side]
     plain = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     environment = plain if side == "trl-as-installed" else plain | ALLOCATOR
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -155,7 +173,7 @@ def floor(shape: Shape, pairs: list) -> dict[str, float]:
         torch.nn.functional.linear(x, w)
         _synchronize()
         rate = max(rate, 2 * rows * inner * columns / (time.perf_counter() - began))
-    flops = shape.flops(pairs) / (len(pairs) / PAIRS)
+    flops = shape.flops(pairs) / (len(pairs) / shape.step_pairs)
     found = {"matmul_floor_seconds": flops / rate, "matmul_tflops": rate / 1e12}
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     rated = next((speed for part, speed in RATED_TFLOPS.items() if part in name), None)
@@ -184,10 +202,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
+def _ours(shape: Shape, steps: int, side: str) -> dict[str, Any]:
     from tests.benchmarks.ours import Ours, one_worker, steps_of
 
-    shape = SHAPES[name]
     shape.model(_device())  # only for its memory, because `Ours` computes the reference as soon as it is made
     before = _peak()
     with one_worker() as mesh:
@@ -197,10 +214,11 @@ def _ours(name: str, steps: int, side: str) -> dict[str, Any]:
         for number in range(steps):
             _await_turn()
             seconds.append(ours.step(number))
-    return {"seconds": seconds, "above_model_gib": _peak() - before} | floor(shape, shape.pairs(PAIRS * steps))
+    limits = floor(shape, shape.pairs(shape.step_pairs * steps))
+    return {"seconds": seconds, "above_model_gib": _peak() - before} | limits
 
 
-def _official(name: str, steps: int, _: str) -> dict[str, Any]:
+def _official(shape: Shape, steps: int, _: str) -> dict[str, Any]:
     """A step as the official trainer takes it: all logits and all layers' states of policy and reference over padded
     sequences, then POT for one pair after the other over the whole padded matrix.
     """
@@ -211,8 +229,7 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
     from otpo.data.collate import collate_pairs, padded
     from otpo.records import TokenPair
 
-    shape = SHAPES[name]
-    pairs = shape.pairs(PAIRS * steps)
+    pairs, of_a_step = shape.pairs(shape.step_pairs * steps), shape.step_pairs
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(pairs)]
     torch.manual_seed(0)
     policy, reference = LlamaForCausalLM(shape.config()), LlamaForCausalLM(shape.config()).eval()
@@ -231,8 +248,8 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
             mask_p.float(), mask_q.float(), cost, 0.1, 0.2, reg_type="entropy", method="sinkhorn_stabilized"
         )
 
-    for start in range(0, len(items), PAIRS):
-        batch = collate_pairs(items[start : start + PAIRS])
+    for start in range(0, len(items), of_a_step):
+        batch = collate_pairs(items[start : start + of_a_step])
         ids, attention, positions = padded(batch)
         mask = torch.zeros(ids.shape[0], ids.shape[1] - 1, dtype=torch.bool)
         for sequence in range(len(ids)):
@@ -243,13 +260,13 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
         with torch.no_grad():
             frozen, _ = forward(reference, ids, attention)
         weights = torch.zeros(mask.shape)
-        for pair in range(PAIRS):
-            other = pair + PAIRS
+        for pair in range(of_a_step):
+            other = pair + of_a_step
             transported = plan(states[pair], states[other], mask[pair], mask[other])
             scale = transported.sum() / min(mask[pair].sum(), mask[other].sum())
             weights[pair], weights[other] = transported.sum(1) / scale, transported.sum(0) / scale
         ratio = ((logits - frozen).gather(-1, ids[:, 1:, None])[..., 0] * weights).sum(-1)
-        loss = -torch.nn.functional.logsigmoid(0.1 * (ratio[:PAIRS] - ratio[PAIRS:])).mean()
+        loss = -torch.nn.functional.logsigmoid(0.1 * (ratio[:of_a_step] - ratio[of_a_step:])).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
@@ -258,15 +275,14 @@ def _official(name: str, steps: int, _: str) -> dict[str, Any]:
     return {"seconds": seconds, "above_model_gib": _peak() - before}
 
 
-def _trl(name: str, steps: int, side: str) -> dict[str, Any]:
+def _trl(shape: Shape, steps: int, side: str) -> dict[str, Any]:
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    shape = SHAPES[name]
-    pairs = shape.pairs(PAIRS * steps)
+    pairs = shape.pairs(shape.step_pairs * steps)
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, shape.vocab)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -293,7 +309,8 @@ def _trl(name: str, steps: int, side: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = DPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=PAIRS,
+            per_device_train_batch_size=min(PAIRS, shape.step_pairs),
+            gradient_accumulation_steps=max(1, shape.step_pairs // PAIRS),
             max_steps=steps,
             train_sampling_strategy="sequential",
             learning_rate=1e-5,
