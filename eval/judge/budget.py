@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from eval.judge.config import JudgeConfig
@@ -25,6 +26,13 @@ def size_of(body: dict[str, Any]) -> int:
 def most_tokens_of(body: dict[str, Any]) -> int:
     """Most tokens of the reply to a request."""
     return int(body.get("max_tokens") or body.get("max_completion_tokens") or 0)
+
+
+@dataclass
+class Spending:
+    """USD that judges have cost one command so far, whichever of its tasks, labels and milestones they judged."""
+
+    usd: float = 0.0
 
 
 class Pace:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.judge.budget import Spending
 from eval.judge.config import JudgeConfig
 from otpo.files import Row
 from pipeline.judge.reward_model import RewardJudge
@@ -40,7 +41,7 @@ class Judge:
         config: an endpoint, or the folder or hub name of a reward model.
         store: SQLite file of the endpoint's replies; nothing in it is asked again.
         template: how a reward model sees prompts: "chat", "literal" or "auto".
-        spent_usd: what earlier calls have spent of `config.budget_usd`; `judge_task` adds to it.
+        spending: what the command has spent of `config.budget_usd`; `judge_task` adds to it.
         answer: in place of the endpoint, which is then not called (`eval.judge.offline`).
         rewards: the reward model, if that is who judges.
         members: judge of the panel -> its verdicts on each match so far.
@@ -50,7 +51,7 @@ class Judge:
     store: Path
     template: str = "auto"
     progress: Progress = silent
-    spent_usd: float = 0.0
+    spending: Spending = field(default_factory=Spending)
     answer: Answer | None = None
     rewards: RewardJudge | None = field(init=False, default=None)
     members: dict[str, list[pd.DataFrame]] = field(init=False, default_factory=dict)
@@ -99,10 +100,10 @@ def judge_task(judge: Judge, matches: Iterable[Match], task: str, *, subset: boo
                 task,
                 _counting(judge.progress, f"{who}, {member.model}" if judge.config.panel else who),
                 subset=subset,
-                spent_usd=judge.spent_usd,
+                spent_usd=judge.spending.usd,
                 answer=judge.answer,
             )
-            judge.spent_usd += ledger(said[str(member.model)])["spent_usd"]
+            judge.spending.usd += ledger(said[str(member.model)])["spent_usd"]
         for name, frame in said.items():
             judge.members.setdefault(name, []).append(frame)
         alone = next(iter(said.values()))

@@ -27,7 +27,8 @@ def judging_beside(run: RunContext, task: Task) -> Iterator[tuple[Judge, list[Ro
     with ready_judge(run, judge_config(run.recipe, task)) as config:
         if reference_of(run, task).label:
             generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        judge = Judge(config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress)
+        template = reward_template(run, config.reward_model)
+        judge = Judge(config, run.folder.judge_store, template, run.progress, run.spending)
         yield judge, reference_rows(run, task)
 
 

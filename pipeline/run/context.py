@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from eval.judge.budget import Spending
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.run.engines import Engines
@@ -23,6 +24,7 @@ class RunContext:
         sources: what the recipe's names stand for.
         engines: what generates.
         world: what the recipe's `world:` values stand for, if it has any.
+        spending: what the judges of all stages have cost.
         notes: sentences for the person at the end, about what is finished but not whole.
     """
 
@@ -33,4 +35,5 @@ class RunContext:
     engines: Engines
     progress: Progress
     world: World | None
+    spending: Spending = field(default_factory=Spending)
     notes: list[str] = field(default_factory=list)

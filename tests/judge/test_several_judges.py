@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from support.servers import Reply, ScriptedJudge, completion, share, verdict
 
+from eval.judge.budget import Spending
 from eval.judge.config import JudgeConfig
 from eval.judge.panels.members import judge_label, members_of
 from eval.judge.protocols.templates import fenced_texts
@@ -62,10 +63,26 @@ def test_the_mean_of_a_panel_is_the_mean_of_its_judges(tmp_path):
     expected = [1 + np.mean([prefers(name, i) for name in "abc"]) for i in range(30)]
     assert frame["preference"].tolist() == pytest.approx(expected)
     assert set(frame["read"]) == {"panel"} and frame["attempts"].sum() == 90
-    assert frame["price_usd"].sum() == pytest.approx(90 * 100 / 1e6) == asked.spent_usd
+    assert frame["price_usd"].sum() == pytest.approx(90 * 100 / 1e6) == asked.spending.usd
     said = json.loads(frame["raw"][7])
     assert said == pytest.approx({name: 1 + prefers(name, 7) for name in "abc"})
     assert judge_label(asked.config) == "mean of a, b and c"
+
+
+def test_a_commands_judges_share_one_budget(tmp_path):
+    """As a run's milestones and its judge stage do: each has a judge of its own."""
+    spending = Spending()
+    with ScriptedJudge(opinionated) as server:
+        config = JudgeConfig(url=server.url, model="a", price_input=1.0, budget_usd=0.0015, concurrency=1)
+        frames = []
+        for task in ("milestones", "task"):
+            reference = [row | {"instruction": f"{task} {row['instruction']}"} for row in rows(30, "reference")]
+            outputs = [row | {"instruction": f"{task} {row['instruction']}"} for row in rows(30, "model")]
+            asked = Judge(config, tmp_path / "store.sqlite", spending=spending)
+            frames.append(judge_task(asked, [Match("model", "reference", outputs, reference)], task))
+    answered = [int(frame["preference"].notna().sum()) for frame in frames]
+    assert spending.usd == pytest.approx(sum(answered) * 100 / 1e6) and spending.usd <= config.budget_usd
+    assert answered[0] > 0 and answered[1] == 0, "the first task used up what both may spend"
 
 
 def test_the_majority_of_a_panel_is_what_most_judges_name(tmp_path):

@@ -37,7 +37,6 @@ def judge(run: RunContext) -> None:
         UserError: outputs and reference do not match, or a judge that cannot be asked.
         WorkError: the judge refused in the middle; the replies so far are kept.
     """
-    spent_usd = 0.0
     for task in run.sources.tasks.values():
         inputs = judging_inputs(run, task) | {
             "answers": {label: run.manifest.inputs[f"generate/{label}/{task.name}"] for label in run.recipe.labels()}
@@ -45,7 +44,7 @@ def judge(run: RunContext) -> None:
         config = judge_config(run.recipe, task)
         judged = _judged_labels(run, task) and config.named
         if judged and run.manifest.needs(f"judge/{task.name}", inputs):
-            spent_usd = _judge(run, task, inputs, spent_usd)
+            _judge(run, task, inputs)
 
 
 def judging_inputs(run: RunContext, task: Task) -> dict[str, Any]:
@@ -60,8 +59,7 @@ def judging_inputs(run: RunContext, task: Task) -> dict[str, Any]:
     }
 
 
-def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float) -> float:
-    """Judge one task; gives what this call of the run has spent by then."""
+def _judge(run: RunContext, task: Task, inputs: dict[str, Any]) -> None:
     from eval.judge.table import ledger, several_models, write_verdicts
 
     stage, out = f"judge/{task.name}", run.folder.verdicts(task.name)
@@ -71,9 +69,8 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
         ready_judge(run, judge_config(run.recipe, task)) as ready,
         _answering(run, ready) as config,
     ):
-        asked = Judge(
-            config, run.folder.judge_store, reward_template(run, config.reward_model), run.progress, spent_usd
-        )
+        template = reward_template(run, config.reward_model)
+        asked = Judge(config, run.folder.judge_store, template, run.progress, run.spending)
         reference = reference_rows(run, task)
         subset = run.recipe.generate.limit is not None
         verdicts = judge_task(asked, _matches(run, task, reference), task.name, subset=subset)
@@ -93,7 +90,6 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any], spent_usd: float
             f"{task.name}: {figures['failed']} of {len(verdicts)} verdicts failed ({counts}). The board counts them,"
             " and the same command asks for them again."
         )
-    return asked.spent_usd
 
 
 @contextmanager
