@@ -49,7 +49,7 @@ GPUS = {
     )
 }
 
-UTILISATION = 0.40  # of the data sheet's speed that a step is assumed to reach (docs/benchmarks.md: one H100)
+UTILISATION = 0.40  # of the data sheet's speed that a step is assumed to reach (docs/benchmarks.md: one H100, one H200)
 
 
 @dataclass(frozen=True)

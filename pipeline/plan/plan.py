@@ -178,8 +178,8 @@ def _assumptions(case: Case, *, base: bool) -> tuple[str, ...]:
         said += [
             f"speed: {machine.utilisation:.0%} of the {gpu.peak(case.dtype_bytes) / 1e12:,.0f} TFLOP/s of"
             f" {gpu.name}'s data sheet in {case.train.dtype} while"
-            " a step computes, repeated operations included; one H100 reached 41 % with a 1B model, and torchtitan"
-            " reports an MFU of 33 to 39 % for pre-training an 8B model on several",
+            " a step computes, repeated operations included; alone, an H100 reached 41 % with a 1B model and an H200 49"
+            " to 54 % with 3B and 8B; torchtitan reports an MFU of 33 to 39 % for pre-training an 8B model on several",
             f"links: half of {gpu.links / 1e9:,.0f} GB/s a GPU within a node{between}, while the step computes",
         ]
     return (*said, f"storage: {machine.disk / 1e9:g} GB/s from each node")
