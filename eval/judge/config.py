@@ -117,7 +117,7 @@ class JudgeConfig(BaseModel):
         default_factory=dict, description="Further fields of each request; null leaves out one that is sent by default."
     )
     seed: int = Field(0, description="Seed of the order in which the two outputs are shown.")
-    budget_usd: float | None = Field(None, ge=0, description="Most USD that a run may spend. Unset: no limit.")
+    budget_usd: float | None = Field(None, ge=0, description="Most USD that one command may spend. Unset: no limit.")
     price_input: float = Field(0.0, ge=0, description="USD per million prompt tokens.")
     price_output: float = Field(0.0, ge=0, description="USD per million completion tokens.")
     max_requests_per_minute: int | None = Field(None, ge=1, description="Most requests a minute. Unset: no limit.")
