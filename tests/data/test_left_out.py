@@ -88,3 +88,22 @@ def test_keys_of_a_message_beside_its_content_are_not_dropped(key):
 def test_how_a_conversation_is_rendered_is_no_variable_of_the_template(name):
     assert f"{name} is no variable of a chat template" in refused([row(ASK)], QWEN3, chat_template_kwargs={name: True})
     assert f"has no variable {name}" in refused([row(ASK, chat_template_kwargs={name: True})], QWEN3)
+
+
+def tool(name, **parameters):
+    return {"type": "function", "function": {"name": name, "parameters": {"properties": parameters}}}
+
+
+NONE_KNOWN = "{{ '<|im_start|>system\nYou have no tools.<|im_end|>\n' }}" + QWEN3
+BESIDE_SYSTEM = "{% if tools and messages[0].role == 'system' %}{{ tools | tojson }}{% endif %}" + QWEN3
+FIRST_TOOL = "{% if tools %}{{ tools[0] | tojson }}{% endif %}" + QWEN3
+NAMES_ONLY = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}" + QWEN3
+
+
+@pytest.mark.parametrize("template", [NONE_KNOWN, BESIDE_SYSTEM, FIRST_TOOL, NAMES_ONLY])
+def test_tools_and_parameters_that_the_template_does_not_show_are_not_dropped(template):
+    tools = [tool("board", station={}), tool("clock", zone={"type": "string"})]
+    said = refused([row(ASK, tools=tools)], template, rewritten="template")
+    assert "the chat template leaves out tools (data.columns: {tools: null} leaves the column out)" in said
+    all_shown = "{% if tools %}{{ tools | tojson }}{% endif %}" + QWEN3
+    assert len(tokenize_pairs([row(ASK, tools=tools)], tokenizer_with(all_shown), rewritten="template")[0]) == 1

@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from otpo.data.chat.said import check_said, check_tools, missing
 from otpo.data.rows import REASONING, BadRow, Messages, Parts, Text
 from otpo.errors import UserError
 
@@ -25,8 +26,6 @@ SHOWN = 160  # characters of a text in a remark
 REFUSALS = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 """What code of a template raises, by itself or for messages that it does not take."""
 
-BESIDE_CONTENT = {"images", "image", "video", "audio", "attachments", "documents", "context", "tools", "functions"}
-"""Keys of a message that say something beside its content."""
 RESERVED = ("messages", "conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
     "chat_template", "padding", "truncation", "max_length", "return_tensors", "return_dict")  # fmt: skip
 """Names that are no variables of a chat template: how it is rendered, and what."""
@@ -108,7 +107,8 @@ class Chat:
             text = self.render(messages, parts, continue_final_message=True)
         else:
             text = self.render(messages, parts, add_generation_prompt=True)
-        _check_said(messages, text)
+        check_said(messages, text)
+        check_tools(parts.tools or (), text)
         return text
 
     def completion(self, messages: Messages, prompt: str, completion: dict[str, Any], parts: Parts) -> Rendered:
@@ -138,8 +138,8 @@ class Chat:
         body = text.removesuffix(end)
         notes = (*prefilled, *((other,) if other else ()))
         if not plain:
-            missing = _missing(completion, header, body)
-            return Rendered(text, text, f"{missing} is left out" if missing else None, notes)
+            lack = missing(completion, header, body)
+            return Rendered(text, text, f"{lack} is left out" if lack else None, notes)
         if body.strip() == own.strip():
             return Rendered(text, written, notes=notes if own in body else (*notes, TRIMMED))
         if begun and body.strip() == own[len(begun) :].strip():
@@ -190,7 +190,7 @@ class Chat:
     @cached_property
     def _text(self) -> str:
         template = self.tokenizer.chat_template
-        return template if isinstance(template, str) else json.dumps(template)
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
 
     def _knows(self, variable: str) -> bool:
         return re.search(rf"\b{re.escape(variable)}\b", self._text) is not None
@@ -270,63 +270,3 @@ def _begun(header: str, own: str) -> str:
 
 def _change(own: str, body: str) -> str:
     return f"{own!r:.{SHOWN}} rendered as {body!r:.{SHOWN}}"
-
-
-def _missing(completion: dict[str, Any], header: str, body: str) -> str | None:
-    """What a rendered answer lacks of a message with more than text; None where it has everything."""
-    if not _calls_in(completion, body):
-        return "a tool call"
-    for key in ("content", *REASONING):
-        text = completion.get(key)
-        if isinstance(text, str) and text.strip() and text.strip() not in header + body:
-            return f"its {key}"
-    return None
-
-
-def _check_said(messages: Messages, text: str) -> None:
-    """Raise BadRow where a rendered prompt lacks what a message says; thoughts of earlier answers may be taken out."""
-    own = [(message.get("content") or "").rpartition("</think>")[2].strip() for message in messages]
-    whole = "\0".join(own)
-    for message, told in zip(messages, own, strict=True):
-        if message["role"] in ("system", "developer", "user"):
-            told = (message.get("content") or "").strip()
-        if told and not _counted(text, told, whole.count(told)):
-            raise BadRow(f"the chat template leaves out or changes a message of the {message['role']}")
-        if not _calls_in(message, text):
-            raise BadRow("the chat template leaves out tool calls")
-        for key in message.keys() & BESIDE_CONTENT:
-            if any(not _holds(text, leaf) for leaf in _leaves(message[key])):
-                raise BadRow(f"the chat template leaves out {key} of a message: write it into the content")
-
-
-def _calls_in(message: dict[str, Any], text: str) -> bool:
-    """Whether a rendered text has the names and the arguments of a message's tool calls, as often as they have them."""
-    leaves: list[Any] = []
-    for call in message.get("tool_calls") or ():
-        function = call.get("function", call)
-        leaves += [function.get("name"), *_leaves(function.get("arguments"))]
-    return all(_holds(text, leaf, leaves.count(leaf)) for leaf in leaves if leaf is not None)
-
-
-def _leaves(value: Any) -> list[Any]:
-    """The keys and the single values of nested objects and lists."""
-    if isinstance(value, dict):
-        return [leaf for key, each in value.items() for leaf in (key, *_leaves(each))]
-    return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, list) else [value]
-
-
-def _holds(text: str, leaf: Any, times: int = 1) -> bool:
-    """Whether a text has a value so many times, as itself or as JSON or Python write it."""
-    if isinstance(leaf, str):
-        return not leaf.strip() or _counted(text, leaf.strip(), times)
-    written = {re.escape(form) for form in (json.dumps(leaf, default=str), str(leaf))}
-    return len(re.findall(rf"(?<![\w.])(?:{'|'.join(written)})(?!\w)", text)) >= times
-
-
-def _counted(text: str, told: str, times: int) -> bool:
-    """Whether a text has another so many times (at least once), as itself or as it stands inside JSON."""
-    if text.count(told) >= max(times, 1):
-        return True
-    once = {json.dumps(told, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
-    forms = {told, *once, *(json.dumps(each, ensure_ascii=False)[1:-1] for each in once)}
-    return sum(text.count(form) for form in forms) >= max(times, 1)
