@@ -107,3 +107,21 @@ def test_tools_and_parameters_that_the_template_does_not_show_are_not_dropped(te
     assert "the chat template leaves out tools (data.columns: {tools: null} leaves the column out)" in said
     all_shown = "{% if tools %}{{ tools | tojson }}{% endif %}" + QWEN3
     assert len(tokenize_pairs([row(ASK, tools=tools)], tokenizer_with(all_shown), rewritten="template")[0]) == 1
+
+
+PLAIN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_that_opens_an_answer_whether_asked_or_not_is_refused():
+    """It opens one behind the trained answer too, and the model would learn to go on with it."""
+    always = PLAIN.replace("{% if add_generation_prompt %}", "{% if true %}")
+    said = refused([row(ASK)], always)
+    assert "begins another answer behind each answer" in said and "{% if add_generation_prompt %}" in said
+    ended = PLAIN + "{% if not add_generation_prompt %}{{ '<|eot_id|>' }}{% endif %}"
+    for template in (PLAIN, ended):  # the end of a conversation may be another than that of an answer
+        tokenizer = tokenizer_with(template)
+        (pair,), _ = tokenize_pairs([row(ASK)], tokenizer)
+        assert_rendered(tokenizer, pair, [ASK], assistant("From the third."), assistant("No idea."))

@@ -35,6 +35,10 @@ OPENED = "rendered prompt already begins the completion"
 OTHER_PROMPT = "chat template renders the prompt differently beside the completion"
 PREFILLED = "prompt ends in the assistant's words, and the completion goes on with them"
 DATED = "chat template writes today's date into the prompt: data.chat_template_kwargs={date_string: ...} fixes it"
+REOPENED = (
+    "the chat template begins another answer behind each answer: in the model's chat template, what opens an answer"
+    " belongs between {% if add_generation_prompt %} and {% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Chat:
         Raises:
             BadRow: the template refuses the conversation, or nothing tells where the completion stands.
         """
+        if self._reopens:
+            raise BadRow(REOPENED)
         own = completion.get("content") or ""
         before, first = (messages[:-1], messages[-1]["content"]) if is_prefilled(messages) else (messages, "")
         prefilled = (PREFILLED,) * bool(first)
@@ -212,6 +218,19 @@ class Chat:
             return self.render(turns, Parts("", ())).rpartition(PROBE)[2]
         except BadRow:
             return ""
+
+    @cached_property
+    def _reopens(self) -> bool:
+        """Whether the template opens another answer behind an answer that ends a conversation, not inside of one."""
+        ask, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}
+        try:
+            opened = self.render([{**ask, "content": PROBE}], Parts("", ())).rpartition(PROBE)[2]
+            head, _, inside = self.render([ask, answer, ask], Parts("", ())).rpartition(PROBE)
+        except BadRow:
+            return False
+        header = head.rpartition("?")[2]
+        opens = bool(header.strip()) and opened.startswith(header) and self.usual_end.endswith(opened)
+        return opens and not inside.startswith(self.usual_end)
 
     def _header(self, messages: Messages, prompt: str, parts: Parts) -> str:
         """What the prompt has after its messages: the header of the answer, and what else opens the answer."""
