@@ -1,7 +1,7 @@
 """What a chat template leaves out of a prompt or an answer leaves the row out, whoever says it."""
 
 import pytest
-from support.chat_templates import CHATML_TOOLS, QWEN3, R1_STRIPS, assert_rendered, tokenizer_with
+from support.chat_templates import CHATML_TOOLS, GEMMA, QWEN3, R1_STRIPS, assert_rendered, tokenizer_with
 from support.published_rows import assistant, user
 
 from otpo.data.tokens import tokenize_pairs
@@ -125,3 +125,11 @@ def test_a_template_that_opens_an_answer_whether_asked_or_not_is_refused():
         tokenizer = tokenizer_with(template)
         (pair,), _ = tokenize_pairs([row(ASK)], tokenizer)
         assert_rendered(tokenizer, pair, [ASK], assistant("From the third."), assistant("No idea."))
+
+
+def test_a_refused_system_prompt_comes_with_a_way_out():
+    system = {"role": "system", "content": "Be brief."}
+    said = refused([row(system, ASK)], GEMMA)
+    assert "System role not supported (write the system prompt into the user's message" in said
+    assert "data.columns: {system: null}" in said
+    assert "system prompt" not in refused([row(ASK, ASK)], GEMMA)

@@ -107,13 +107,22 @@ class Chat:
                 raise BadRow(f"the chat template has no variable {name} (chat_template_kwargs)")
         if parts.tools and not self._knows("tools"):
             raise BadRow("the chat template has no place for tools (data.columns: {tools: null} leaves them out)")
-        if is_prefilled(messages):
-            text = self.render(messages, parts, continue_final_message=True)
-        else:
-            text = self.render(messages, parts, add_generation_prompt=True)
+        how = "continue_final_message" if is_prefilled(messages) else "add_generation_prompt"
+        try:
+            text = self.render(messages, parts, **{how: True})
+        except BadRow as reason:
+            raise BadRow(f"{reason}{self._without_system(messages, parts)}") from None
         check_said(messages, text)
         check_tools(parts.tools or (), text)
         return text
+
+    def _without_system(self, messages: Messages, parts: Parts) -> str:
+        """A way out, where a template refuses messages for their system prompt alone; "" elsewhere."""
+        try:
+            self.render(messages[1:] if messages[0]["role"] in ("system", "developer") else [], parts)
+        except BadRow:
+            return ""
+        return " (write the system prompt into the user's message; data.columns: {system: null} leaves a column out)"
 
     def completion(self, messages: Messages, prompt: str, completion: dict[str, Any], parts: Parts) -> Rendered:
         """A completion as it follows a prompt of `prompt`.
