@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from otpo.data.chat import DATED, SHOWN, Chat, Rendered, as_messages
+from otpo.data.chat import SHOWN, Chat, Rendered, as_messages
 from otpo.data.report import DataReport
 from otpo.data.rows import BadRow, Example, Messages, Parts, Text, content, sides
 from otpo.data.template import Rendering, Template, template_of
@@ -183,8 +183,8 @@ class Encoder:
         if self.rewritten in ("refuse", "drop"):
             self._check_unrendered(messages, example)
         prompt = self.chat.prompt(messages, example)
-        if self.chat.dated(prompt):
-            self._note(DATED, example)
+        if dated := self.chat.dated(prompt):
+            self._note(dated, example)
         texts = [prompt]
         for side, completion in zip(sides(example.completions), example.completions, strict=True):
             (message,) = as_messages(completion, "assistant") or [{"role": "assistant", "content": ""}]

@@ -235,6 +235,14 @@ def test_a_date_in_the_prompt_is_noted_with_the_variable_that_fixes_it():
     assert not report.notes
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%B %d, %Y"])
+def test_a_date_without_a_variable_is_noted_in_every_form(form):
+    template = "{{ 'Current date: ' + strftime_now('" + form + "') }}" + CHATML_TOOLS
+    _, report = tokenize_pairs([row("Yes.", "No.")], tokenizer_with(template))
+    (note,) = report.notes
+    assert "today's date" in note and "chat_template_kwargs" not in note and "strftime_now" in note
+
+
 # ---- tokenizers ----
 
 

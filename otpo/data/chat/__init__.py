@@ -34,7 +34,7 @@ TRIMMED = "white space at the ends of a completion cut by the chat template"
 OPENED = "rendered prompt already begins the completion"
 OTHER_PROMPT = "chat template renders the prompt differently beside the completion"
 PREFILLED = "prompt ends in the assistant's words, and the completion goes on with them"
-DATED = "chat template writes today's date into the prompt: data.chat_template_kwargs={date_string: ...} fixes it"
+DATED = "chat template writes today's date into the prompt: "
 REOPENED = (
     "the chat template begins another answer behind each answer: in the model's chat template, what opens an answer"
     " belongs between {% if add_generation_prompt %} and {% endif %}"
@@ -198,9 +198,14 @@ class Chat:
                 continue
         return False
 
-    def dated(self, prompt: str) -> bool:
-        """Whether the template writes today's date into a prompt."""
-        return "strftime_now" in self._text and time.strftime("%d %b %Y") in prompt
+    def dated(self, prompt: str) -> str | None:
+        """A remark where the template writes today's date into a prompt; None where it does not."""
+        forms = ("%d %b %Y", *re.findall(r"strftime_now\(\s*['\"](.+?)['\"]", self._text))
+        if "strftime_now" not in self._text or not any(time.strftime(form) in prompt for form in forms):
+            return None
+        if self._knows("date_string"):
+            return f"{DATED}data.chat_template_kwargs={{date_string: ...}} fixes it"
+        return f"{DATED}a date in place of strftime_now in the model's chat template fixes it"
 
     @cached_property
     def _text(self) -> str:
