@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from otpo.data.formats.cells import conversation_of, is_blank, listed_of, parsed, string_of
+from otpo.data.formats.cells import conversation_of, is_blank, listed_of, parsed, text_of
 from otpo.data.rows import BadRow, Messages, Parts, Row
 
 
@@ -49,7 +49,7 @@ def context_of(row: Row, columns: Mapping[str, str]) -> Context:
     if not isinstance(kwargs, dict):
         raise BadRow("chat_template_kwargs is no object")
     return Context(
-        system=string_of(row, columns["system"]) if "system" in said else "",
+        system=_system(row, columns["system"]) if "system" in said else "",
         history=_history(said["history"], columns["history"]) if "history" in said else [],
         tools=listed_of(said["tools"], columns["tools"]) if "tools" in said else [],
         template_kwargs={key: value for key, value in kwargs.items() if value is not None},
@@ -71,6 +71,16 @@ def _with_context(prompt: Any, system: str, history: Messages) -> Messages:
         raise BadRow("the system column and the prompt's system message differ")
     own = [first] if first is not None else [{"role": "system", "content": system}] if system else []
     return [*own, *history, *(messages[1:] if first is not None else messages)] if messages else []
+
+
+def _system(row: Row, column: str) -> str:
+    """The system prompt, also as one message of the system, which may be JSON."""
+    said = text_of(row, column)
+    if isinstance(said, str):
+        return said
+    if len(said) != 1 or said[0]["role"] not in ("system", "developer"):
+        raise BadRow(f"{column} holds messages: expected a text, or one message of the system")
+    return said[0].get("content") or ""
 
 
 def _history(value: Any, column: str) -> Messages:

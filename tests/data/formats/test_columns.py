@@ -40,6 +40,14 @@ def test_a_system_column_is_the_systems_message_and_makes_messages_of_strings(co
         assert_rendered(tokenizer, pair, [*before, user(ASK)], assistant(TEXTS["chosen"]), assistant(TEXTS["rejected"]))
 
 
+@pytest.mark.parametrize("cell", [SYSTEM, [SYSTEM], json.dumps(SYSTEM), json.dumps([SYSTEM])])
+def test_a_system_column_may_hold_the_systems_message(cell):
+    good = {"system": cell, "prompt": ASK, **TEXTS}
+    examples, report = convert([good, good | {"system": json.dumps([user(ASK)])}])
+    assert [example.prompt for example in examples] == [[SYSTEM, user(ASK)]]
+    assert report.problems == {"system holds messages: expected a text, or one message of the system": [1]}
+
+
 def test_a_system_column_without_words_changes_nothing():
     example, report = read({"system": "  ", "prompt": ASK, **TEXTS})
     assert example.prompt == ASK and report.template == "literal"
