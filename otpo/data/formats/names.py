@@ -50,8 +50,8 @@ CONTEXT: dict[str, tuple[str, ...]] = {
 """Columns that belong to the prompt in every format, and the names that they may have in a file."""
 
 BESIDE = (
-    "input", "context", "passage", "document", "documents", "reference_text", "choices", "options", "prefix",
-    "developer", "developer_prompt",
+    "input", "context", "contexts", "passage", "paragraph", "article", "document", "documents", "background",
+    "knowledge", "reference_text", "choices", "options", "prefix", "developer", "developer_prompt",
 )  # fmt: skip
 """Columns with a text that belongs to a prompt: dropped only where the prompt holds it already."""
 

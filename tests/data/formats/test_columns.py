@@ -140,7 +140,7 @@ def test_completions_that_share_no_beginning_are_no_implicit_prompt():
     assert read({"prompt": "", "chosen": "Yes.", "rejected": "No."})[0].prompt == ""
 
 
-@pytest.mark.parametrize("column", ["input", "context"])
+@pytest.mark.parametrize("column", ["input", "context", "article", "knowledge"])
 def test_a_text_to_the_question_is_not_dropped(column):
     row = {"question": "Who sold it?", column: "Anna sold the bicycle.", "chosen": "Anna.", "rejected": "Eva."}
     said = refused([row])
