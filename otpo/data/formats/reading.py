@@ -135,7 +135,8 @@ def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str 
         renamed = [Reading("", names=names).renamed(row) for row in sample]
         if 2 * sum(map(known.fits, renamed)) >= max(len(sample), 1):
             reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
-            check_decisions(known.columns, reading.names, rows, source)
+            unread = () if known.pairs else reading.ignored
+            check_decisions(known.columns, reading.names, rows, source, unread)
             return reading
     raise _unknown(list(found), sample, source)
 

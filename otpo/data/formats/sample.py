@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from otpo.data.formats.cells import are_messages, is_blank, is_null
+from otpo.data.formats.names import ALIASES
 from otpo.data.rows import Row
 from otpo.errors import UserError
 
@@ -28,14 +29,18 @@ def prose_of(columns: Sequence[str], sample: Sequence[Row]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_decisions(columns: Sequence[str], names: Mapping[str, str], rows: Sequence[Row], source: str) -> None:
+def check_decisions(
+    columns: Sequence[str], names: Mapping[str, str], rows: Sequence[Row], source: str, unread: Sequence[str] = ()
+) -> None:
     """Refuse labels and winners that are numbers of which it is not clear what they say.
 
     Args:
         columns: of the format. names: a column as the format calls it -> as the file does, where they differ.
+        unread: columns beside single completions, among which labels of a scale may be: too few of them are true or
+            false for a format with a label.
     """
-    if "label" in columns:
-        _check_labels([row.get(names.get("label", "label")) for row in rows], source)
+    for label in ["label"] if "label" in columns else [name for name in unread if name in ALIASES["label"]]:
+        _check_labels([row.get(names.get(label, label)) for row in rows], label, source)
     decides = next((column for column in ("winner", "better_response_id", "preference") if column in columns), None)
     if decides is not None and columns[1].startswith(("response_", "output_")):
         column, first, second = (names.get(each, each) for each in (decides, *columns[1:3]))
@@ -83,12 +88,13 @@ def _numbers(words: Iterable[str]) -> set[float]:
     return {number for number in numbers if not is_null(number)}
 
 
-def _check_labels(cells: Sequence[Any], source: str) -> None:
+def _check_labels(cells: Sequence[Any], column: str, source: str) -> None:
     """Refuse labels that are numbers of a scale, of which 1 need not be good and 0 need not be bad."""
     numbers = _numbers(map(str, cells))
     if numbers - {-1, 0, 1} or {-1, 0} <= numbers:
         some = ", ".join(f"{number:g}" for number in sorted(numbers)[:6])
         raise UserError(
             f"{source}: expected labels that say whether a completion is good, found the numbers {some} of a scale."
-            " Write true and false (or 1 and 0) for what is good and bad on it, and leave the rest out."
+            " Write true and false (or 1 and 0) for what is good and bad on it, and leave the rest out;"
+            f" data.columns: {{{column}: null}} takes all completions for good ones."
         )

@@ -195,10 +195,12 @@ def test_prompts_that_are_lists_of_texts_are_refused():
         convert([{"prompt": '["Q1", "Q2"]', "chosen": '["a", "b"]', "rejected": '["c", "d"]'}])
 
 
-@pytest.mark.parametrize("scale", [(1, 1, 1, 2, 5), (-1, 0, 1, 1), ("1", "1", "3"), (1.0, 1, 0.5)])
+@pytest.mark.parametrize("scale", [(1, 1, 1, 2, 5), (-1, 0, 1, 1), ("1", "1", "3"), (1.0, 1, 0.5), (1, 2, 3, 4, 5)])
 def test_numbers_of_a_scale_are_no_labels(scale):
+    rows = [{"prompt": "a", "completion": f"b{at}", "label": label} for at, label in enumerate(scale)]
     with pytest.raises(UserError, match="expected labels that say whether a completion is good, found the numbers"):
-        convert([{"prompt": "a", "completion": f"b{at}", "label": label} for at, label in enumerate(scale)])
+        convert(rows)
+    assert len(convert(rows, columns={"label": None})[0]) == len(rows)
 
 
 def test_what_stands_beside_messages_in_openais_format_is_not_dropped():
