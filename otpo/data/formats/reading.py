@@ -15,7 +15,7 @@ from otpo.data.formats.cells import are_messages, are_texts, is_blank, is_null, 
 from otpo.data.formats.columns import score_notes
 from otpo.data.formats.context import context_of, joined, last_role
 from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain, scores_among
-from otpo.data.formats.sample import check_decisions, is_prose, prose_of
+from otpo.data.formats.sample import check_decisions, is_prose, may_be_text, prose_of
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
@@ -318,7 +318,7 @@ def _named(column: str, name: str) -> str:
 
 def _unknown(found: Sequence[str], sample: Sequence[Row], source: str) -> UserError:
     formats = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in FORMATS.items())
-    proposed = _proposed([column for column in found if any(isinstance(row.get(column), str | list) for row in sample)])
+    proposed = _proposed([column for column in found if any(may_be_text(row.get(column)) for row in sample)])
     way = " Say which column is what by data.columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or {prompt:"
     way += (
         " COLUMN, completion: COLUMN}; of two responses whose better one differs from row to row, write it as chosen."

@@ -18,6 +18,11 @@ def is_prose(cells: Sequence[Any]) -> bool:
     return 2 * words > len(texts) and 2 * len(set(texts)) > len(texts)
 
 
+def may_be_text(cell: Any) -> bool:
+    """Whether a cell may be read as a prompt or a completion: text, or a list of objects."""
+    return isinstance(cell, str) or (isinstance(cell, list) and all(isinstance(each, dict) for each in cell))
+
+
 def prose_of(columns: Sequence[str], sample: Sequence[Row]) -> tuple[str, ...]:
     """The columns in whose texts messages as text are no majority; chosen and rejected are of one kind."""
     groups = [("chosen", "rejected"), *((c,) for c in columns if c not in ("chosen", "rejected", "messages"))]

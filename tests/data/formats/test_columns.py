@@ -115,6 +115,11 @@ def test_a_mapping_that_cannot_be_is_refused_with_what_can():
     assert "'frage' is nothing that a column can be: expected " in refused(rows, columns={"frage": "prompt"})
 
 
+def test_a_mapping_that_would_read_nothing_is_not_proposed():
+    said = refused([{"prompt": ASK, "responses": ["Yes.", "No."], "rank": [1, 0]}])
+    assert "no known format" in said and "completion: responses" not in said
+
+
 # ---- columns that would be dropped ----
 
 
