@@ -170,7 +170,8 @@ def test_messages_that_the_template_refuses_are_counted(chatml):
     )
     pairs, report = tokenize_pairs([TALK, {**TALK, "prompt": [USER]}], chatml)
     assert [pair.row for pair in pairs] == [1]
-    assert report.problems == {"the chat template refuses the messages: System role not supported": [0]}
+    ((reason, rows),) = report.problems.items()
+    assert reason.startswith("the chat template refuses the messages: System role not supported") and rows == [0]
     with pytest.raises(UserError, match="1 the chat template refuses"):
         tokenize_pairs([TALK], chatml)
 
