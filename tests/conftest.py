@@ -88,6 +88,7 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
+    ray.shutdown()  # what a test before left, which started Ray by training
     ray.init(address="local", num_cpus=2, num_gpus=0, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
