@@ -170,8 +170,8 @@ def test_messages_that_the_template_refuses_are_counted(chatml):
     )
     pairs, report = tokenize_pairs([TALK, {**TALK, "prompt": [USER]}], chatml)
     assert [pair.row for pair in pairs] == [1]
-    ((reason, rows),) = report.problems.items()
-    assert reason.startswith("the chat template refuses the messages: System role not supported") and rows == [0]
+    way = "write the system prompt into the user's message; data.columns: {system: null} leaves a column out"
+    assert report.problems == {f"the chat template refuses the messages: System role not supported ({way})": [0]}
     with pytest.raises(UserError, match="1 the chat template refuses"):
         tokenize_pairs([TALK], chatml)
 
