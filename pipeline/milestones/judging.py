@@ -14,7 +14,7 @@ from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.milestones.judged import note_judged, read_judged
 from pipeline.run.context import RunContext
 from pipeline.run.folder import LabelFolder
-from pipeline.run.judges import judge_config, ready_judge, reference_of, reference_rows, reward_template
+from pipeline.run.judges import judge_config, judge_of, ready_judge, reference_of, reference_rows
 from pipeline.run.stages.generate import generate_task
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def judging_beside(run: RunContext, task: Task) -> Iterator[tuple[Judge, list[Ro
     with ready_judge(run, judge_config(run.recipe, task)) as config:
         if reference_of(run, task).label:
             generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        template = reward_template(run, config.reward_model)
-        judge = Judge(config, run.folder.judge_store, template, run.progress, run.spending)
-        yield judge, reference_rows(run, task)
+        yield judge_of(run, config), reference_rows(run, task)
 
 
 def judge_milestone(

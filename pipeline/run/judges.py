@@ -11,6 +11,7 @@ from eval.judge.config import JudgeConfig
 from otpo.data.template import trained_with
 from otpo.files import Row
 from otpo.identity import source_identity
+from pipeline.judge.judging import Judge
 from pipeline.recipe import WORLD_PREFIX, Recipe
 from pipeline.run.context import RunContext
 from pipeline.run.stages.generate import read_outputs
@@ -91,10 +92,14 @@ def own_model_inputs(run: RunContext, config: JudgeConfig) -> dict[str, Any]:
     return {"served_model" if config.vllm else "reward_model": made_from}
 
 
-def reward_template(run: RunContext, reward_model: str | None) -> str:
-    """How a reward model that judges sees prompts: as it was trained, else as the run renders them."""
-    trained = trained_with(reward_model) if reward_model else None
-    return trained or run.sources.generation_template.template
+def judge_of(run: RunContext, config: JudgeConfig) -> Judge:
+    """The judge that asks with a run's store and budget, by the settings of `ready_judge`.
+
+    A reward model sees prompts as it was trained, else as the run renders them.
+    """
+    trained = trained_with(config.reward_model) if config.reward_model else None
+    template = trained or run.sources.generation_template.template
+    return Judge(config, run.folder.judge_store, template, run.progress, run.spending)
 
 
 @contextmanager

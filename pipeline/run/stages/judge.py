@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from otpo.files import Row, write_atomically
 from pipeline.judge.board import write_panel
-from pipeline.judge.judging import Judge, Match, judge_task
+from pipeline.judge.judging import Match, judge_task
 from pipeline.judge.served import served
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
 from pipeline.run.judges import (
     judge_config,
+    judge_of,
     own_model_inputs,
     ready_judge,
     reference_inputs,
     reference_of,
     reference_rows,
-    reward_template,
 )
 from pipeline.run.stages.generate import read_outputs
 
@@ -69,8 +69,7 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any]) -> None:
         ready_judge(run, judge_config(run.recipe, task)) as ready,
         _answering(run, ready) as config,
     ):
-        template = reward_template(run, config.reward_model)
-        asked = Judge(config, run.folder.judge_store, template, run.progress, run.spending)
+        asked = judge_of(run, config)
         reference = reference_rows(run, task)
         subset = run.recipe.generate.limit is not None
         verdicts = judge_task(asked, _matches(run, task, reference), task.name, subset=subset)
