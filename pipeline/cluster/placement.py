@@ -36,8 +36,8 @@ def grows() -> bool:
 
 
 def has_gpu() -> bool:
-    """Whether any node has a GPU."""
-    return ray.cluster_resources().get("GPU", 0) > 0
+    """Whether Ray is connected, and any node has a GPU."""
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def set_apart(pool: str, nodes: Sequence[Node]) -> list[Node]:

@@ -68,13 +68,10 @@ class RewardJudge:
 
 def _load(folder: str | Path, template: str) -> tuple[Score, Callable[[], None]]:
     """A loaded reward model, and what gives its memory back."""
-    import ray
+    from pipeline.cluster.placement import has_gpu
 
-    if ray.is_initialized():
-        from pipeline.cluster.placement import has_gpu
-
-        if has_gpu():
-            return _load_on_cluster(str(folder), template)
+    if has_gpu():
+        return _load_on_cluster(str(folder), template)
     from otpo.models.reward_model import RewardScorer
 
     scorer: Any = RewardScorer(folder, template=template)

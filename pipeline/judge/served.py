@@ -50,11 +50,13 @@ def check_served(key: str, served: ServedModel) -> ModelFolder:
     Raises:
         UserError: vLLM is not installed, or there is no such model, or none that answers messages.
     """
+    from pipeline.cluster.placement import has_gpu
+
     if find_spec("vllm") is None:
         raise UserError(f"{key}: vLLM is not installed here. Install it, or set judge.url to a server that is there.")
     model = open_model(served.model)
     check_servable(model, template="chat", max_model_len=served.max_model_len)
-    if reason := why_not_vllm(model, on_cpu=not _gpus()):
+    if reason := why_not_vllm(model, on_cpu=not (has_gpu() or _visible_gpus())):
         raise UserError(f"{key}: vLLM cannot serve {model.name}: {reason}.")
     return model
 
@@ -73,10 +75,12 @@ def served(config: JudgeConfig, progress: Progress = silent) -> Iterator[JudgeCo
     if config.vllm is None:
         yield config
         return
+    from pipeline.cluster.placement import has_gpu
+
     model = check_served("judge.vllm", config.vllm)
     name, key = served_name(config), secrets.token_urlsafe(24)
     progress("judge", 0, 0, f"vLLM loads {model.name}")
-    start = _start_on_cluster if _cluster_has_gpus() else _start_here
+    start = _start_on_cluster if has_gpu() else _start_here
     address, end = start(config.vllm, model, name, key)
     os.environ[KEY] = key
     try:
@@ -94,18 +98,6 @@ def served_name(config: JudgeConfig) -> str:
     """
     assert config.vllm is not None
     return f"{config.model}@{open_model(config.vllm.model).digest[:8]}"
-
-
-def _cluster_has_gpus() -> bool:
-    import ray
-
-    return ray.is_initialized() and bool(ray.cluster_resources().get("GPU", 0))
-
-
-def _gpus() -> bool:
-    import torch
-
-    return _cluster_has_gpus() or torch.cuda.is_available()
 
 
 def _start_here(served: ServedModel, model: ModelFolder, name: str, key: str) -> Server:

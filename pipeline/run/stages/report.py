@@ -46,9 +46,10 @@ def write_weights(run: RunContext) -> None:
     from otpo.data.token_file import load_tokens
     from otpo.explain import model_token_weights
     from pipeline.cluster.connect import connect
+    from pipeline.cluster.placement import has_gpu
 
     connect(recipe.cluster.address)
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    gpus = 1 if has_gpu() else 0
     if gpus:
         run.engines.close()
     # on the cluster, because the driver's machine may be too small for the model
