@@ -62,8 +62,9 @@ def test_without_a_generation_configuration_the_models_own_is_tried(start):
         check_saving(start)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_before_anything_starts(tmp_path, start):
-    """Found at the end of a training before: "Fix these issues to save the configuration"."""
+    """Saving would end a whole training with "Fix these issues to save the configuration"."""
     change(start / "generation_config.json", temperature=0.6, do_sample=False)
     (tmp_path / "recipe.yaml").write_text(json.dumps(settings(tmp_path, start, methods={"dpo": {}})))
     refused(otpo(tmp_path, "train", "recipe.yaml"), "`temperature`", "Mend generation_config.json there: training")

@@ -49,7 +49,9 @@ def written(folder: Path, tree: dict) -> Path:
     ("data", "generate", "words"),
     [
         ("auto", "chat", ["generate.template=chat", "data.path is trained as literal", "set data.template"]),
-        ("chat", "literal", ["generate.template=literal", "data.path is trained as chat"]),
+        pytest.param(
+            "chat", "literal", ["generate.template=literal", "data.path is trained as chat"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_generation_that_would_render_otherwise_than_training_is_refused(tmp_path, tiny_llama, data, generate, words):
@@ -77,6 +79,7 @@ def test_rows_of_both_kinds_are_said_and_not_generated_from(tmp_path, tiny_llama
     nothing_begun(tmp_path)
 
 
+@pytest.mark.slow
 def test_messages_of_a_task_are_refused_where_training_is_literal(tmp_path, tiny_llama):
     tree = recipe_tree(tmp_path, tiny_llama)
     (tmp_path / "prompts.json").write_text(json.dumps([{"messages": MESSAGES["prompt"]}]))

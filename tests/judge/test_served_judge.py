@@ -170,6 +170,7 @@ def test_what_cannot_be_served_is_refused_before_training(changes, words, tiny_l
     refused(otpo(tmp_path, "run", "recipe.yaml", HF_HUB_OFFLINE="1"), *words)
 
 
+@pytest.mark.slow
 def test_a_label_without_a_chat_template_is_no_judge(tiny_llama: Path, tmp_path: Path):
     model = tmp_path / "silent"
     model.mkdir()

@@ -67,7 +67,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=["made", "real", pytest.param("all-real", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["made", pytest.param("real", marks=pytest.mark.slow)])
 def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "made":
@@ -80,7 +80,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     examples, _ = convert(load_rows(data), pairs=True)
     pairs, report = tokenize_pairs(load_rows(data), load_tokenizer(start))
     usable = [pair for pair in pairs if pair.row not in report.notes.get(MERGED_BOUNDARY, [])]
-    batch = {"made": 4, "real": 8, "all-real": len(usable) // STEPS}[request.param]
+    batch = {"made": 4, "real": len(usable) // STEPS}[request.param]
     pairs = usable[:: len(usable) // (STEPS * batch)][: STEPS * batch]
     texts = {e.row: {"prompt": e.prompt, "chosen": e.completions[0], "rejected": e.completions[1]} for e in examples}
     return Corpus([texts[pair.row] for pair in pairs], pairs, start, batch)
