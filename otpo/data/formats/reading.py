@@ -5,7 +5,6 @@ Decided once, from the columns and a sample of rows; then each row is read alone
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,11 +15,11 @@ from otpo.data.formats.columns import score_notes
 from otpo.data.formats.context import context_of, joined, last_role
 from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain, scores_among
 from otpo.data.formats.sample import check_decisions, is_prose, may_be_text, prose_of
+from otpo.data.formats.turned import HALF, check_turned
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 
 SAMPLE = 1000  # rows, evenly spread, that tell a format
-_HALF = re.compile(r"[_ -]?([ab]|[01]|[12])$", re.IGNORECASE)  # how the names of two responses end
 Columns = Mapping[str, str | None]
 """`data.columns`: what a column is -> its name in the file; a name in the file -> None leaves the column out."""
 
@@ -137,6 +136,7 @@ def reading_of(rows: Sequence[Row], columns: Columns | None = None, source: str 
             reading = _complete(Reading(name, names=names), renamed, counts, asked, source)
             unread = () if known.pairs else reading.ignored
             check_decisions(known.columns, reading.names, rows, source, unread)
+            check_turned(known.columns, reading.names, rows, source, reading.ignored)
             return reading
     raise _unknown(list(found), sample, source)
 
@@ -339,7 +339,7 @@ def _proposed(columns: Sequence[str]) -> str:
         for column in columns:
             if column not in roles.values() and any(hint in column.lower() for hint in hints):
                 roles.setdefault(role, column)
-    if len([column for column in columns if _HALF.search(column)]) > 1 and not {"chosen", "rejected"} <= set(columns):
+    if len([column for column in columns if HALF.search(column)]) > 1 and not {"chosen", "rejected"} <= set(columns):
         return ""  # two responses, and which is the better one differs from row to row
     free = [column for column in columns if column not in roles.values()]
     wanted = ("prompt", "chosen", "rejected") if {"chosen", "rejected"} & roles.keys() else ("prompt", "completion")

@@ -103,3 +103,61 @@ def test_votes_of_the_arena_are_read_where_they_are_of_one_turn():
         "neither model is the winner": [1],
         "the conversations differ before their last message": [2],
     }
+
+
+# ---- beside a chosen and a rejected answer ----
+
+PAIR = {"prompt": "Is it?", "chosen": "The first.", "rejected": "The second."}
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("flipped", [True, False]),
+        ("is_swapped", ["no", "yes"]),
+        ("label", [0, 1]),
+        ("label", ["chosen", "rejected"]),
+        ("preference", ["A", "B"]),
+        ("winner", [1.0, 2.0]),
+        ("better", ["rejected", "rejected"]),
+        ("human_preference", ["response_a", "tie", "response_b"]),
+    ],
+)
+def test_a_column_that_may_turn_pairs_round_is_refused_with_ways_out(column, cells):
+    rows = [PAIR | {column: cell} for cell in cells]
+    with pytest.raises(UserError, match=rf"the column {column} has .* may say that it is the worse one") as error:
+        convert(rows)
+    assert f"data.columns: {{{column}: null}}" in str(error.value)
+    assert chosen(rows, columns={column: None})[0] == ["The first."] * len(cells)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "first"),
+    [
+        ("flipped", [True, False], ["The second.", "The first."]),
+        ("label", [1, 0], ["The first.", "The second."]),
+    ],
+)
+def test_the_mapping_that_a_turned_pair_is_refused_with_turns_it(column, cells, first):
+    rows = [PAIR | {column: cell} for cell in cells]
+    with pytest.raises(UserError) as error:
+        convert(rows)
+    mapping = re.search(r"If 1 or true says .*?data.columns: (\{.*?\})\.", str(error.value))
+    assert chosen(rows, columns=yaml.safe_load(mapping[1]))[0] == first
+    if column == "label":
+        mapping = re.search(r"If 0 is chosen .*?data.columns: (\{.*?\})\.", str(error.value))
+        assert chosen(rows, columns=yaml.safe_load(mapping[1]))[0] == first[::-1]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [("flipped", [False, False]), ("label", ["maths", "code"]), ("label", [0, 3]), ("label", [1, 1]),
+     ("status", ["swapped", "unchanged"])],
+)  # fmt: skip
+def test_a_column_that_says_nothing_of_the_sides_is_ignored(column, cells):
+    assert tuple(chosen([PAIR | {column: cell} for cell in cells])[1].ignored) == (column,)
+
+
+def test_a_winner_of_two_responses_beside_their_pair_is_ignored():
+    rows = [PAIR | {"response_a": "x", "response_b": "y", "winner": each} for each in ("a", "b")]
+    assert "winner" in chosen(rows)[1].ignored
