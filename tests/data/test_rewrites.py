@@ -170,6 +170,28 @@ def test_a_template_that_knows_no_tools_or_calls_refuses_them():
     assert "A board." in tokenizer_with(QWEN3).decode(pair.chosen_ids)
 
 
+def named_by(header):
+    """A tokenizer whose template begins each message with `header`."""
+    opened = "{% if add_generation_prompt %}[assistant]{% endif %}"
+    return tokenizer_with("{% for m in messages %}" + header + "{{ m.content }}</s>{% endfor %}" + opened)
+
+
+def test_names_of_those_who_speak_are_not_dropped_unnoticed():
+    tokenizer = named_by("[{{ m.role }}]")
+    rows = [row("Yes.", "No.") | {"prompt": [{**ASK, "name": name}]} for name in ("Anna", "user", "")]
+    pairs, report = tokenize_pairs(rows, tokenizer)
+    ((reason, left_out),) = report.problems.items()
+    assert "leaves out the name of a message" in reason and left_out == [0] and len(pairs) == 2
+    said = refused([row("Yes.", "No.") | {"chosen": [{**assistant("Yes."), "name": "Bot"}]}], tokenizer)
+    assert "row 0, chosen: its name is left out" in said
+
+
+def test_names_that_the_template_writes_are_read():
+    tokenizer = named_by("[{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}]")
+    (pair,), report = tokenize_pairs([row("Yes.", "No.") | {"prompt": [{**ASK, "name": "Anna"}]}], tokenizer)
+    assert not report.problems and "[user Anna]" in tokenizer.decode(pair.prompt_ids)
+
+
 def test_a_template_that_writes_arguments_as_they_are_gets_them_as_json():
     template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content }}{% for call in m.tool_calls or [] %}"

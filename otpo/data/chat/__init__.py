@@ -136,7 +136,7 @@ class Chat:
         before, first = (messages[:-1], messages[-1]["content"]) if is_prefilled(messages) else (messages, "")
         prefilled = (PREFILLED,) * bool(first)
         full = self.render([*before, {**completion, "content": first + own}] if first else [*before, completion], parts)
-        plain = not (completion.keys() & {"tool_calls", *REASONING})
+        plain = not (completion.keys() & {"name", "tool_calls", *REASONING})
         if plain and full.startswith(prompt) and full[len(prompt) :] == own + self.usual_end:
             return Rendered(own + self.usual_end, own + self.usual_end, notes=prefilled)
         head, end = self._around(before, completion, first, parts)

@@ -11,12 +11,15 @@ from otpo.data.rows import REASONING, BadRow, Messages
 
 BESIDE_CONTENT = {"images", "image", "video", "audio", "attachments", "documents", "context", "tools", "functions"}
 """Keys of a message that say something beside its content."""
+SPEAKERS = ("system", "developer", "user", "assistant")
 
 
 def missing(completion: dict[str, Any], header: str, body: str) -> str | None:
     """What a rendered answer lacks of a message with more than text; None where it has everything."""
     if not _calls_in(completion, body):
         return "a tool call"
+    if not _is_named([completion], header + body):
+        return "its name"
     for key in ("content", *REASONING):
         text = completion.get(key)
         if isinstance(text, str) and text.strip() and text.strip() not in header + body:
@@ -38,6 +41,20 @@ def check_said(messages: Messages, text: str) -> None:
         for key in message.keys() & BESIDE_CONTENT:
             if any(not _holds(text, leaf) for leaf in _leaves(message[key])):
                 raise BadRow(f"the chat template leaves out {key} of a message: write it into the content")
+    if not _is_named(messages, text):
+        raise BadRow("the chat template leaves out the name of a message: write it into the content, or take names out")
+
+
+def _is_named(messages: Messages, text: str) -> bool:
+    """Whether a rendered text has the names of those who speak, beside what they say.
+
+    A role is no name, and tools have theirs in the calls.
+    """
+    names = [str(m["name"]).strip() for m in messages if m.get("name") and m["role"] in SPEAKERS]
+    said = "\0".join((message.get("content") or "").rpartition("</think>")[2] for message in messages)
+    return all(
+        text.count(name) >= said.count(name) + names.count(name) for name in names if name and name not in SPEAKERS
+    )
 
 
 def check_tools(tools: Iterable[dict[str, Any]], text: str) -> None:
