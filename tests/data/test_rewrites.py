@@ -170,6 +170,12 @@ def test_a_template_that_knows_no_tools_or_calls_refuses_them():
     assert "A board." in tokenizer_with(QWEN3).decode(pair.chosen_ids)
 
 
+def test_thoughts_under_a_key_that_the_template_does_not_read_are_told_the_one_it_reads():
+    thoughts = {**assistant("Yes."), "thinking": "A board."}
+    said = refused([row("a", "b") | {"chosen": [thoughts]}], tokenizer_with(QWEN3))
+    assert "its thinking is left out (the chat template reads reasoning_content: call it so in the rows)" in said
+
+
 def named_by(header):
     """A tokenizer whose template begins each message with `header`."""
     opened = "{% if add_generation_prompt %}[assistant]{% endif %}"

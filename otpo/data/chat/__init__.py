@@ -154,7 +154,7 @@ class Chat:
         notes = (*prefilled, *((other,) if other else ()))
         if not plain:
             lack = missing(completion, header, body)
-            return Rendered(text, text, f"{lack} is left out" if lack else None, notes)
+            return Rendered(text, text, f"{lack} is left out{self._other_key(lack)}" if lack else None, notes)
         if body.strip() == own.strip():
             return Rendered(text, written, notes=notes if own in body else (*notes, TRIMMED))
         if begun and body.strip() == own[len(begun) :].strip():
@@ -214,6 +214,13 @@ class Chat:
 
     def _knows(self, variable: str) -> bool:
         return re.search(rf"\b{re.escape(variable)}\b", self._text) is not None
+
+    def _other_key(self, lack: str) -> str:
+        """The key under which the template reads thoughts, where they stand under another that it does not read."""
+        known = [key for key in REASONING if self._knows(key)]
+        if lack.removeprefix("its ") not in REASONING or not known:
+            return ""
+        return f" (the chat template reads {' or '.join(known)}: call it so in the rows)"
 
     def _around(self, before: Messages, completion: dict[str, Any], first: str, parts: Parts) -> tuple[str | None, str]:
         """What is rendered before a completion in its conversation (None: nothing tells), and the end after it."""
