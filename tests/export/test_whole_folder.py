@@ -76,6 +76,32 @@ def test_a_shard_that_is_not_there_is_named(folder):
     assert "lacks model-2.safetensors, which model.safetensors.index.json names" in refused(folder)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_torn_index_is_refused(folder, text):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json is torn: expected JSON with a weight_map" in refused(folder)
+
+
+def test_weights_under_names_that_transformers_does_not_look_for_are_refused(folder):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    assert "found model-1.safetensors, model-2.safetensors, which transformers does not read" in refused(folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    assert "model.gguf" in refused(folder)
+
+
+def test_a_link_to_nothing_is_no_file_of_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blob")
+    assert "model.safetensors is no file, but a folder or a link" in refused(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    assert "is no file" in refused(folder)
+
+
 @pytest.mark.parametrize("text", ["{", ""])
 def test_a_torn_generation_configuration_is_no_missing_one(folder, text):
     """transformers would leave it out in silence, and its end tokens with it."""

@@ -83,7 +83,7 @@ def _stored(path: str | Path) -> dict[str, Place]:
     folder = path if Path(path).is_dir() else Path(cached_file(str(path), "config.json") or path).parent
     try:
         return model_places(Path(folder))
-    except (OSError, ValueError, KeyError):  # said where the weights are read
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # said where the weights are read
         return {}
 
 

@@ -13,7 +13,7 @@ from otpo.errors import UserError, first_line
 from otpo.files import NOT_READ, is_address
 from otpo.identity import weight_files
 from otpo.lfs import POINTER, is_pointer
-from otpo.models.disk.stored import INDEX, missing_files, not_whole
+from otpo.models.disk.stored import INDEX, READ, WHOLE, missing_files, not_whole
 
 SECONDS = 5.0  # that the hub may take to answer
 SHOWN = 4  # files in a message
@@ -45,10 +45,23 @@ def check_present(key: str, path: str) -> None:
             " whole, or save it there with `save_pretrained` of transformers."
         )
     for file in weight_files(folder):
+        if not file.is_file():
+            raise UserError(
+                f"{key}: {file} is no file, but a folder or a link to what is not there: copy or download the model"
+                " whole."
+            )
         wrong = not_whole(file) if file.suffix == ".safetensors" else POINTER if is_pointer(file) else None
         if wrong:
             raise UserError(f"{key}: {file} {wrong}.")
-    if absent := missing_files(folder):
+    _check_names(key, folder)
+    try:
+        absent = missing_files(folder)
+    except ValueError as error:
+        raise UserError(
+            f"{key}: {folder / INDEX} is torn: expected JSON with a weight_map, which says in which file each weight"
+            " is. Copy it anew."
+        ) from error
+    if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise UserError(
             f"{key}: {path} lacks {', '.join(absent[:SHOWN])}{more}, which {INDEX} names: copy or download the model"
@@ -59,6 +72,22 @@ def check_present(key: str, path: str) -> None:
             f"{key}: {path} holds no tokenizer: expected tokenizer.json and tokenizer_config.json beside config.json."
             " Save the model's own there, `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
         )
+
+
+def _check_names(key: str, folder: Path) -> None:
+    """Refuse weights in files that transformers does not look for: shards without their index, GGUF, ..."""
+    if (
+        any((folder / name).is_file() for name in READ)
+        or "transformers_weights" in (folder / "config.json").read_text()
+    ):
+        return
+    names = [file.name for file in weight_files(folder)]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise UserError(
+        f"{key}: expected {WHOLE}, or {INDEX} that names its parts, in {folder}; found {', '.join(names[:SHOWN])}"
+        f"{more}, which transformers does not read by itself. Copy or download the model whole, or save it with"
+        " `save_pretrained`."
+    )
 
 
 def missing(path: str, reason: str) -> str:

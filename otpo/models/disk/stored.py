@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from otpo.lfs import POINTER, is_pointer
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+READ = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Names of which transformers looks for the first that is there."""
 BLOCK = 2**22
 
 
@@ -48,13 +50,16 @@ def not_whole(path: Path) -> str | None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The files that the index of a folder names, and that are not there; none where no index is read."""
+    """The files that the index of a folder names, and that are not there; none where no index is read.
+
+    Raises ValueError for an index that is torn.
+    """
     if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
         return []
     try:
         named = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []  # a torn index is refused where the model is loaded
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("no weight_map") from error
     return sorted(name for name in named if not (folder / name).is_file())
 
 
