@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from otpo.errors import UserError, WorkError
+from otpo.errors import UserError, WorkError, first_line
+from otpo.models.disk.present import check_present
+from otpo.models.disk.stored import model_places
 from pipeline.progress import Progress, silent
 
 Score = Callable[[list[Any], list[str], Callable[[int, int], None]], list[float]]
@@ -135,7 +137,7 @@ class _ScoringActor:
 
 
 def check_reward_model(key: str, path: str) -> None:
-    """Find out, before anything starts, whether a local folder is a reward model by its config.json.
+    """Find out, before anything starts, whether a local folder is a whole reward model. No weights are read.
 
     Args:
         key: of the recipe, or the option, that names the folder.
@@ -143,17 +145,32 @@ def check_reward_model(key: str, path: str) -> None:
     Raises:
         UserError: the folder is none. Hub names are not looked up.
     """
-    if not Path(path).exists():
+    folder = Path(path)
+    if not folder.exists():
         if path.startswith((".", "/", "~")):
             raise UserError(f"{key}: there is no folder '{path}'. Give a reward model's folder, or a hub name.")
         return
-    config = Path(path) / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{key}: expected a whole reward model at {path}, found an adapter (adapter_config.json): merge it into its"
+            " model with peft (`merge_and_unload`), and give the merged folder."
+        )
+    check_present(key, path)
     try:
-        found = json.loads(config.read_text()).get("architectures") or ["a model without architectures"]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: expected a reward model's folder at {path}, found no config.json: {error}") from None
+        config = json.loads((folder / "config.json").read_text())
+        found = config.get("architectures") or ["a model without architectures"]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{key}: expected an object in the config.json of {path}: {first_line(error)}. Copy it anew."
+        ) from None
     if not str(found[0]).endswith("ForSequenceClassification"):
         raise UserError(
             f"{key}: expected a reward model (ForSequenceClassification) at {path}, found {found[0]}. Train one with"
             " `method: reward-model`; its folder is runs/<name>/models/<label>/model."
+        )
+    head = model_places(folder).get("score.weight")
+    if head is not None and head.kind[1][0] != 1:
+        raise UserError(
+            f"{key}: expected a reward model, which has one label, at {path}; found a classifier of {head.kind[1][0]}."
+            " Give a reward model."
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.command import otpo, refused
 from support.reward import export_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -23,7 +25,7 @@ from otpo.models.reward_model import RewardScorer
 from pipeline.generate.engine import EngineConfig, Sampling
 from pipeline.generate.pairs import sample_pairs
 from pipeline.generate.pool import EnginePool
-from pipeline.judge.reward_model import RewardJudge
+from pipeline.judge.reward_model import RewardJudge, check_reward_model
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,30 @@ def test_a_judge_that_cannot_be_is_refused(exported, tiny_llama, tmp_path, optio
     named = {"MODEL": exported, "LM": tiny_llama}
     files = [tmp_path / "ours.json", "--reference", tmp_path / "base.json", "--out", tmp_path / "board"]
     refused(otpo(tmp_path, "judge", *files, *[named.get(word, word) for word in options]), *words)
+
+
+def test_what_is_no_whole_reward_model_is_refused_before_anything_is_trained(exported, tmp_path):
+    def broken(name, change):
+        folder = shutil.copytree(exported, tmp_path / name)
+        change(folder)
+        with pytest.raises(UserError) as error:
+            check_reward_model("judge.reward_model", str(folder))
+        return str(error.value)
+
+    def two_labels(folder):
+        weights = load_file(folder / "model.safetensors")
+        head = weights["score.weight"]
+        save_file(weights | {"score.weight": torch.cat([head, head])}, folder / "model.safetensors", {"format": "pt"})
+
+    def cut(folder):
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:-100])
+
+    check_reward_model("judge.reward_model", str(exported))
+    assert "found a classifier of 2" in broken("two", two_labels)
+    assert "and its header names" in broken("cut", cut)
+    assert "expected an object in the config.json" in broken("list", lambda it: (it / "config.json").write_text("[]"))
+    assert "merge it" in broken("adapter", lambda it: (it / "adapter_config.json").write_text("{}"))
 
 
 def test_a_reward_model_in_a_recipe_names_the_judge():
