@@ -148,6 +148,23 @@ def test_an_adapter_folder_is_refused_and_its_base_named(tmp_path, whole):
         torch.testing.assert_close(load_causal_lm(tmp_path / "merged")(ids).logits, model.eval()(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read .* Copy the adapter anew"),
+        ("[]", "cannot be read .* Copy the adapter anew"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": null}', "names no base: .* as base_model_name_or_path"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": "./none"}', "The base is not there: .* Merge the two"),
+        ('{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "b"}', "cannot be merged .* Give the base"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_as_it_is(tmp_path, text, words):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        checked(tmp_path, tmp_path / "adapter")
+
+
 def test_code_of_its_own_is_not_run(tmp_path):
     model = save(llama(), tmp_path / "model")
     config = json.loads((model / "config.json").read_text())

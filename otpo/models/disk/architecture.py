@@ -48,6 +48,9 @@ MERGE = (
     " Tok.from_pretrained('{path}').save_pretrained('merged')\""
 )
 
+NOT_MERGED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+"""Kinds of peft's adapters that are no change of weights."""
+
 SAID = "config.json: max_position_embeddings; a model that was made for more says so there, with its rope scaling"
 TABLE = "its table of positions has no more"
 INDEXER = "config.json: index_topk; in longer rows attention leaves tokens out, and others where a batch is padded"
@@ -79,13 +82,8 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     Raises:
         UserError: an adapter, no configuration, or one of an architecture that this transformers does not have.
     """
-    adapter = Path(path) / ADAPTER_CONFIG
-    if adapter.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        raise UserError(
-            f"{path} is an adapter of the model '{base}' ({ADAPTER_CONFIG}): expected a whole model. Merge the two, and"
-            f" give the merged folder: {MERGE.format(path=path)}"
-        )
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        raise _adapter(Path(path))
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for one thing: the configuration cannot be used
@@ -94,6 +92,34 @@ def read_config(path: str | Path) -> PreTrainedConfig:
             f"expected a model of transformers (config.json with a known model_type) at {path}; it cannot be read:"
             f" {reason:.400}"
         ) from error
+
+
+def _adapter(folder: Path) -> UserError:
+    """What to do with an adapter, by its configuration."""
+    try:
+        found = json.loads((folder / ADAPTER_CONFIG).read_text())
+        base, kind = found.get("base_model_name_or_path"), found.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        return UserError(
+            f"{folder} holds an adapter, and its {ADAPTER_CONFIG} cannot be read ({first_line(error)}): expected a"
+            " whole model. Copy the adapter anew and merge it into its base, or remove the file from a whole model."
+        )
+    if kind in NOT_MERGED:
+        return UserError(
+            f"{folder} is an adapter of the model '{base}' ({ADAPTER_CONFIG}: {kind}), which cannot be merged into its"
+            " weights: expected a whole model. Give the base."
+        )
+    if not base:
+        return UserError(
+            f"{folder} is an adapter, and its {ADAPTER_CONFIG} names no base: expected a whole model. Write the base's"
+            " folder or hub name there as base_model_name_or_path; the next start then says how to merge the two."
+        )
+    away = str(base).startswith(("/", ".", "~")) and not Path(base).expanduser().is_dir()
+    first = " The base is not there: write its folder into that file first." if away else ""
+    return UserError(
+        f"{folder} is an adapter of the model '{base}' ({ADAPTER_CONFIG}): expected a whole model.{first} Merge the"
+        f" two, and give the merged folder: {MERGE.format(path=folder)}"
+    )
 
 
 def own_code(path: str | Path) -> str:
