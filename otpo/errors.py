@@ -17,5 +17,10 @@ class LastingError(WorkError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library's error says, in one line: its type where it says nothing or only a key, and the next line
+    too where the first one ends in a colon.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, KeyError):
+        return ": ".join([type(error).__name__, *lines[:1]])
+    return " ".join(lines[: 1 + (lines[0].endswith(":"))])

@@ -149,6 +149,21 @@ def test_an_adapter_folder_is_refused_and_its_base_named(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 3, "head_dim": None}, "validate_architecture': .*hidden size .* multiple"),
+        ({"rope_parameters": {"rope_type": "unheard"}}, "cannot build a 'llama' from this config: KeyError: 'unheard'"),
+    ],
+)
+def test_a_configuration_that_transformers_refuses_is_told_with_the_reason(tmp_path, changes, words):
+    model = save(llama(), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=words):
+        checked(tmp_path, model)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "cannot be read .* Copy the adapter anew"),
