@@ -141,6 +141,13 @@ def recipe_of(settings) -> Recipe:
         ("cutoff_len", 4096, {}, {"data.max_length": 4096}),
         ("finetuning_type", "lora", {}, {"model.lora": {}}),
         ("quantization_bit", 4, {}, {"model.quantization": "4bit"}),
+        ("input_key", "question", {}, {"data.columns.prompt": "question"}),
+        ("rejected_key", "rejected", {}, {}),
+        ("max_len", 2048, {}, {"data.max_length": 2048}),
+        ("train_batch_size", 128, {}, {"train.global_batch_size": 128}),
+        ("beta", 0.2, {"ipo": True}, {"methods.ipo.beta": 0.2}),
+        ("dataset", "a,b", {"dataset_probs": "0.7,0.3"},
+         {"data.datasets": [{"path": "a", "fraction": 0.7}, {"path": "b", "fraction": 0.3}]}),
         ("enable_thinking", False, {}, {"data.chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )  # fmt: skip
@@ -164,6 +171,8 @@ def test_values_are_translated_and_accepted(key, value, config, settings):
         ({"methods": {"dpo": {"loss_type": "ipo"}}}, ["methods.dpo.loss_type", "`methods.ipo: {}`"]),
         ({"methods": {"dpo": {"max_prompt_length": 9}}}, ["dpo.max_prompt_length", "`data.max_prompt_length: 9`"]),
         ({"learning_rate": 1e-6}, ["'learning_rate'. Here it is `train.learning_rate: 1.0e-06`"]),
+        ({"train": {"zero_stage": 3}}, ["unknown key 'train.zero_stage'. The model is sharded over train.workers"]),
+        ({"data": {"path": "d", "chosen_key": "good"}}, ["'data.chosen_key'. Here it is `data.columns.chosen: good`"]),
         ({"limit": 3}, ["Did you mean", "data.limit"]),
         ({"train": {"lerning_rate": 1}}, ["Did you mean 'learning_rate'?"]),
         ({"train": {"xyz": 1}}, ["Known keys: max_steps,"]),
@@ -271,6 +280,42 @@ FILES = {
             "train": {"micro_batch_size": 1, "global_batch_size": 8, "learning_rate": 5e-6, "epochs": 3.0},
         },
         ["template: Here it is `data.template`", "overwrite_cache: rows become token ids"],
+    ),
+    "OpenRLHF": (
+        """
+        pretrain: OpenRLHF/Llama-3-8b-sft-mixture
+        ref_pretrain: OpenRLHF/Llama-3-8b-sft-mixture
+        dataset: OpenRLHF/preference_dataset_mixture2
+        prompt_key: question
+        chosen_key: chosen
+        rejected_key: worse
+        apply_chat_template: true
+        max_len: 8192
+        micro_train_batch_size: 1
+        train_batch_size: 256
+        max_epochs: 1
+        zero_stage: 3
+        adam_offload: true
+        flash_attn: true
+        packing_samples: true
+        learning_rate: 5.0e-7
+        beta: 0.1
+        nll_loss_coef: 0.2
+        bf16: true
+        eval_steps: -1
+        save_path: ./checkpoint/llama3-8b-dpo
+        """,
+        {
+            "name": "llama3-8b-dpo",
+            "model": {"path": "OpenRLHF/Llama-3-8b-sft-mixture", "attn_implementation": "flash_attention_2"},
+            "data": {"path": "OpenRLHF/preference_dataset_mixture2", "template": "chat", "max_length": 8192,
+                     "columns": {"prompt": "question", "rejected": "worse"}},
+            "methods": {"dpo": {"beta": 0.1, "sft_weight": 0.2}},
+            "train": {"micro_batch_size": 1, "global_batch_size": 256, "epochs": 1, "dtype": "bf16",
+                      "learning_rate": 5e-7},
+        },
+        ["zero_stage: the model is sharded", "adam_offload: Here it is `train.optimizer`", "packing_samples: Batches",
+         "ref_pretrain: the reference is", "chosen_key: `data.columns` says which column"],
     ),
 }  # fmt: skip
 

@@ -28,7 +28,9 @@ def method_of(config: Config) -> str:
         for name in names if isinstance(names, list) else [names]:
             if name in METHODS and not (key == "stage" and config.get("pref_loss")):
                 return METHODS[name]
-    return "reward-model" if config.get("reward_model") is True else "dpo"
+    if config.get("ipo") is True:
+        return "ipo"
+    return "reward-model" if config.get("reward_model") is True or "value_head_prefix" in config else "dpo"
 
 
 def of_method(name: str, method: str = "") -> Callable[[Any, Config], Settings]:
@@ -154,7 +156,7 @@ def source(value: Any, config: Config) -> Settings | None:
         sets.append({key: named[key] for key in ("path", "split", "fraction") if named.get(key)})
     if len(sets) == 1:
         return {f"data.{key}": sets[0][key] for key in ("path", "split") if key in sets[0]}
-    shares = config.get("interleave_probs")
+    shares = config.get("interleave_probs", config.get("dataset_probs"))
     shares = shares.split(",") if isinstance(shares, str) else shares
     if isinstance(shares, list) and len(shares) == len(sets):
         sets = [each | {"fraction": float(share)} for each, share in zip(sets, shares, strict=True)]

@@ -13,6 +13,7 @@ from pipeline.recipe.hints.axolotl import AXOLOTL
 from pipeline.recipe.hints.convert import method_of
 from pipeline.recipe.hints.hint import Config, Hint, Settings
 from pipeline.recipe.hints.llama_factory import LLAMA_FACTORY
+from pipeline.recipe.hints.openrlhf import OPENRLHF
 from pipeline.recipe.hints.transformers import TRANSFORMERS
 from pipeline.recipe.hints.trl import TRL
 
@@ -21,6 +22,7 @@ TABLES: dict[str, dict[str, Hint]] = {
     "TRL": TRL,
     "axolotl": AXOLOTL,
     "LLaMA-Factory": LLAMA_FACTORY,
+    "OpenRLHF": OPENRLHF,
 }
 """Trainer -> its keys. A key of an earlier table is not repeated in a later one."""
 
