@@ -51,7 +51,8 @@ CONTEXT: dict[str, tuple[str, ...]] = {
 
 BESIDE = (
     "input", "context", "contexts", "passage", "paragraph", "article", "document", "documents", "background",
-    "knowledge", "reference_text", "choices", "options", "prefix", "developer", "developer_prompt",
+    "knowledge", "reference_text", "choices", "options", "prefix", "suffix", "developer", "developer_prompt", "persona",
+    "examples", "few_shot", "few_shots", "few_shot_examples", "demonstrations", "passages", "evidence",
 )  # fmt: skip
 """Columns with a text that belongs to a prompt: dropped only where the prompt holds it already."""
 

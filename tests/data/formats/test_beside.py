@@ -100,6 +100,7 @@ def test_a_system_prompt_is_known_in_every_spelling(column):
 @pytest.mark.parametrize(
     ("column", "cell"),
     [("developer", "Be brief."), ("options", ["A) first", "B) third"]), ("prefix", "Sure:"), ("Images", ["a.png"]),
+     ("persona", "A pirate."), ("suffix", "Answer in French."), ("examples", [{"q": "Where?", "a": "There."}]),
      ("chosen_reasoning", "The board says three."), ("thought", "The board says three."),
      ("chosen_tool_calls", [{"name": "look", "arguments": {}}])],
 )  # fmt: skip
