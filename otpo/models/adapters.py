@@ -55,19 +55,35 @@ def add_adapters(lm: PreTrainedModel, settings: Mapping[str, Any], *, seed: int)
         try:
             inject_adapter_in_model(config, lm, ADAPTER)
         except ValueError as error:
-            raise UserError(f"model.lora: peft cannot adapt {_name(lm)}: {error} {_others(lm, str(error))}") from error
+            reason = re.sub(r"\(\n.*\n\)", "", str(error), flags=re.DOTALL)  # a module with all that is inside of it
+            raise UserError(f"model.lora: peft cannot adapt {_name(lm)}: {reason} {_others(lm, reason)}") from error
     if any(isinstance(end, BaseTunerLayer) for end in (lm.get_output_embeddings(), lm.get_input_embeddings())):
         raise UserError(
             f"model.lora.target_modules: {settings['target_modules']!r} includes the head or the embeddings of"
             f" {lm.name_or_path}. They cannot have adapters here: log-probabilities are computed from the head's weight"
             " itself, which many models share with the embeddings. Leave them out, or use all-linear, which does."
         )
+    _check_named(lm, settings["target_modules"])
     _check_forwards(lm)
     _check_shared(lm, shared)
     for parameter in lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return lm
+
+
+def _check_named(lm: PreTrainedModel, wanted: str | Collection[str]) -> None:
+    """Refuse names of which the model has no module: peft adapts the others of a list without a word."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    modules = dict(lm.named_modules())
+    if isinstance(wanted, str) or any(isinstance(module, ParamWrapper) for module in modules.values()):
+        return  # experts in one weight are adapted under names that are no modules'
+    absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in modules)]
+    if absent:
+        raise UserError(
+            f"model.lora.target_modules: {_name(lm)} has no module {', '.join(absent)}. {_others(lm, ' '.join(absent))}"
+        )
 
 
 def _check_forwards(lm: PreTrainedModel) -> None:
