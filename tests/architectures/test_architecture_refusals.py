@@ -87,6 +87,17 @@ def test_an_architecture_that_the_loop_cannot_take(tmp_path, model, words):
     assert all(word in str(error.value) for word in [*words, str(tmp_path / "model")]), error.value
 
 
+@pytest.mark.parametrize("named", ["LlamaForSequenceClassification", ["LlamaForSequenceClassification"], [None]])
+def test_the_class_of_the_weights_is_known_however_it_is_written(tmp_path, named):
+    model = save(llama(), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"architectures": named}
+    (model / "config.json").write_text(json.dumps(config))
+    if named == [None]:
+        return checked(tmp_path, model)
+    with pytest.raises(UserError, match="LlamaForSequenceClassification has no head over the vocabulary"):
+        checked(tmp_path, model)
+
+
 def test_the_ways_out_that_refusals_name_are_ways_out(tmp_path):
     mamba = save(tiny_model(tiny_config("mamba")), tmp_path / "mamba")
     checked(tmp_path, mamba, attention="eager")

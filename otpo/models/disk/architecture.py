@@ -134,6 +134,12 @@ def own_code(path: str | Path) -> str:
     )
 
 
+def _class_of(config: PreTrainedConfig) -> str:
+    """The class that a configuration says its weights are of; "" where it says none."""
+    named: Any = config.architectures or [""]
+    return named if isinstance(named, str) else str(named[0] or "")
+
+
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a configuration that describes the language model; of most models it is the whole."""
     return config if config.is_encoder_decoder else config.get_text_config()
@@ -207,7 +213,7 @@ def check_reward_start(path: str | Path, *, attn_implementation: str = "sdpa") -
             raise UserError(
                 f"'{config.model_type}' is a multimodal model, and a reward model reads text: give a language model."
             )
-        if (config.architectures or [""])[0].endswith(CLASSIFIERS[0]) and config.num_labels != 1:
+        if _class_of(config).endswith(CLASSIFIERS[0]) and config.num_labels != 1:
             raise UserError(
                 f"expected a language model, or a classifier with one label, to start a reward model from; found a"
                 f" classifier with {config.num_labels} labels. Give the language model that it was trained from."
@@ -283,7 +289,7 @@ def positions_of(config: PreTrainedConfig) -> int | None:
 
 def _check_purpose(config: PreTrainedConfig) -> None:
     """Refuse models that `AutoModelForCausalLM` would load, but that are made for something else."""
-    kind, name = config.model_type, (config.architectures or [""])[0]
+    kind, name = config.model_type, _class_of(config)
     if kind in TRAIN_MODE_ONLY:
         raise UserError(f"'{kind}' cannot be trained here: {TRAIN_MODE_ONLY[kind]}. Give another architecture.")
     if config.is_encoder_decoder or text_config(config).is_encoder_decoder:
