@@ -30,6 +30,14 @@ PATH_BEGINNINGS = (WORLD_PREFIX, "/", "./", "../", "~")
 PATH_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml")
 
 
+def check_work(recipe: Recipe, *, evaluates: bool) -> None:
+    """Refuse a recipe in which there is nothing to train, and nothing to judge either."""
+    if not (recipe.methods or recipe.base or recipe.pairs or (evaluates and recipe.generate.named_tasks())):
+        raise UserError(
+            "Nothing is to be trained: methods is empty. Name what to train in it, for example `methods: [dpo, otpo]`."
+        )
+
+
 def check_judges(recipe: Recipe, manifest: Manifest, *, evaluates: bool) -> None:
     """Check that the recipe names the judges that it needs; none is asked.
 

@@ -19,7 +19,7 @@ from pipeline.events.gauges import gauged
 from pipeline.lock.lock import one_writer
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
-from pipeline.run.checks import check_evaluation, check_judges, check_training
+from pipeline.run.checks import check_evaluation, check_judges, check_training, check_work
 from pipeline.run.context import RunContext
 from pipeline.run.engines import Engines
 from pipeline.run.folder import RunFolder
@@ -77,6 +77,7 @@ def run(
     """
     with writing_run(folder, progress):
         evaluates = until == "report" or any(recipe.train_of(label).selects_by_judge for label in recipe.methods)
+        check_work(recipe, evaluates=evaluates)
         this = open_context(recipe, folder, world=world, progress=progress, redo=redo, evaluates=evaluates)
         if evaluates:
             check_evaluation(this)

@@ -76,6 +76,14 @@ def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_recipe_that_names_nothing_to_train_is_not_done_already(tmp_path, tiny_llama):
+    tree = settings(tmp_path, tiny_llama, methods={})
+    for until in ("train", "report"):
+        with pytest.raises(UserError, match=r"methods is empty\. Name what to train in it"):
+            run(make_recipe(tree), tmp_path / "runs" / "small", until=until)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("methods", "words"),
     [
