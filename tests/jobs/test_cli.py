@@ -276,6 +276,7 @@ def test_each_generator_of_a_file_is_a_model_of_its_own(tmp_path):
         ("judge", "judge.columns: {output: my reply}.", "--column 'output=my reply'."),
         ("judge", "judge.count_missing counts them", "--count-missing counts them"),
         ("data", "data.columns: {system: null} leaves it out", "--column system= leaves it out"),
+        ("data", "data.columns: {history: a, b, labels: x: y}.", "--column 'history=a, b' --column 'labels=x: y'."),
         ("pairs", "data.columns: {system: null}", "data.columns: {system: null}"),
         ("pairs", "Raise pairs.n or pairs.max_tokens", "Raise --n or --max-tokens"),
     ],

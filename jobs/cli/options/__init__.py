@@ -106,7 +106,7 @@ def kwargs_of(asked: str | None) -> dict[str, Any] | None:
     return found
 
 
-_MAPPING = re.compile(r"\b(?:data|judge)\.columns: \{([^:{}]+): ([^{}]*)\}")
+_MAPPING = re.compile(r"\b(?:data|judge)\.columns: \{([^:{}]+: [^{}]*)\}")
 _KEY = re.compile(r"(?<!--set )\b(pairs\.scorer|generate|judge|data|pairs)\.([a-z_]+)(=?)")
 
 
@@ -136,9 +136,9 @@ def _options_of(verb: Callable[..., None]) -> set[str]:
 
 
 def _column(found: re.Match[str]) -> str:
-    """`data.columns: {prompt: frage}` as `--column prompt=frage`."""
-    what, column = found.groups()
-    return "--column " + shlex.quote(f"{what}={column if column != 'null' else ''}")
+    """`data.columns: {prompt: frage}` as `--column prompt=frage`, with an option for each column."""
+    columns = [each.split(": ", 1) for each in re.split(r", (?=[^:,]+: )", found[1])]
+    return " ".join("--column " + shlex.quote(f"{what}={'' if name == 'null' else name}") for what, name in columns)
 
 
 def _option(options: set[str], found: re.Match[str]) -> str:
