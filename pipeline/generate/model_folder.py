@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from otpo.data.template import Template, has_chat_template
-from otpo.errors import UserError
+from otpo.errors import UserError, first_line
 from otpo.identity import TOKENIZER_FILES, content_digest
-from otpo.models.disk.present import missing, not_of_the_hub
+from otpo.models.disk.present import check_weights, missing, not_of_the_hub
 from pipeline.generate.tied_head import has_own_head
 
 # vLLM's CPU attention refuses every other size after the engine's start (vllm/v1/attention/backends/cpu_attn.py, 0.32).
@@ -115,15 +115,25 @@ def open_model(model: str | Path) -> ModelFolder:
             "`save_pretrained` of transformers (pickled *.bin weights are not read)."
         )
     path = path.resolve()
-    config = json.loads((path / "config.json").read_text())
+    check_weights(str(model), path)
     generation = path / "generation_config.json"
     return ModelFolder(
         path=path,
         name=str(model),
-        config=config,
-        generation_config=json.loads(generation.read_text()) if generation.is_file() else {},
+        config=_object_of(path / "config.json"),
+        generation_config=_object_of(generation) if generation.is_file() else {},
         digest=content_digest(path),
     )
+
+
+def _object_of(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}. Copy it anew.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: expected an object, found {type(found).__name__}. Copy it anew.")
+    return found
 
 
 def why_not_vllm(model: ModelFolder, *, on_cpu: bool) -> str | None:

@@ -97,6 +97,27 @@ def test_a_folder_that_is_not_there_and_an_adapter_are_named(tmp_path: Path):
         preflight(tmp_path, EngineConfig(device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "[]", "expected an object, found list"),
+        ("generation_config.json", "[]", "expected an object, found list"),
+        ("model.safetensors", "cut", "no whole header of safetensors"),
+        ("model.safetensors", None, "is no file, but a folder or a link"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused_before_an_engine_starts(tmp_path, tiny_llama, file, text, words):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / file).unlink(missing_ok=True)
+    if text is None:
+        (folder / file).symlink_to(tmp_path / "blob")
+    else:
+        (folder / file).write_text(text)
+    with pytest.raises(UserError, match=words):
+        preflight(folder, EngineConfig(device="cpu"))
+
+
 # ---- prompts and answers as token ids ----
 
 

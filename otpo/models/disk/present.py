@@ -39,9 +39,23 @@ def check_present(key: str, path: str) -> None:
         return  # has an answer of its own
     if not (folder / "config.json").is_file():
         raise UserError(f"{key}: {path} is no model folder: expected a config.json in it.")
+    check_weights(key, folder)
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
+        raise UserError(
+            f"{key}: {path} holds no tokenizer: expected tokenizer.json and tokenizer_config.json beside config.json."
+            " Save the model's own there, `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
+        )
+
+
+def check_weights(key: str, folder: Path) -> None:
+    """Refuse a folder of which transformers would not read all weights, told from names and headers of its files.
+
+    Raises:
+        UserError: says which files are missing or not whole.
+    """
     if not weight_files(folder):
         raise UserError(
-            f"{key}: {path} holds no weights: expected *.safetensors beside config.json. Copy or download the model"
+            f"{key}: {folder} holds no weights: expected *.safetensors beside config.json. Copy or download the model"
             " whole, or save it there with `save_pretrained` of transformers."
         )
     for file in weight_files(folder):
@@ -64,13 +78,8 @@ def check_present(key: str, path: str) -> None:
     if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise UserError(
-            f"{key}: {path} lacks {', '.join(absent[:SHOWN])}{more}, which {INDEX} names: copy or download the model"
+            f"{key}: {folder} lacks {', '.join(absent[:SHOWN])}{more}, which {INDEX} names: copy or download the model"
             " whole."
-        )
-    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
-        raise UserError(
-            f"{key}: {path} holds no tokenizer: expected tokenizer.json and tokenizer_config.json beside config.json."
-            " Save the model's own there, `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`."
         )
 
 
