@@ -18,6 +18,7 @@ from pipeline.plan.serving import Serving, serving
 from pipeline.progress import silent
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.recipe.data import DataConfig
+from pipeline.run.checks import check_work
 from pipeline.run.folder import RunFolder
 from pipeline.run.sources import Sources
 from pipeline.train.models import model_limits
@@ -50,6 +51,7 @@ def plan_recipe(
         UserError: a recipe, a model or a machine that cannot be planned.
     """
     recipe = load_recipe(source, overrides)
+    check_work(recipe, evaluates=False)
     machine = _machine(recipe, gpu, nodes, gpus_per_node, utilisation, price)
     if machine.gpu is None:
         check_quantization(recipe.model.quantization, gpu=False)

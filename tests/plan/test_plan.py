@@ -284,6 +284,12 @@ def test_what_cannot_be_planned_is_refused(models: dict[str, Path], words: list[
     assert isinstance(shown.exception, UserError) and refusal in str(shown.exception)
 
 
+def test_a_recipe_without_methods_is_not_planned(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings(tmp_path, tiny_llama, methods={})))
+    shown = otpo(tmp_path / "recipe.yaml")
+    assert isinstance(shown.exception, UserError) and "methods is empty" in str(shown.exception)
+
+
 def test_lengths_of_a_local_file_are_measured(tmp_path: Path, tiny_llama: Path) -> None:
     tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
     write_pairs(tmp_path / "pairs.json", n=60)
