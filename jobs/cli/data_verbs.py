@@ -18,7 +18,7 @@ from jobs.cli.options import (
     columns_of,
     kwargs_of,
 )
-from jobs.cli.terminal import one_of, say, show
+from jobs.cli.terminal import one_of, say, show, writable
 from otpo.errors import UserError
 
 
@@ -122,6 +122,7 @@ def fresh(
     """Make a small random model and its tokenizer from a data file. A start for trials without a download."""
     from otpo.models.fresh import fresh as make
 
+    writable(out.parent)
     make(
         source,
         out,

@@ -67,6 +67,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, recipe):
     """Not even root can write below a file."""
     done = otpo(tmp_path, "train", recipe, "--runs", recipe / "sub")
     refused(done, "cannot be written", "Not a directory", "--runs")
+    (tmp_path / "pairs.json").write_text(json.dumps([ROW]))
+    done = otpo(tmp_path, "fresh", tmp_path / "pairs.json", "--out", recipe / "sub" / "model")
+    refused(done, "cannot be written", "Not a directory", "--out")
 
 
 ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
