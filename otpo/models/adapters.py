@@ -133,7 +133,7 @@ def _others(lm: PreTrainedModel, refused: str) -> str:
     head = lm.get_output_embeddings()
     linear = [name for name, module in lm.named_modules() if type(module) is nn.Linear and module is not head]
     names = sorted({name.removesuffix(".base_layer").rpartition(".")[2] for name in linear})
-    found = [name for name in names if not re.search(rf"\b{name}\b", refused) and name != "dt_proj"]
+    found = [name for name in names if not re.search(rf"\b{name}\b", refused) and name not in ("dt_proj", ADAPTER)]
     return f"Name others in model.lora.target_modules; it has {found}."
 
 

@@ -284,7 +284,7 @@ def test_first_matrices_follow_the_seed_alone(start):
         (["lm_head"], ["target_modules", "lm_head", "head", "all-linear"]),
         (["q_proj", "embed_tokens"], ["embed_tokens", "embeddings"]),
         (["c_attn"], ["model.lora", "c_attn"]),
-        (["q_proj", "v_porj"], ["has no module v_porj. Name others", "'v_proj'"]),
+        (["q_proj", "v_porj"], ["has no module v_porj. Name others", "it has ['down_proj', "]),
         (".*nothing", ["model.lora"]),
         (".*", ["peft cannot adapt", "Target module LlamaModel is not supported"]),
     ],
