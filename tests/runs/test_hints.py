@@ -284,38 +284,31 @@ FILES = {
     "OpenRLHF": (
         """
         pretrain: OpenRLHF/Llama-3-8b-sft-mixture
-        ref_pretrain: OpenRLHF/Llama-3-8b-sft-mixture
         dataset: OpenRLHF/preference_dataset_mixture2
         prompt_key: question
         chosen_key: chosen
         rejected_key: worse
         apply_chat_template: true
-        max_len: 8192
         micro_train_batch_size: 1
         train_batch_size: 256
-        max_epochs: 1
         zero_stage: 3
         adam_offload: true
         flash_attn: true
         packing_samples: true
         learning_rate: 5.0e-7
-        beta: 0.1
         nll_loss_coef: 0.2
-        bf16: true
-        eval_steps: -1
         save_path: ./checkpoint/llama3-8b-dpo
         """,
         {
             "name": "llama3-8b-dpo",
             "model": {"path": "OpenRLHF/Llama-3-8b-sft-mixture", "attn_implementation": "flash_attention_2"},
-            "data": {"path": "OpenRLHF/preference_dataset_mixture2", "template": "chat", "max_length": 8192,
+            "data": {"path": "OpenRLHF/preference_dataset_mixture2", "template": "chat",
                      "columns": {"prompt": "question", "rejected": "worse"}},
-            "methods": {"dpo": {"beta": 0.1, "sft_weight": 0.2}},
-            "train": {"micro_batch_size": 1, "global_batch_size": 256, "epochs": 1, "dtype": "bf16",
-                      "learning_rate": 5e-7},
+            "methods": {"dpo": {"sft_weight": 0.2}},
+            "train": {"micro_batch_size": 1, "global_batch_size": 256, "learning_rate": 5e-7},
         },
         ["zero_stage: the model is sharded", "adam_offload: Here it is `train.optimizer`", "packing_samples: Batches",
-         "ref_pretrain: the reference is", "chosen_key: `data.columns` says which column"],
+         "chosen_key: `data.columns` says which column"],
     ),
 }  # fmt: skip
 
