@@ -50,11 +50,12 @@ def _is_named(messages: Messages, text: str) -> bool:
 
     A role is no name, and tools have theirs in the calls.
     """
-    names = [str(m["name"]).strip() for m in messages if m.get("name") and m["role"] in SPEAKERS]
+    given = [str(m["name"]).strip() for m in messages if m.get("name") and m["role"] in SPEAKERS]
+    names = [name for name in given if name and name not in SPEAKERS]
+    if not names:
+        return True
     said = "\0".join((message.get("content") or "").rpartition("</think>")[2] for message in messages)
-    return all(
-        text.count(name) >= said.count(name) + names.count(name) for name in names if name and name not in SPEAKERS
-    )
+    return all(text.count(name) >= said.count(name) + names.count(name) for name in names)
 
 
 def check_tools(tools: Iterable[dict[str, Any]], text: str) -> None:
