@@ -54,6 +54,8 @@ class SweepCallback(tune.Callback):
                 folder = self.settings.folder.label(record["name"])
                 judged = self.settings.search.task is not None
                 found = judged_milestones(folder) if judged else Evaluations(folder.metrics).new()
+                # training and judging went on until Tune had decided by its last report
+                reported = [each for each in found if each["step"] <= trial.last_result.get("step", 0)]
                 seconds = record["before"] + time.time() - record["started"]
-                figures = found[-1] if found else {}
+                figures = reported[-1] if reported else {}
                 write_trial(folder, record | end | {"figures": figures, "seconds": seconds})

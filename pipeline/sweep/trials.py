@@ -96,9 +96,7 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
     earlier = read_trial(settings.folder.label(name))
     if settings.keeps(earlier):
         write_trial(settings.folder.label(name), earlier | {"tune": this})
-        for judged in judged_milestones(settings.folder.label(name)):
-            _report_judged(settings, judged)
-        _report(settings, name, earlier["figures"])
+        _report_again(settings, earlier)
         return
     if claimed := ray.get(queue.claim.remote(name, this)):
         name = f"{name}.{claimed + 1}"
@@ -126,7 +124,7 @@ def run_trial(values: dict[str, Any], *, settings: TrialSettings, queue: Any) ->
         seconds = record["before"] + time.time() - record["started"]
         write_trial(folder, record | end | {"seconds": seconds})
         if end["state"] == DONE and settings.search.task is not None:
-            _report(settings, name, end["figures"])
+            _report(settings, end["figures"])
         if end["state"] == DONE or lasting:
             return
         record["before"] = seconds
@@ -162,7 +160,7 @@ def _train(settings: TrialSettings, queue: Any, recipe: Recipe, job: TrainJob) -
     """
     folder = settings.folder.label(job.label)
     evaluations = Evaluations(folder.metrics)
-    milestones = TrialMilestones(folder, job.label, queue, partial(_report_judged, settings))
+    milestones = TrialMilestones(folder, job.label, queue, partial(_report, settings))
     reporting: Callable[[], None] = (
         milestones.advance if settings.search.task is not None else (lambda: _report_new(settings, evaluations))
     )
@@ -232,14 +230,18 @@ def _check_figures(settings: TrialSettings, figures: dict[str, Any], who: str) -
         raise LastingError(f"No {missing[0]}; {who}: {', '.join(sorted(figures))}.")
 
 
-def _report(settings: TrialSettings, name: str, figures: dict[str, Any]) -> None:
-    if settings.search.task is None:
-        _report_new(settings, Evaluations(settings.folder.label(name).metrics))
-    else:
-        _report_judged(settings, figures)
+def _report_again(settings: TrialSettings, earlier: dict[str, Any]) -> None:
+    """Report what a finished trial reported. One that was stopped may have been trained and judged a little further."""
+    folder, figures = settings.folder.label(earlier["name"]), earlier["figures"]
+    judged = settings.search.task is not None
+    for found in judged_milestones(folder) if judged else Evaluations(folder.metrics).new():
+        if earlier["state"] == DONE or found["step"] <= figures.get("step", 0):
+            _report(settings, found)
+    if judged:
+        _report(settings, figures)
 
 
-def _report_judged(settings: TrialSettings, figures: dict[str, Any]) -> None:
+def _report(settings: TrialSettings, figures: dict[str, Any]) -> None:
     names = ("step", *settings.search.objectives)
     tune.report({"step": 0} | {name: figures[name] for name in names if name in figures})
 

@@ -50,7 +50,7 @@ def test_eight_trials_under_asha_that_are_killed_end_as_undisturbed_ones(tiny_ll
     with ScriptedJudge() as judge:
         tree: dict[str, Any] = judged_tree(tiny_llama, tmp_path, judge.url)
         tree["train"] |= {"max_steps": 12, "save_every": 2}
-        tree["sweep"] = {"params": {RATE: RATES}, "scheduler": "asha", "judge_every": 4, "reduction_factor": 2}
+        tree["sweep"] = {"params": {RATE: RATES}, "scheduler": "asha", "judge_every": 6, "reduction_factor": 2}
         tree["sweep"] |= {"max_concurrent_trials": 1}  # ASHA's decisions hang on the order of reports: one at a time
         (tmp_path / "tiny.yaml").write_text(json.dumps(tree))
         done(command("whole"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -77,6 +79,19 @@ def test_a_judged_milestone_keeps_its_figures_and_not_its_weights(tmp_path: Path
     assert label.milestones() == []
 
 
+def stopped_by_asha(trials: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """ASHA with reduction factor 2: which of some trials, one after the other, are stopped, and after which step."""
+    rungs: dict[int, list[float]] = defaultdict(list)
+    stopped = {}
+    for name, milestones in trials.items():
+        for each in milestones:
+            before, rungs[each["step"]] = rungs[each["step"]], [*rungs[each["step"]], each["win_rate"]]
+            if before and each["win_rate"] < median(before):
+                stopped[name] = each["step"]
+                break
+    return stopped
+
+
 @pytest.mark.slow
 def test_asha_stops_trials_by_what_the_judge_says_on_the_way(
     tiny_llama: Path, tmp_path: Path, ray_cluster: None
@@ -107,8 +122,10 @@ def test_asha_stops_trials_by_what_the_judge_says_on_the_way(
                 report = json.loads((milestone.generation("sums") / "generation.json").read_text())
                 assert json.loads(milestone.judged.read_text())["model_sha256"] == report["model_sha256"]
             assert label.verdicts_on("sums").exists() == (name not in stopped)
-        for name in stopped:
-            assert trial(folder.path, name)["figures"]["win_rate"] is not None
+        order = [f"learning_rate-{rate:g}" for rate in (1e-7, 1e-2, 2e-7)]
+        # a milestone that was judged before Tune had stopped its trial decided nothing
+        steps = {name: trial(folder.path, name)["figures"]["step"] for name in stopped}
+        assert steps == stopped_by_asha({name: judged_milestones(folder.sweep.label(name)) for name in order})
         calls, before = len(judge.calls), {name: len(lines(folder.path, name)) for name in outcome.results["trial"]}
         # the same command: nothing is trained or judged again
         sweep(make_recipe(tree), folder.path, progress=silent, say=silent)
