@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from otpo.data.convert import RECOGNISED
 from otpo.data.formats import FORMATS
@@ -35,17 +36,28 @@ def open_sets(recipe: Recipe, source: str | Mapping[str, str], *, supervised: bo
     """The data sets behind a source, in order: one, or those of a mix.
 
     Raises:
-        UserError: one that cannot be read, or whose format is not known.
+        UserError: one that cannot be read, whose format is not known, or a file of which a split is asked for.
     """
     data = recipe.data
     if isinstance(source, Mapping):
+        for name, path in source.items():
+            _check_split(f"data.datasets.{name}.split", path, data.datasets[name].split)
         return [
             _open(name, path, (each := data.datasets[name]).split, each.limit, each.columns)
             for name, path in source.items()
         ]
     if supervised:
         return [_open("", source, data.split, None, (recipe.base or {}).get("columns"))]
+    _check_split("data.split", source, data.split)
     return [_open("", source, data.split, data.limit, data.columns)]
+
+
+def _check_split(key: str, source: str, split: str) -> None:
+    if split != "train" and Path(source).expanduser().is_file():
+        raise UserError(
+            f"{key}: {source} is a file, of which all rows are read: leave the key out, or give a file of the split"
+            f" '{split}' alone."
+        )
 
 
 def _open(name: str, source: str, split: str, limit: int | None, columns: Columns | None) -> DataSet:

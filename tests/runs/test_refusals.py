@@ -61,8 +61,9 @@ def test_a_batch_larger_than_the_data_is_told():
         ({"data": {"validation": 0.01}}, ["cannot split", "Set data.validation", "to 0 to hold none out"]),
         ({"data": {"validation": 0}, "train": {"eval_every": 2}}, ["train.eval_every", "data.validation above 0"]),
         ({"train": {"eval_every": 2, "best_metric": "eval_los"}}, ["train.best_metric", "did you mean 'eval_loss'"]),
+        ({"data": {"split": "test"}}, ["data.split", "is a file, of which all rows are read", "split 'test' alone"]),
     ],
-    ids=["one step", "no validation rows", "nothing to evaluate", "no such figure"],
+    ids=["one step", "no validation rows", "nothing to evaluate", "no such figure", "a split of a file"],
 )
 def test_a_run_is_refused_before_anything_starts(tmp_path, tiny_llama, changes, words):
     tree = settings(tmp_path, tiny_llama, methods={"dpo": {}})
