@@ -81,7 +81,9 @@ def _machine(
     if gpu is not None:
         if train.use_gpu is False:
             raise UserError(f"--gpu {gpu}: the recipe trains on CPUs (train.use_gpu is false). Leave one of them out.")
-        return gpu_machine(gpu, nodes=nodes, per_node=per_node or workers, utilisation=utilisation, usd=price)
+        return gpu_machine(
+            gpu, nodes=nodes, per_node=workers if per_node is None else per_node, utilisation=utilisation, usd=price
+        )
     import torch
 
     gpus = torch.cuda.device_count()

@@ -47,10 +47,9 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="kind of GPU, such as H100; unset: this machine")] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="nodes that train")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", help="nodes that train")] = 1,
     gpus_per_node: Annotated[
-        int | None,
-        typer.Option("--gpus-per-node", min=1, help="GPUs of each; unset: train.workers", show_default=False),
+        int | None, typer.Option("--gpus-per-node", help="GPUs of each; unset: train.workers", show_default=False)
     ] = None,
     price: Annotated[
         float | None, typer.Option("--price", min=0, help="USD of a GPU for an hour", show_default=False)

@@ -272,6 +272,7 @@ def test_the_command_prints_the_plan(models: dict[str, Path]) -> None:
     [
         (["--gpu", "GTX"], "expected one of B200, H200, H100"),
         (["--gpu", "H100", "--nodes", "0"], "--nodes must be at least 1"),
+        (["--gpu", "H100", "--gpus-per-node", "0"], "--gpus-per-node must be at least 1"),
         (["--utilisation", "30"], "a share of the GPU's peak"),
         (["--gpu", "H100", "model.path=/nowhere/at-all"], "model.path: there is no folder '/nowhere/at-all' here"),
         (["--gpu", "H100", "model.path=s3://bucket/model"], "and that is an address"),

@@ -57,12 +57,6 @@ def test_a_gpu_is_known_by_its_name_and_memory(name: str, gib: float, kind: str 
     assert found is None or found.memory == int((memory or 0) * GIB)
 
 
-@pytest.mark.parametrize("option", ["--nodes", "--gpus-per-node"])
-def test_a_group_has_one_gpu_or_more(model: Path, option: str) -> None:
-    said = otpo(model, "--gpu", "H100", option, "0")
-    assert said.exit_code == 2 and option in said.output
-
-
 def test_float32_is_planned_at_its_own_speed(model: Path) -> None:
     """It is computed in full: 67 TFLOP/s of an H100 where bfloat16 has 989."""
     half, full = (planned(model, 1, 8, f"train.dtype={dtype}", "train.save_every=null") for dtype in ("bf16", "fp32"))
