@@ -25,6 +25,22 @@ def way(what: str, column: str | None) -> str:
     return f"data.columns: {{{what}: {'null' if column is None else column}}}"
 
 
+def way_by_truth(column: str, prompt: str, better: str, other: str) -> str:
+    """The mapping that reads a column of 1 and 0, or true and false, as whether one of two responses is better."""
+    return (
+        f"If 1 or true says that {better} is better: data.columns: {{history: {prompt}, human_ref_A: {better},"
+        f" human_ref_B: {other}, labels: {column}}}."
+    )
+
+
+def way_by_number(column: str, prompt: str, first: str, second: str) -> str:
+    """The mapping that reads a column of 0 and 1 as the number of the better response."""
+    return (
+        f"If 0 is {first} and 1 is {second}: data.columns: {{response_0: {first}, response_1: {second},"
+        f" better_response_id: {column}}}."
+    )
+
+
 @cache
 def kind_of(column: str) -> str:
     """What a column of this name usually says: "prompt", "beside" (what the prompt is about), "thoughts" (of an

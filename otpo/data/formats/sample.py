@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from otpo.data.formats.beside import way_by_number, way_by_truth
 from otpo.data.formats.cells import are_messages, is_blank, is_null
 from otpo.data.formats.names import ALIASES
 from otpo.data.rows import Row
@@ -67,15 +68,9 @@ def _check_winners(
         found = ", ".join([*(f"{number:g}" for number in sorted(numbers)[:6]), *said])
         ways = []
         if numbers <= {0, 1}:
-            ways.append(
-                f"If 1 or true says that {first} is better: data.columns: {{history: {prompt}, human_ref_A: {first},"
-                f" human_ref_B: {second}, labels: {column}}}."
-            )
+            ways.append(way_by_truth(column, prompt, first, second))
             if not said:
-                ways.append(
-                    f"If 0 is {first} and 1 is {second}: data.columns: {{response_0: {first}, response_1: {second},"
-                    f" better_response_id: {column}}}."
-                )
+                ways.append(way_by_number(column, prompt, first, second))
         raise UserError(
             f"{source}: expected that {column} names the better of {first} and {second} (a or b, model_a, ...), or"
             f" counts them as 1 and 2; found {found}, which can be read in several ways."

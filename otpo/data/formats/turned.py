@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from otpo.data.formats.beside import way
+from otpo.data.formats.beside import way, way_by_number, way_by_truth
 from otpo.data.formats.cells import is_blank
 from otpo.data.formats.names import ALIASES, plain
 from otpo.data.formats.sample import may_be_text
@@ -50,15 +50,9 @@ def check_turned(
         ways = [f"{way(column, None)} takes {chosen} and {rejected} as they stand."]
         if known and words <= {"0", "1", "true", "false"}:
             one, other = (rejected, chosen) if turned else (chosen, rejected)
-            ways.append(
-                f"If 1 or true says that {one} is better: data.columns: {{history: {prompt}, human_ref_A: {one},"
-                f" human_ref_B: {other}, labels: {column}}}."
-            )
+            ways.append(way_by_truth(column, prompt, one, other))
         if known and decides and words <= {"0", "1"}:
-            ways.append(
-                f"If 0 is {chosen} and 1 is {rejected}: data.columns: {{response_0: {chosen}, response_1: {rejected},"
-                f" better_response_id: {column}}}."
-            )
+            ways.append(way_by_number(column, prompt, chosen, rejected))
         raise UserError(
             f"{source}: expected that {chosen} is the better answer of each pair; the column {column} has {said}, which"
             f" may say that it is the worse one in some rows. {' '.join(ways)} Otherwise write the better text as"

@@ -76,10 +76,8 @@ def check_weights(key: str, folder: Path) -> None:
             " is. Copy it anew."
         ) from error
     if absent:
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise UserError(
-            f"{key}: {folder} lacks {', '.join(absent[:SHOWN])}{more}, which {INDEX} names: copy or download the model"
-            " whole."
+            f"{key}: {folder} lacks {_some(absent)}, which {INDEX} names: copy or download the model whole."
         )
 
 
@@ -91,12 +89,15 @@ def _check_names(key: str, folder: Path) -> None:
     ):
         return
     names = [file.name for file in weight_files(folder)]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     raise UserError(
-        f"{key}: expected {WHOLE}, or {INDEX} that names its parts, in {folder}; found {', '.join(names[:SHOWN])}"
-        f"{more}, which transformers does not read by itself. Copy or download the model whole, or save it with"
-        " `save_pretrained`."
+        f"{key}: expected {WHOLE}, or {INDEX} that names its parts, in {folder}; found {_some(names)}, which"
+        " transformers does not read by itself. Copy or download the model whole, or save it with `save_pretrained`."
     )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def missing(path: str, reason: str) -> str:
