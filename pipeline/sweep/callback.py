@@ -7,10 +7,9 @@ from typing import Any
 
 from ray import tune
 
-from pipeline.milestones.judged import judged_milestones
 from pipeline.progress import Progress
 from pipeline.run.metrics import newest_step
-from pipeline.sweep.trials import FAILED, RUNNING, STOPPED, Evaluations, TrialSettings, trial_records, write_trial
+from pipeline.sweep.trials import FAILED, RUNNING, STOPPED, TrialSettings, on_the_way, trial_records, write_trial
 
 
 class SweepCallback(tune.Callback):
@@ -52,10 +51,9 @@ class SweepCallback(tune.Callback):
         for record in trial_records(self.settings):
             if record["tune"] == trial.trial_id and record["state"] == RUNNING:
                 folder = self.settings.folder.label(record["name"])
-                judged = self.settings.search.task is not None
-                found = judged_milestones(folder) if judged else Evaluations(folder.metrics).new()
                 # training and judging went on until Tune had decided by its last report
-                reported = [each for each in found if each["step"] <= trial.last_result.get("step", 0)]
+                last = trial.last_result.get("step", 0)
+                reported = [each for each in on_the_way(self.settings, folder) if each["step"] <= last]
                 seconds = record["before"] + time.time() - record["started"]
                 figures = reported[-1] if reported else {}
                 write_trial(folder, record | end | {"figures": figures, "seconds": seconds})

@@ -221,7 +221,7 @@ def _is_evaluation(line: dict[str, Any]) -> bool:
 def _report_new(settings: TrialSettings, evaluations: Evaluations) -> None:
     for line in evaluations.new():
         _check_figures(settings, line, "an evaluation gives")
-        tune.report({name: line[name] for name in ("step", *settings.search.objectives)})
+        _report(settings, line)
 
 
 def _check_figures(settings: TrialSettings, figures: dict[str, Any], who: str) -> None:
@@ -233,12 +233,16 @@ def _check_figures(settings: TrialSettings, figures: dict[str, Any], who: str) -
 def _report_again(settings: TrialSettings, earlier: dict[str, Any]) -> None:
     """Report what a finished trial reported. One that was stopped may have been trained and judged a little further."""
     folder, figures = settings.folder.label(earlier["name"]), earlier["figures"]
-    judged = settings.search.task is not None
-    for found in judged_milestones(folder) if judged else Evaluations(folder.metrics).new():
+    for found in on_the_way(settings, folder):
         if earlier["state"] == DONE or found["step"] <= figures.get("step", 0):
             _report(settings, found)
-    if judged:
+    if settings.search.task is not None:
         _report(settings, figures)
+
+
+def on_the_way(settings: TrialSettings, folder: LabelFolder) -> list[dict[str, Any]]:
+    """What a trial's folder holds of its training: figures of judged milestones, or evaluations, each with its step."""
+    return judged_milestones(folder) if settings.search.task is not None else Evaluations(folder.metrics).new()
 
 
 def _report(settings: TrialSettings, figures: dict[str, Any]) -> None:
