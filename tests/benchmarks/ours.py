@@ -38,9 +38,9 @@ def one_worker() -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def steps_of(shape: Shape, steps: int, *, pairs: int | None = None) -> list[list[SequenceBatch]]:
+def steps_of(shape: Shape, steps: int) -> list[list[SequenceBatch]]:
     """The micro-batches of each step, as a worker makes them; an EOS stands behind each completion of the shape."""
-    pairs = pairs or shape.step_pairs
+    pairs = shape.step_pairs
     items = [TokenPair(i, p, [*c, 1], [*r, 1]) for i, (p, c, r) in enumerate(shape.pairs(pairs * steps))]
     on_gpu = torch.cuda.is_available()
     size, budget = (None, TOKENS["cuda"]) if on_gpu else (pairs, TOKENS["cpu"])

@@ -154,7 +154,7 @@ class Chat:
         notes = (*prefilled, *((other,) if other else ()))
         if not plain:
             lack = missing(completion, header, body)
-            return Rendered(text, text, f"{lack} is left out{self._other_key(lack)}" if lack else None, notes)
+            return Rendered(text, text, self._left_out(lack) if lack else None, notes)
         if body.strip() == own.strip():
             return Rendered(text, written, notes=notes if own in body else (*notes, TRIMMED))
         if begun and body.strip() == own[len(begun) :].strip():
@@ -215,12 +215,12 @@ class Chat:
     def _knows(self, variable: str) -> bool:
         return re.search(rf"\b{re.escape(variable)}\b", self._text) is not None
 
-    def _other_key(self, lack: str) -> str:
-        """The key under which the template reads thoughts, where they stand under another that it does not read."""
-        known = [key for key in REASONING if self._knows(key)]
-        if lack.removeprefix("its ") not in REASONING or not known:
-            return ""
-        return f" (the chat template reads {' or '.join(known)}: call it so in the rows)"
+    def _left_out(self, key: str) -> str:
+        """What the template leaves out of a message; thoughts may be read under another key, which is named then."""
+        what = "a tool call" if key == "tool_calls" else f"its {key}"
+        read = [other for other in REASONING if self._knows(other)] if key in REASONING else []
+        way = f" (the chat template reads {' or '.join(read)}: call it so in the rows)" if read else ""
+        return f"{what} is left out{way}"
 
     def _around(self, before: Messages, completion: dict[str, Any], first: str, parts: Parts) -> tuple[str | None, str]:
         """What is rendered before a completion in its conversation (None: nothing tells), and the end after it."""

@@ -15,15 +15,15 @@ SPEAKERS = ("system", "developer", "user", "assistant")
 
 
 def missing(completion: dict[str, Any], header: str, body: str) -> str | None:
-    """What a rendered answer lacks of a message with more than text; None where it has everything."""
+    """The key of a message with more than text that a rendered answer lacks; None where it has everything."""
     if not _calls_in(completion, body):
-        return "a tool call"
+        return "tool_calls"
     if not _is_named([completion], header + body):
-        return "its name"
+        return "name"
     for key in ("content", *REASONING):
         text = completion.get(key)
         if isinstance(text, str) and text.strip() and text.strip() not in header + body:
-            return f"its {key}"
+            return key
     return None
 
 

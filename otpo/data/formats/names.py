@@ -49,6 +49,9 @@ CONTEXT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Columns that belong to the prompt in every format, and the names that they may have in a file."""
 
+HALF = re.compile(r"[_ -]?([ab]|[01]|[12])$", re.IGNORECASE)
+"""How the names of two responses end, of which the better one differs from row to row."""
+
 BESIDE = (
     "input", "context", "contexts", "passage", "paragraph", "article", "document", "documents", "background",
     "knowledge", "reference_text", "choices", "options", "prefix", "suffix", "developer", "developer_prompt", "persona",

@@ -13,9 +13,9 @@ from otpo.data.formats.beside import check_dropped, check_sides, dropped, kind_o
 from otpo.data.formats.cells import are_messages, are_texts, is_blank, is_null, string_of
 from otpo.data.formats.columns import score_notes
 from otpo.data.formats.context import context_of, joined, last_role
-from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HINTS, TEXTS, plain, scores_among
+from otpo.data.formats.names import ALIASES, CONTEXT, CONVERSATIONS, HALF, HINTS, TEXTS, plain, scores_among
 from otpo.data.formats.sample import check_decisions, is_prose, may_be_text, prose_of
-from otpo.data.formats.turned import HALF, check_turned
+from otpo.data.formats.turned import check_turned
 from otpo.data.rows import BadRow, Parts, Row, content
 from otpo.errors import UserError
 

@@ -8,13 +8,11 @@ from typing import Any
 
 from otpo.data.formats.beside import way, way_by_number, way_by_truth
 from otpo.data.formats.cells import is_blank
-from otpo.data.formats.names import ALIASES, plain
+from otpo.data.formats.names import ALIASES, HALF, plain
 from otpo.data.formats.sample import may_be_text
 from otpo.data.rows import Row
 from otpo.errors import UserError
 
-HALF = re.compile(r"[_ -]?([ab]|[01]|[12])$", re.IGNORECASE)
-"""How the names of two responses end."""
 TURNED = re.compile(r"(?:(?:is|was|label|labels|pair)[_ -]?)?(?:flip(?:ped)?|swap(?:ped)?|reversed?|inverted)")
 DECIDES = {
     *ALIASES["winner"], *ALIASES["better_response_id"], *ALIASES["label"], "labels", "human_label", "human_preference",
