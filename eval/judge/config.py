@@ -55,6 +55,11 @@ class ServedModel(BaseModel):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM may fill.")
     start_timeout: float = Field(900.0, gt=0, description="Seconds that the server may take to start.")
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that it takes, on one node, where the cluster has any."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
 
 def _name_of(model: object) -> str:
     """What a model is called: the end of its path or hub name, or the label of a run's folder."""

@@ -22,6 +22,7 @@ Node = dict[str, float]
 
 ACCELERATOR = "accelerator_type:"  # Ray's resource of a node with a GPU of a known kind
 NO_BF16 = {"K80", "P4", "P100", "V100", "T4"}  # GPUs of a compute capability below 8.0, as Ray names them
+SERVED_SIZE = "judge.vllm.tensor_parallel_size"  # with data_parallel_size, the GPUs of a judge that vLLM serves
 NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler started, or may start
 
 
@@ -179,8 +180,18 @@ def engine_demands(workers: int, gpus: int, nodes: Sequence[Node], *, on_trainin
     return found[:workers]
 
 
-def check_engines(workers: int, gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool = True) -> list[Node]:
+def check_engines(
+    workers: int,
+    gpus: int,
+    nodes: Sequence[Node],
+    *,
+    on_training_nodes: bool = True,
+    key: str = "generate.tensor_parallel_size",
+) -> list[Node]:
     """`engine_demands` of engines, of which at least one must fit the nodes.
+
+    Args:
+        key: of the recipe, which says how many GPUs an engine takes.
 
     Raises:
         UserError: none does.
@@ -188,9 +199,8 @@ def check_engines(workers: int, gpus: int, nodes: Sequence[Node], *, on_training
     found = engine_demands(workers, gpus, nodes, on_training_nodes=on_training_nodes)
     if not found:
         raise UserError(
-            f"generation wants engines of {gpus} GPU{'s' if gpus != 1 else ''} (generate.tensor_parallel_size), and no"
-            " node has room for one: an engine stays within a node, and"
-            f" {_largest(gpus, nodes, on_training_nodes=on_training_nodes)}. Lower generate.tensor_parallel_size, or"
+            f"{key} makes engines of {gpus} GPU{'s' if gpus != 1 else ''} each, and no node has room for one: an engine"
+            f" stays within a node, and {_largest(gpus, nodes, on_training_nodes=on_training_nodes)}. Lower {key}, or"
             " add nodes; of an autoscaled pool at least one node must be there."
         )
     return found
@@ -210,6 +220,27 @@ def _largest(gpus: int, nodes: Sequence[Node], *, on_training_nodes: bool) -> st
         f"{said}, with {_count(largest, pool)} of the resource `{pool}`, of which an engine takes one for each GPU:"
         " start the node with as many"
     )
+
+
+def beside_judge(gpus: int, nodes: Sequence[Node]) -> list[Node]:
+    """What the nodes offer to others while vLLM serves a judge on one of them, for as long as models are trained.
+
+    Args:
+        gpus: that the judge holds; 0 where it has none.
+
+    Raises:
+        UserError: no node has room for it.
+    """
+    if not gpus:
+        return list(nodes)
+    (demand,) = check_engines(1, gpus, nodes, on_training_nodes=False, key=SERVED_SIZE)
+    held = {"GPU": gpus, **demand}
+    roomy = [node for node in nodes if all(_count(node, kind) >= held[kind] for kind in held)]
+    taken = min(roomy, key=lambda node: _count(node, "GPU"))
+    held["CPU"] = (
+        _count(taken, "CPU") // _count(taken, "GPU") * gpus
+    )  # its processes want them, though Ray does not know
+    return [{kind: node[kind] - held.get(kind, 0) for kind in node} if node is taken else node for node in nodes]
 
 
 def check_precision(dtype: str, nodes: Sequence[Node]) -> None:

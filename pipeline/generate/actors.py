@@ -18,6 +18,7 @@ from otpo.data.template import Rendering
 from otpo.errors import UserError
 from pipeline.cluster.placement import (
     actor_options,
+    beside_judge,
     check_engines,
     engine_threads,
     fewer_engines,
@@ -62,8 +63,13 @@ class StartedEngines:
         return max(1, ray.get(self.turns.count.remote())) if self.turns is not None else 1
 
 
-def start_engines(config: EngineConfig, folder: ModelFolder, *, on_training_nodes: bool) -> StartedEngines:
+def start_engines(
+    config: EngineConfig, folder: ModelFolder, *, on_training_nodes: bool, judge_gpus: int
+) -> StartedEngines:
     """Start as many of the engines as fit the nodes. Where an autoscaler may add nodes, the others wait for them.
+
+    Args:
+        judge_gpus: that a judge holds meanwhile, which vLLM serves.
 
     Raises:
         UserError: no node has room for one.
@@ -71,7 +77,8 @@ def start_engines(config: EngineConfig, folder: ModelFolder, *, on_training_node
     gpus = config.tensor_parallel_size if config.device == "gpu" else 0
     # beside training nothing may wait for GPUs: it would take those that one trial of a sweep leaves to the next
     waiting = on_training_nodes and grows()
-    demands = check_engines(config.workers, gpus, live_nodes(), on_training_nodes=on_training_nodes)
+    nodes = beside_judge(judge_gpus, live_nodes())
+    demands = check_engines(config.workers, gpus, nodes, on_training_nodes=on_training_nodes)
     if fewer := fewer_engines(config.workers, len(demands), waiting=waiting):
         log.warning("%s.", fewer)
     if waiting:  # an engine that waits makes the autoscaler add a node such as the first one's

@@ -79,6 +79,7 @@ class EnginePool:
         template: Rendering | Setting = "auto",
         *,
         on_training_nodes: bool = True,
+        judge_gpus: int = 0,
     ) -> None:
         """Start loading the engines; returns at once, so that loading overlaps what the caller does next.
 
@@ -90,12 +91,13 @@ class EnginePool:
             first_model: whose weights are loaded first.
             template: how `generate` renders prompts unless told otherwise; "auto" asks `first_model`.
             on_training_nodes: whether engines may also take nodes set apart for training, which idle meanwhile.
+            judge_gpus: that a judge holds meanwhile, which vLLM serves.
 
         Raises:
             UserError: the model cannot be served, or no node has room for an engine.
         """
         folder = preflight(first_model, config, template)
-        self.on_training_nodes = on_training_nodes
+        self.on_training_nodes, self.judge_gpus = on_training_nodes, judge_gpus
         self.config = resolve(config, folder)
         self.template = of_model(template, folder.path).for_generation
         self._engines: StartedEngines | None = None
@@ -211,7 +213,9 @@ class EnginePool:
         from pipeline.generate.actors import start_engines
 
         self._folder = folder
-        self._engines = start_engines(self.config, folder, on_training_nodes=self.on_training_nodes)
+        self._engines = start_engines(
+            self.config, folder, on_training_nodes=self.on_training_nodes, judge_gpus=self.judge_gpus
+        )
 
     def _up(self) -> tuple[int, int]:
         """Engines that are ready, and those that were started."""

@@ -109,10 +109,10 @@ def _start_on_cluster(served: ServedModel, model: ModelFolder, name: str, key: s
     """As `_start_here`, in an actor that holds the GPUs: the driver's machine may have none."""
     import ray
 
-    from pipeline.cluster.placement import actor_options, check_engines, live_nodes
+    from pipeline.cluster.placement import SERVED_SIZE, actor_options, check_engines, live_nodes
 
-    gpus = served.tensor_parallel_size * served.data_parallel_size
-    options = actor_options(gpus, check_engines(1, gpus, live_nodes())[0])
+    gpus = served.gpus
+    options = actor_options(gpus, check_engines(1, gpus, live_nodes(), key=SERVED_SIZE)[0])
     actor: Any = ray.remote(_ServerActor).options(**options).remote()
     try:
         address = ray.get(

@@ -12,9 +12,10 @@ from otpo.files import Row
 from pipeline.judge.board import make_board
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.milestones.judged import note_judged, read_judged
+from pipeline.milestones.room import judge_gpus
 from pipeline.run.context import RunContext
 from pipeline.run.folder import LabelFolder
-from pipeline.run.judges import judge_config, judge_of, ready_judge, reference_of, reference_rows
+from pipeline.run.judges import answering, judge_config, judge_of, ready_judge, reference_of, reference_rows
 from pipeline.run.stages.generate import generate_task
 
 if TYPE_CHECKING:
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 
 @contextmanager
 def judging_beside(run: RunContext, task: Task) -> Iterator[tuple[Judge, list[Row]]]:
-    """A task's judge, and the reference's outputs: there before training begins, ready while it goes on."""
-    with ready_judge(run, judge_config(run.recipe, task)) as config:
-        if reference_of(run, task).label:
-            generate_task(run, run.sources.model("base"), "base", task, run.folder.label("base").generation(task.name))
-        yield judge_of(run, config), reference_rows(run, task)
+    """A task's judge, and the reference's outputs: there before training begins, ready while it goes on.
+
+    A judge that vLLM serves keeps its GPUs for the time of the body.
+    """
+    from pipeline.cluster.placement import live_nodes
+
+    run.engines.leave_to_judge(judge_gpus(run.recipe, live_nodes()))
+    try:
+        with ready_judge(run, judge_config(run.recipe, task)) as ready, answering(run, ready) as config:
+            if reference_of(run, task).label:
+                folder = run.folder.label("base").generation(task.name)
+                generate_task(run, run.sources.model("base"), "base", task, folder)
+            yield judge_of(run, config), reference_rows(run, task)
+    finally:
+        run.engines.leave_to_judge(0)
 
 
 def judge_milestone(

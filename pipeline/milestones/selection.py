@@ -15,6 +15,7 @@ from otpo.errors import UserError
 from otpo.files import Row, write_json
 from pipeline.judge.judging import Judge
 from pipeline.milestones.judging import judge_milestone, judging_beside
+from pipeline.milestones.room import allocate
 from pipeline.run.context import RunContext
 from pipeline.run.stages.generate import generation_inputs
 from pipeline.run.stages.judge import judging_inputs
@@ -59,12 +60,14 @@ def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> 
         yield
         return
     task = selecting_task(run)
-    _make_room_beside(run, workers)
+    _check_room(run, workers)
+    run.engines.leave_training_nodes()
     for label in chosen:
         for _, folder in run.folder.label(label).milestones():
             if folder.judged.exists() and "error" in json.loads(folder.judged.read_text()):
                 folder.judged.unlink()  # of an earlier command: it is asked again
     with judging_beside(run, task) as (judge, reference):
+        run.engines.pool()  # before the workers take the GPUs
         stop = threading.Event()
         thread = threading.Thread(target=_serve, args=(run, judge, task, reference, chosen, stop), daemon=True)
         thread.start()
@@ -75,23 +78,17 @@ def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> 
             thread.join(timeout=10)  # the workers have waited for it; busy only where the run is interrupted
 
 
-def _make_room_beside(run: RunContext, workers: int) -> None:
-    """Have the engines where training leaves room for them; they start before it does."""
-    from pipeline.cluster.placement import allocate_trials, has_gpu, live_nodes, training_room
+def _check_room(run: RunContext, workers: int) -> None:
+    """Refuse training that leaves no room for what judges it meanwhile."""
+    from pipeline.cluster.placement import live_nodes
 
-    generate, train = run.recipe.generate, run.recipe.train
-    on_gpu = training_room().check(workers, use_gpu=train.use_gpu)
-    gpus = generate.tensor_parallel_size if has_gpu() else 0
-    room = allocate_trials(
-        live_nodes(), trials=1, workers=workers, engines=generate.workers, engine_gpus=gpus, on_gpu=on_gpu
-    )
+    train = run.recipe.train
+    room = allocate(run.recipe, live_nodes(), trainings=1, workers=workers, use_gpu=train.use_gpu, judged=True)
     if not room.keep_engine:
         raise UserError(
             f"train.best_metric {train.best_metric} is judged while training goes on, and there is no GPU for an engine"
             " beside the workers: take fewer train.workers, add a GPU, or a metric of an evaluation such as eval_loss."
         )
-    run.engines.leave_training_nodes()
-    run.engines.pool()
 
 
 def _serve(

@@ -263,16 +263,11 @@ def _check_chosen_by_judge(recipe: Recipe, label: str) -> None:
         raise UserError(f"{key}, and a reward model writes no outputs: take eval_rewards/accuracies or eval_loss.")
     if not recipe.generate.named_tasks():
         raise UserError(f"{key}, and generate.tasks is empty: name the prompts whose outputs are to be judged.")
-    if judge.reference in recipe.methods or judge.reward_model in recipe.methods:
-        other = judge.reference if judge.reference in recipe.methods else judge.reward_model
+    if other := next((name for name in (judge.reference, judge.own_model) if name in recipe.methods), None):
+        own = "judge.vllm" if judge.vllm else "judge.reward_model"
         raise UserError(
             f"{key}, which is asked while labels train, and '{other}' is one of them: set judge.reference=base or a"
-            " file, and judge.reward_model to a folder."
-        )
-    if judge.vllm:
-        raise UserError(
-            f"{key}, which is asked while labels train, so judge.vllm needs a place of its own: serve the model with"
-            " `vllm serve MODEL` on a node that training leaves alone, and set judge.url."
+            f" file, and {own} to a folder."
         )
     if train.best_metric == "length_controlled_winrate" and not judge.calibration:
         raise UserError(f"{key}, which needs judge.calibration; length_adjusted_winrate needs none.")

@@ -28,6 +28,7 @@ class Engines:
         self.recipe, self.sources = recipe, sources
         self._pool: EnginePool | None = None
         self._on_training_nodes = True
+        self._judge_gpus = 0
 
     def __enter__(self) -> Engines:
         return self
@@ -53,6 +54,7 @@ class Engines:
                 start,
                 self.sources.generation_template,
                 on_training_nodes=self._on_training_nodes,
+                judge_gpus=self._judge_gpus,
             )
         return self._pool
 
@@ -68,6 +70,12 @@ class Engines:
         self._on_training_nodes = False
         if self.on_gpu:
             self.close()
+
+    def leave_to_judge(self, gpus: int) -> None:
+        """From now on, leave so many GPUs of a node to a judge that vLLM serves beside the engines."""
+        if gpus != self._judge_gpus and self.on_gpu:
+            self.close()
+        self._judge_gpus = gpus
 
     def close(self) -> None:
         """End the engines and give their memory back; a later `pool()` starts them again."""

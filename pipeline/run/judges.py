@@ -12,6 +12,7 @@ from otpo.data.template import trained_with
 from otpo.files import Row
 from otpo.identity import source_identity
 from pipeline.judge.judging import Judge
+from pipeline.judge.served import served
 from pipeline.recipe import WORLD_PREFIX, Recipe
 from pipeline.run.context import RunContext
 from pipeline.run.stages.generate import read_outputs
@@ -113,3 +114,15 @@ def ready_judge(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
         own = own_model_of(run, config)
         changed = {"vllm": config.vllm.model_copy(update={"model": own})} if config.vllm else {"reward_model": own}
         yield config.model_copy(update={"url": url} | changed)
+
+
+@contextmanager
+def answering(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
+    """The judge's settings while it can be asked: where vLLM is to serve a model, for the time of the body."""
+    with served(config, run.progress) as asked:
+        if config.vllm:
+            from eval.judge.check import check_each
+
+            for model, way in check_each(asked, run.folder.judge_store):
+                run.progress(f"judge {model}", 0, 0, str(way))
+        yield asked

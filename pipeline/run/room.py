@@ -87,4 +87,8 @@ def find_room(
             check_precision(config.dtype, nodes)
         fewer = fewer_engines(config.workers, len(found), waiting=grows)
         said += [("engines", fewer)] if fewer else []
+        judges = {"judge": recipe.judge} | ({"pairs.scorer": recipe.pairs.scorer} if recipe.pairs else {})
+        for key, judge in judges.items():
+            if gpus and judge.vllm:
+                check_engines(1, judge.vllm.gpus, nodes, key=f"{key}.vllm.tensor_parallel_size")
     return said

@@ -257,14 +257,9 @@ def _check_metric(recipe: Recipe, label: str, metric: str) -> str | None:
                 " eval_rewards/accuracies or eval_loss."
             )
         tasks = list(recipe.generate.named_tasks())
-        if recipe.judge.vllm:
-            raise UserError(
-                "judge.vllm: a sweep's judge answers while trials train, so it needs a place of its own: serve the"
-                " model with `vllm serve MODEL` on a node that the sweep leaves alone, and set judge.url."
-            )
-        judge = recipe.judge.url or recipe.judge.reward_model
+        judge = recipe.judge.url or recipe.judge.own_model
         if not tasks or not judge:
-            needed = (("generate.tasks", tasks), ("judge.url or judge.reward_model", judge))
+            needed = (("generate.tasks", tasks), ("judge.url, judge.vllm or judge.reward_model", judge))
             missing = " and ".join(key for key, value in needed if not value)
             raise UserError(
                 f"sweep.metric {metric} needs outputs and a judge: set {missing}, or take a metric of an"

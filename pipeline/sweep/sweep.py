@@ -43,7 +43,7 @@ from pipeline.sweep.results import (
 )
 from pipeline.sweep.search import Search, check_glis, plan
 from pipeline.sweep.trial_recipes import frozen_sources, labels_before_trials
-from pipeline.sweep.tuner import allocate, run_trials
+from pipeline.sweep.tuner import allocate_trials, run_trials
 from pipeline.tracking.mirror import settings_of, tracking
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _sweep(run: RunContext, searches: Sequence[Search], say: Say) -> list[Outcom
     # a first call is refused before the base is trained, and a finished one needs no Ray
     allocation = None
     if not manifest.finished("sweep"):
-        allocation = allocate(recipe, searches[0])
+        allocation = allocate_trials(recipe, searches[0])
         check_room(run, generates=task is not None)
         _check_engine_beside(allocation, searches[0])
     enter_recipe(recipe, manifest)
@@ -136,7 +136,7 @@ def _sweep(run: RunContext, searches: Sequence[Search], say: Say) -> list[Outcom
         return read_outcomes(folder, searches)
     _remove_stale(run, searches, trained_from)
     started = time.perf_counter()
-    allocation = allocation or allocate(recipe, searches[0])
+    allocation = allocation or allocate_trials(recipe, searches[0])
     outcomes, finished = _trials(run, searches, prompts, allocation, digest(objective), say)
     fresh = [outcome.held_out for outcome in outcomes if outcome.held_out is not None]
     # trials that were judged against each other have no board in common

@@ -34,13 +34,13 @@ def trial_training(recipe: Recipe, label: str) -> TrainConfig:
 
 
 def labels_before_trials(recipe: Recipe, labels: Sequence[str], *, judged: bool) -> list[str]:
-    """The labels that must be trained before the trials: their frozen models, and a reward model that judges them.
+    """The labels that must be trained before the trials: their frozen models, and one that judges them.
 
     Args:
         labels: those that trials train. judged: whether outputs of trials are judged.
     """
     needed = {of for label in labels for of in frozen_labels(recipe, label)}
-    needed |= {recipe.judge.reward_model or ""} if judged else set()
+    needed |= {recipe.judge.own_model or ""} if judged else set()
     return [name for name in recipe.methods if name in needed]
 
 

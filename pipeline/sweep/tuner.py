@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from pipeline.milestones.room import allocate
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe, SweepConfig, SweepRange
 from pipeline.sweep.search import Search
@@ -20,29 +21,24 @@ if TYPE_CHECKING:
 ENDLESS = 10**9  # ASHA's max_t: it stops a trial that reaches it, which would be before the model is exported
 
 
-def allocate(recipe: Recipe, search: Search) -> Allocation:
+def allocate_trials(recipe: Recipe, search: Search) -> Allocation:
     """How the cluster, as it is now, is divided among the trials.
 
     Raises:
         UserError: it has no room for one.
     """
     from pipeline.cluster.connect import connect
-    from pipeline.cluster.placement import TrainingRoom, allocate_trials, check_engines, has_gpu, live_nodes
+    from pipeline.cluster.placement import live_nodes
 
     connect(recipe.cluster.address)
-    train, generate = trial_training(recipe, search.label), recipe.generate
-    nodes = live_nodes()
-    on_gpu = TrainingRoom.of(nodes).check(train.workers, use_gpu=train.use_gpu)
-    engines, engine_gpus = generate.workers if search.task else 0, generate.tensor_parallel_size if has_gpu() else 0
-    if engines:
-        check_engines(engines, engine_gpus, nodes)
-    return allocate_trials(
-        nodes,
-        trials=min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials),
+    train = trial_training(recipe, search.label)
+    return allocate(
+        recipe,
+        live_nodes(),
+        trainings=min(search.n_trials, recipe.sweep.max_concurrent_trials or search.n_trials),
         workers=train.workers,
-        engines=engines,
-        engine_gpus=engine_gpus,
-        on_gpu=on_gpu,
+        use_gpu=train.use_gpu,
+        judged=search.task is not None,
     )
 
 

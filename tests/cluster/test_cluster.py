@@ -20,6 +20,7 @@ from pipeline.cluster.placement import (
     Node,
     TrainingRoom,
     allocate_trials,
+    beside_judge,
     check_engines,
     engine_demands,
     fewer_engines,
@@ -122,6 +123,8 @@ def test_engines_that_fit_nowhere_are_refused_and_missing_ones_told() -> None:
         check_engines(1, 4, [{"CPU": 64, "GPU": 8, "generate": 1}])
     with pytest.raises(UserError, match=r"the largest node of those for engines has 1\. Lower"):
         check_engines(1, 4, [GENERATE, {"CPU": 64, "GPU": 8}])
+    with pytest.raises(UserError, match=r"judge\.vllm\.tensor_parallel_size makes engines of 2 .* largest node has 1"):
+        beside_judge(2, machines((8, 1)))
     assert fewer_engines(4, 4, waiting=True) is None
     assert "1 of 4 engines" in str(fewer_engines(4, 1, waiting=False))
 
@@ -141,6 +144,21 @@ def test_engines_take_from_training_only_what_they_share(
 ) -> None:
     found = allocate_trials(nodes, trials=8, workers=2, engines=engines, engine_gpus=engine_gpus, on_gpu=True)
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        (machines((64, 8)), [6]),
+        (machines((64, 8), (64, 2), (64, 1)), [8, 0, 1]),  # the smallest node that has room
+        ([TRAIN, {"CPU": 64, "GPU": 4, "generate": 4}], [8, 2]),
+    ],
+)
+def test_a_served_judge_takes_its_gpus_from_one_node(nodes: list[Node], left: list[int]) -> None:
+    found = beside_judge(2, nodes)
+    assert [node["GPU"] for node in found] == left
+    assert [node.get("generate", node["GPU"]) for node in found] == left
+    assert beside_judge(0, nodes) == nodes
 
 
 POOLS = """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.pools import RECIPES, Pool, nodes_at_start, read_recipe, shipped
 
+from eval.judge.config import JudgeConfig
 from otpo.errors import UserError
 from pipeline.cluster.placement import TrainingRoom, engine_demands
 from pipeline.recipe.recipe import Recipe
@@ -96,3 +97,14 @@ def test_gpus_without_bf16_are_no_place_for_engines_in_it(pool: dict[str, float]
     newer = nodes[1] | {"accelerator_type:L4": 1.0}
     newer.pop("accelerator_type:T4")
     assert room(recipe, [train, newer]) == []
+
+
+def test_a_judge_that_vllm_serves_must_fit_a_node() -> None:
+    recipe, _ = read_recipe(LARGEST)
+    large = changed(recipe, "train", workers=4)
+    served = JudgeConfig(vllm={"model": "org/judge", "tensor_parallel_size": 4, "data_parallel_size": 2})
+    large = large.model_copy(update={"judge": served})
+    nodes = [{"CPU": 32.0, "GPU": 4.0}]
+    with pytest.raises(UserError, match=r"judge\.vllm\.tensor_parallel_size makes engines of 8 GPUs .*largest .* 4"):
+        find_room(large, nodes, [large.train], generates=True, grows=False)
+    assert find_room(large, [{"CPU": 32.0, "GPU": 8.0}], [large.train], generates=True, grows=False) == []

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from support.command import otpo, refused
+from support.sweeps import judged_tree
 from support.training import settings
 
 from eval.judge.config import JudgeConfig
@@ -150,6 +151,32 @@ def test_a_run_is_judged_by_a_model_that_it_serves(letter_judge: Path, tiny_llam
     assert verdicts["judge_model"].dropna().str.fullmatch(rf"{letter_judge.name}@[0-9a-f]{{8}}").all()
     again = otpo(tmp_path, "run", "recipe.yaml")
     assert again.code == 0 and "vLLM loads" not in again.err
+
+
+@pytest.mark.slow
+def test_trials_and_milestones_are_judged_by_a_model_that_is_served(
+    letter_judge: Path, tiny_llama: Path, tmp_path: Path
+):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    tree = judged_tree(tiny_llama, tmp_path, "")
+    tree["judge"] = {"vllm": {"model": str(letter_judge), "max_model_len": 2048}, "reference": "base"}
+    tree["train"] |= {"max_steps": 4}
+    tree["sweep"] = {"params": {"train.learning_rate": [1e-3, 1e-2]}, "label": "dpo", "metric": "win_rate"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree | {"sweep": tree["sweep"] | {"judge_every": 2}}))
+    swept = otpo(tmp_path, "sweep", "recipe.yaml")
+    assert swept.code == 0, swept.err
+    results = pd.read_csv(tmp_path / "runs" / "tiny" / "sweep" / "results.csv")
+    assert set(results["state"]) == {"done"} and results["win_rate"].between(0, 100).all()
+    assert len(list((tmp_path / "runs" / "tiny" / "sweep" / "models").glob("*/milestones/step-2/judged.json"))) == 2
+
+    chosen = {"eval_every": 2, "best_metric": "win_rate", "best_mode": "max"}
+    tree |= {"name": "chosen", "methods": {"dpo": {}}, "train": tree["train"] | chosen, "sweep": {}}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(tree))
+    done = otpo(tmp_path, "run", "chosen.yaml")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "runs" / "chosen" / "models" / "dpo" / "selected.json").read_text())["step"] in (2, 4)
+    verdicts = pd.read_parquet(tmp_path / "runs" / "chosen" / "judge" / "sums" / "verdicts.parquet")
+    assert verdicts["judge_model"].dropna().str.startswith(f"{letter_judge.name}@").all()
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def checked(tree: dict[str, Any]) -> Recipe:
         ({"train": {"best_metric": "win_rates"}}, r"of the judge's board \(win_rate"),
         ({"generate": {}}, r"generate\.tasks is empty"),
         ({"judge": {"url": "http://127.0.0.1:1", "model": "m", "reference": "dpo"}}, r"set judge\.reference=base"),
-        ({"judge": {"vllm": "folder", "reference": "base"}}, r"judge\.vllm needs a place of its own"),
+        ({"judge": {"vllm": "dpo", "reference": "base"}}, r"'dpo' is one of them: .* judge\.vllm to a folder"),
         ({"train": {"best_metric": "length_controlled_winrate"}}, r"needs judge\.calibration"),
     ],
 )

@@ -127,6 +127,33 @@ def test_the_cluster_is_divided_so_that_every_running_trial_has_its_workers(
     assert (found.concurrent, found.cpus, found.keep_engine) == expected
 
 
+@pytest.mark.parametrize(
+    ("nodes", "workers", "use_gpu", "expected"),
+    [
+        ([{"CPU": 64, "GPU": 8}], 2, "auto", (3, 8, True)),  # one GPU for the judge, one for the engine
+        ([{"CPU": 64, "GPU": 4}], 2, "auto", (1, 16, True)),
+        ([{"CPU": 8, "GPU": 2}], 1, "auto", (1, 4, False)),  # training and the engine take turns
+        ([{"CPU": 8}], 1, "auto", (4, 2, True)),
+        ([{"CPU": 8, "GPU": 1}], 1, "auto", r"judge\.vllm holds 1 GPU while .* no room for 1 training worker and"),
+        ([{"CPU": 8, "GPU": 2}], 2, True, r"judge\.vllm holds 1 GPU while .* no room for 2 training workers"),
+        ([{"CPU": 8, "GPU": 2}], 3, True, r"train\.workers is 3, but the cluster has 2 GPUs"),
+    ],
+)
+def test_a_judge_that_vllm_serves_has_gpus_of_its_own_beside_trials(
+    tree: dict[str, Any], nodes: list[dict[str, float]], workers: int, use_gpu: bool | str, expected: Any
+) -> None:
+    from pipeline.milestones.room import allocate
+
+    recipe = swept(tree | {"judge": {"vllm": "folder"}})
+    room = {"trainings": 4, "workers": workers, "use_gpu": use_gpu, "judged": True}
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            allocate(recipe, nodes, **room)
+    else:
+        found = allocate(recipe, nodes, **room)
+        assert (found.concurrent, found.cpus, found.keep_engine) == expected
+
+
 def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, Any]) -> None:
     tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
     oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from otpo.files import Row, write_atomically
 from pipeline.judge.board import write_panel
 from pipeline.judge.judging import Match, judge_task
-from pipeline.judge.served import served
 from pipeline.recipe import identity
 from pipeline.run.context import RunContext
 from pipeline.run.judges import (
+    answering,
     judge_config,
     judge_of,
     own_model_inputs,
@@ -26,7 +25,6 @@ from pipeline.run.judges import (
 from pipeline.run.stages.generate import read_outputs
 
 if TYPE_CHECKING:
-    from eval.judge.config import JudgeConfig
     from eval.tasks import Task
 
 
@@ -63,11 +61,14 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any]) -> None:
     from eval.judge.table import ledger, several_models, write_verdicts
 
     stage, out = f"judge/{task.name}", run.folder.verdicts(task.name)
+    if run.recipe.judge.own_model:  # it gets the engines' memory
+        run.engines.close()
+        run.engines.join_cluster()
     run.manifest.begin(stage, inputs, [out])
     with (
         run.manifest.doing(stage, inputs, [out]) as figures,
         ready_judge(run, judge_config(run.recipe, task)) as ready,
-        _answering(run, ready) as config,
+        answering(run, ready) as config,
     ):
         asked = judge_of(run, config)
         reference = reference_rows(run, task)
@@ -89,21 +90,6 @@ def _judge(run: RunContext, task: Task, inputs: dict[str, Any]) -> None:
             f"{task.name}: {figures['failed']} of {len(verdicts)} verdicts failed ({counts}). The board counts them,"
             " and the same command asks for them again."
         )
-
-
-@contextmanager
-def _answering(run: RunContext, config: JudgeConfig) -> Iterator[JudgeConfig]:
-    """The judge's settings while it can be asked: a model of one's own gets the engines' memory."""
-    if config.own_model:
-        run.engines.close()
-        run.engines.join_cluster()
-    with served(config, run.progress) as answering:
-        if config.vllm:
-            from eval.judge.check import check_each
-
-            for model, way in check_each(answering, run.folder.judge_store):
-                run.progress(f"judge {model}", 0, 0, str(way))
-        yield answering
 
 
 def _judged_labels(run: RunContext, task: Task) -> list[str]:

@@ -1,0 +1,50 @@
+"""Room in a cluster for trainings, and for what generates and judges beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from otpo.errors import UserError
+from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.cluster.placement import Allocation, Node
+
+
+def allocate(
+    recipe: Recipe, nodes: Sequence[Node], *, trainings: int, workers: int, use_gpu: bool | str, judged: bool
+) -> Allocation:
+    """How a cluster is divided among trainings, engines, and a judge where vLLM serves it.
+
+    Args:
+        nodes: of the cluster.
+        trainings: most of them at a time. workers: of each.
+        use_gpu: as `train.use_gpu`.
+        judged: whether models are answered with, and judged, while others train.
+
+    Raises:
+        UserError: it has no room for one training, for an engine, or for the judge beside them.
+    """
+    from pipeline.cluster.placement import TrainingRoom, allocate_trials, beside_judge, check_engines, engine_demands
+
+    on_gpu = TrainingRoom.of(nodes).check(workers, use_gpu=use_gpu)
+    engines = recipe.generate.workers if judged else 0
+    gpus = recipe.generate.tensor_parallel_size if any(node.get("GPU") for node in nodes) else 0
+    if judged:
+        check_engines(engines, gpus, nodes)
+        held = judge_gpus(recipe, nodes)
+        nodes = beside_judge(held, nodes)
+        trains = not on_gpu or TrainingRoom.of(nodes).workers(gpu=True) >= workers
+        if not (trains and engine_demands(engines, gpus, nodes)):
+            raise UserError(
+                f"judge.vllm holds {held} GPU{'s' * (held > 1)} while models train, and what is left has no room for"
+                f" {workers} training worker{'s' * (workers > 1)} and an engine: add GPUs, or serve the model elsewhere"
+                " (`vllm serve MODEL`) and set judge.url."
+            )
+    return allocate_trials(nodes, trials=trainings, workers=workers, engines=engines, engine_gpus=gpus, on_gpu=on_gpu)
+
+
+def judge_gpus(recipe: Recipe, nodes: Sequence[Node]) -> int:
+    """GPUs that the judge holds for as long as models train: those of a model that vLLM serves on the cluster."""
+    return recipe.judge.vllm.gpus if recipe.judge.vllm and any(node.get("GPU") for node in nodes) else 0
