@@ -45,6 +45,24 @@ def allocate(
     return allocate_trials(nodes, trials=trainings, workers=workers, engines=engines, engine_gpus=gpus, on_gpu=on_gpu)
 
 
+def check_judged_beside(recipe: Recipe, nodes: Sequence[Node], workers: int) -> None:
+    """Refuse a training whose best step a judge chooses where it would leave no room for what judges it meanwhile.
+
+    Args:
+        workers: of the training.
+
+    Raises:
+        UserError: as `allocate`, or an engine would have to wait for the training that it judges.
+    """
+    train = recipe.train
+    if not allocate(recipe, nodes, trainings=1, workers=workers, use_gpu=train.use_gpu, judged=True).keep_engine:
+        raise UserError(
+            "train.best_metric is a figure of the judge's, who judges while training goes on, and there is no GPU for"
+            " an engine beside the workers: take fewer train.workers, add a GPU, or a metric of an evaluation such as"
+            " eval_loss."
+        )
+
+
 def judge_gpus(recipe: Recipe, nodes: Sequence[Node]) -> int:
     """GPUs that the judge holds for as long as models train: those of a model that vLLM serves on the cluster."""
     return recipe.judge.vllm.gpus if recipe.judge.vllm and any(node.get("GPU") for node in nodes) else 0

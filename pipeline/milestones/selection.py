@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from otpo.errors import UserError
 from otpo.files import Row, write_json
 from pipeline.judge.judging import Judge
 from pipeline.milestones.judging import judge_milestone, judging_beside
-from pipeline.milestones.room import allocate
+from pipeline.milestones.room import check_judged_beside
 from pipeline.run.context import RunContext
 from pipeline.run.stages.generate import generation_inputs
 from pipeline.run.stages.judge import judging_inputs
@@ -59,8 +58,10 @@ def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> 
     if not chosen:
         yield
         return
+    from pipeline.cluster.placement import live_nodes
+
     task = selecting_task(run)
-    _check_room(run, workers)
+    check_judged_beside(run.recipe, live_nodes(), workers)
     run.engines.leave_training_nodes()
     for label in chosen:
         for _, folder in run.folder.label(label).milestones():
@@ -76,19 +77,6 @@ def judging_milestones(run: RunContext, labels: Sequence[str], workers: int) -> 
         finally:
             stop.set()
             thread.join(timeout=10)  # the workers have waited for it; busy only where the run is interrupted
-
-
-def _check_room(run: RunContext, workers: int) -> None:
-    """Refuse training that leaves no room for what judges it meanwhile."""
-    from pipeline.cluster.placement import live_nodes
-
-    train = run.recipe.train
-    room = allocate(run.recipe, live_nodes(), trainings=1, workers=workers, use_gpu=train.use_gpu, judged=True)
-    if not room.keep_engine:
-        raise UserError(
-            f"train.best_metric {train.best_metric} is judged while training goes on, and there is no GPU for an engine"
-            " beside the workers: take fewer train.workers, add a GPU, or a metric of an evaluation such as eval_loss."
-        )
 
 
 def _serve(

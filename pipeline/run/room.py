@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.milestones.room import check_judged_beside
 from pipeline.recipe import Recipe, TrainConfig
 from pipeline.run.context import RunContext
 from pipeline.run.engines import engine_config
@@ -27,8 +28,8 @@ def check_room(run: RunContext, *, generates: bool) -> None:
     """
     recipe, manifest = run.recipe, run.manifest
     groups = [recipe.train_of("base")] if recipe.base and not manifest.finished("base") else []
-    if any(not manifest.finished(f"train/{label}") for label in recipe.methods):
-        groups.append(recipe.train)
+    untrained = [label for label in recipe.methods if not manifest.finished(f"train/{label}")]
+    groups += [recipe.train] if untrained else []
     if not groups:
         return
     from pipeline.cluster.connect import connect
@@ -40,7 +41,10 @@ def check_room(run: RunContext, *, generates: bool) -> None:
         record(run.folder.events, "Ray", where)
         run.progress("Ray", 0, 0, where)
     generates = generates or (recipe.pairs is not None and not manifest.finished("pairs"))
-    for what, sentence in find_room(recipe, live_nodes(), groups, generates=generates, grows=grows()):
+    nodes = live_nodes()
+    if any(recipe.train_of(label).selects_by_judge for label in untrained):
+        check_judged_beside(recipe, nodes, recipe.train.fewest_workers)
+    for what, sentence in find_room(recipe, nodes, groups, generates=generates, grows=grows()):
         run.progress(what, 0, 0, sentence)
         if what == "training":
             run.notes.append(f"Training ran {sentence}.")

@@ -154,6 +154,16 @@ def test_a_judge_that_vllm_serves_has_gpus_of_its_own_beside_trials(
         assert (found.concurrent, found.cpus, found.keep_engine) == expected
 
 
+def test_a_best_step_is_judged_only_where_an_engine_fits_beside_training(tree: dict[str, Any]) -> None:
+    from pipeline.milestones.room import check_judged_beside
+
+    recipe = swept(tree | {"train": tree["train"] | {"use_gpu": "auto"}})
+    check_judged_beside(recipe, [{"CPU": 8, "GPU": 2}], 1)
+    check_judged_beside(recipe, [{"CPU": 2}], 1)
+    with pytest.raises(UserError, match=r"no GPU for an engine beside the workers"):
+        check_judged_beside(recipe, [{"CPU": 8, "GPU": 2}], 2)
+
+
 def test_labels_that_are_scorers_become_their_trained_folders(tree: dict[str, Any]) -> None:
     tree["methods"] = {"dpo": {}, "otpo": {}, "tgdpo": {"oracle": "dpo"}, "sampo": {}}
     oracles = swept(tree, params={"methods.tgdpo.oracle": ["dpo", "otpo"]})
