@@ -26,6 +26,7 @@ BENCHMARKS = {
     "client": "overhead.client",
     "saving": "disk.saving",
     "ray": "overhead.ray_cost",
+    "stages": "overhead.stages",
 }
 
 if __name__ == "__main__":
