@@ -280,8 +280,7 @@ def _explain(
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            key, known = str(problem["loc"][-1]), _known_keys(problem["loc"][:-1], model)
-            hint = _hint(key, problem["input"], known, config or {})
+            hint = _hint(path, problem["input"], _known_keys(problem["loc"][:-1], model), config or {})
             lines.append(f"unknown key '{path}'. {hint}")
         elif problem["type"] == "missing":
             lines.append(f"'{path}' is needed and missing.")
@@ -306,11 +305,15 @@ def _known_keys(path: tuple[int | str, ...], model: Any) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _hint(key: str, value: Any, known: list[str], config: Mapping[str, Any]) -> str:
+def _hint(path: str, value: Any, known: list[str], config: Mapping[str, Any]) -> str:
     """What to write in place of an unknown key."""
-    if answer := answer_for(key, value, config):
+    section, key = path.partition(".")[0], path.rpartition(".")[2]
+    answer, near = answer_for(key, value, config), difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # another trainer's key of training is less likely where models answer and are judged
+    elsewhere = section in ("generate", "judge", "pairs") and f"`{section}." not in (answer or "")
+    if answer and not (near and elsewhere):
         return answer
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+    if near:
         return f"Did you mean '{near[0]}'?"
     sections = [name for name in Recipe.model_fields if key in _known_keys((name,), Recipe)]
     if sections:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from support.command import otpo, refused
-from support.sweeps import judged_tree
+from support.sweeps import judged_tree, silent
 from support.training import settings
 
 from eval.judge.config import JudgeConfig
 from otpo.errors import UserError, WorkError
 from pipeline.judge.judging import Judge, Match, judge_task
 from pipeline.judge.served import check_served, served
+from pipeline.recipe import make_recipe
 
 QUESTIONS = ["Name a river.", "What is two and two?", "Why is the sky blue?", "Say hello."]
 OUTPUTS = ["The Danube.", "Four.", "Light scatters, and blue scatters most.", "Hello!"]
@@ -155,27 +157,28 @@ def test_a_run_is_judged_by_a_model_that_it_serves(letter_judge: Path, tiny_llam
 
 @pytest.mark.slow
 def test_trials_and_milestones_are_judged_by_a_model_that_is_served(
-    letter_judge: Path, tiny_llama: Path, tmp_path: Path
+    letter_judge: Path, tiny_llama: Path, tmp_path: Path, ray_cluster: None
 ):
     pytest.importorskip("vllm", reason="vLLM is not installed")
+    from pipeline.run.folder import RunFolder
+    from pipeline.run.run import run
+    from pipeline.sweep.sweep import sweep
+
     tree = judged_tree(tiny_llama, tmp_path, "")
     tree["judge"] = {"vllm": {"model": str(letter_judge), "max_model_len": 2048}, "reference": "base"}
     tree["train"] |= {"max_steps": 4}
-    tree["sweep"] = {"params": {"train.learning_rate": [1e-3, 1e-2]}, "label": "dpo", "metric": "win_rate"}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree | {"sweep": tree["sweep"] | {"judge_every": 2}}))
-    swept = otpo(tmp_path, "sweep", "recipe.yaml")
-    assert swept.code == 0, swept.err
-    results = pd.read_csv(tmp_path / "runs" / "tiny" / "sweep" / "results.csv")
-    assert set(results["state"]) == {"done"} and results["win_rate"].between(0, 100).all()
-    assert len(list((tmp_path / "runs" / "tiny" / "sweep" / "models").glob("*/milestones/step-2/judged.json"))) == 2
+    tried = {"params": {"train.learning_rate": [1e-3, 1e-2]}, "label": "dpo", "metric": "win_rate", "judge_every": 2}
+    folder = RunFolder(tmp_path / "tiny")
+    (outcome,) = sweep(make_recipe(tree | {"sweep": tried}), folder.path, progress=silent, say=silent)
+    assert set(outcome.results["state"]) == {"done"} and outcome.results["win_rate"].between(0, 100).all()
+    assert [step for label in folder.sweep.trials() for step, _ in label.milestones()] == [2, 2]
 
     chosen = {"eval_every": 2, "best_metric": "win_rate", "best_mode": "max"}
     tree |= {"name": "chosen", "methods": {"dpo": {}}, "train": tree["train"] | chosen, "sweep": {}}
-    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(tree))
-    done = otpo(tmp_path, "run", "chosen.yaml")
-    assert done.code == 0, done.err
-    assert json.loads((tmp_path / "runs" / "chosen" / "models" / "dpo" / "selected.json").read_text())["step"] in (2, 4)
-    verdicts = pd.read_parquet(tmp_path / "runs" / "chosen" / "judge" / "sums" / "verdicts.parquet")
+    folder = RunFolder(tmp_path / "chosen")
+    run(make_recipe(tree), folder.path, progress=silent)
+    assert json.loads(folder.label("dpo").selected.read_text())["step"] in (2, 4)
+    verdicts = pd.read_parquet(folder.verdicts("sums"))
     assert verdicts["judge_model"].dropna().str.startswith(f"{letter_judge.name}@").all()
 
 
@@ -242,11 +245,10 @@ with served(JudgeConfig(vllm={{"model": {str(letter_judge)!r}, "max_model_len": 
 @pytest.mark.slow
 def test_a_server_that_does_not_start_says_vllms_own_words(letter_judge: Path, tmp_path: Path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    weights = next(letter_judge.glob("*.safetensors"))
     broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in letter_judge.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes()[: 20_000 if file == weights else None])
+    shutil.copytree(letter_judge, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 64}))
     with (
         pytest.raises(WorkError, match=r"(?s)vLLM could not serve the judge .*broken.*last words.*whole log"),
         served(JudgeConfig(vllm={"model": str(broken), "max_model_len": 2048})),
