@@ -77,6 +77,16 @@ def nothing_begun(folder: Path) -> None:
 
 STEPS = 40
 GONE_SECONDS = 15
+# Ray's two agents of a node first try for 60 s (a number fixed in their code) to tell a control store that is gone:
+# after a kill always, after an ordinary end where the machine is busy.
+AGENTS_GONE_SECONDS = 90
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return "Agent" in process.name()
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Driver:
@@ -123,9 +133,12 @@ class Driver:
             time.sleep(0.1)
         return self.process.returncode
 
-    def left_behind(self, seconds: float = GONE_SECONDS) -> list[psutil.Process]:
-        """Processes of the family that outlive the driver by more than that."""
-        return psutil.wait_procs(self.family, timeout=seconds)[1]
+    def left_behind(self) -> list[psutil.Process]:
+        """Processes of the family that outlive the driver by more than GONE_SECONDS; Ray's agents by theirs."""
+        left = psutil.wait_procs(self.family, timeout=GONE_SECONDS)[1]
+        if all(map(_is_agent, left)):
+            left = psutil.wait_procs(left, timeout=AGENTS_GONE_SECONDS - GONE_SECONDS)[1]
+        return left
 
     def workers(self) -> list[psutil.Process]:
         found = []
