@@ -41,6 +41,11 @@ def has_gpu() -> bool:
     return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
+def any_gpu(nodes: Sequence[Node]) -> bool:
+    """Whether any of the nodes has a GPU."""
+    return any(node.get("GPU") for node in nodes)
+
+
 def set_apart(pool: str, nodes: Sequence[Node]) -> list[Node]:
     """The nodes that are set apart for a kind of work, "train" or "generate"; often none."""
     return [node for node in nodes if node.get(pool)]

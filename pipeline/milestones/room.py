@@ -26,11 +26,18 @@ def allocate(
     Raises:
         UserError: it has no room for one training, for an engine, or for the judge beside them.
     """
-    from pipeline.cluster.placement import TrainingRoom, allocate_trials, beside_judge, check_engines, engine_demands
+    from pipeline.cluster.placement import (
+        TrainingRoom,
+        allocate_trials,
+        any_gpu,
+        beside_judge,
+        check_engines,
+        engine_demands,
+    )
 
     on_gpu = TrainingRoom.of(nodes).check(workers, use_gpu=use_gpu)
     engines = recipe.generate.workers if judged else 0
-    gpus = recipe.generate.tensor_parallel_size if any(node.get("GPU") for node in nodes) else 0
+    gpus = recipe.generate.tensor_parallel_size if any_gpu(nodes) else 0
     if judged:
         check_engines(engines, gpus, nodes)
         held = judge_gpus(recipe, nodes)
@@ -65,4 +72,6 @@ def check_judged_beside(recipe: Recipe, nodes: Sequence[Node], workers: int) -> 
 
 def judge_gpus(recipe: Recipe, nodes: Sequence[Node]) -> int:
     """GPUs that the judge holds for as long as models train: those of a model that vLLM serves on the cluster."""
-    return recipe.judge.vllm.gpus if recipe.judge.vllm and any(node.get("GPU") for node in nodes) else 0
+    from pipeline.cluster.placement import any_gpu
+
+    return recipe.judge.vllm.gpus if recipe.judge.vllm and any_gpu(nodes) else 0

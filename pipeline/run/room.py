@@ -75,7 +75,7 @@ def find_room(
     Raises:
         UserError: there is too little room.
     """
-    from pipeline.cluster.placement import TrainingRoom, check_engines, check_precision, fewer_engines
+    from pipeline.cluster.placement import TrainingRoom, any_gpu, check_engines, check_precision, fewer_engines
 
     room, said = TrainingRoom.of(nodes), []
     for train in groups:
@@ -85,7 +85,7 @@ def find_room(
             said.append(("training", why))
     if generates:
         config = engine_config(recipe)
-        gpus = config.tensor_parallel_size if any(node.get("GPU") for node in nodes) else 0
+        gpus = config.tensor_parallel_size if any_gpu(nodes) else 0
         found = check_engines(config.workers, gpus, nodes)
         if gpus and config.backend != "transformers":
             check_precision(config.dtype, nodes)

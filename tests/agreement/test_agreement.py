@@ -34,8 +34,10 @@ PANDALM = {
 def test_llmbar_natural_as_published(shared_data):
     """The recorded verdicts of GPT-4 give the statistics that LLMBar published of them."""
     rows = read_rows(shared_data / "llmbar" / "Natural" / "gpt4_vanilla_result.json")
-    orders = ([float(row["results"][0][f"swap = {swapped}"]["winner"]) for row in rows] for swapped in (False, True))
-    found = agreement(*orders, [(row["label"],) for row in rows], [row["input"] for row in rows])
+    first, second = (
+        [float(row["results"][0][f"swap = {swapped}"]["winner"]) for row in rows] for swapped in (False, True)
+    )
+    found = agreement(first, second, [(row["label"],) for row in rows], [row["input"] for row in rows])
     published = json.loads((shared_data / "llmbar" / "Natural" / "gpt4_vanilla_statistics.json").read_text())
     for name, theirs in {
         "accuracy_first_order": "correct_False",

@@ -17,7 +17,7 @@ from pipeline.recipe import make_recipe
 from pipeline.recipe.sections import TrainConfig
 from pipeline.sweep.search import plan
 from pipeline.sweep.trial_recipes import trial_training
-from pipeline.sweep.tuner import allocate
+from pipeline.sweep.tuner import allocate_trials
 
 
 def test_a_range_of_workers_is_min_workers_and_workers():
@@ -49,7 +49,7 @@ def test_trials_of_a_sweep_have_the_fewest_workers_each(tmp_path, tiny_llama, ra
     tree["sweep"]["metric"], tree["data"] = "eval_loss", tree["data"] | {"validation": 0.2}
     tree["train"]["eval_every"] = 2
     recipe = make_recipe(tree)
-    assert allocate(recipe, plan(recipe)[0]).concurrent == 2
+    assert allocate_trials(recipe, plan(recipe)[0]).concurrent == 2
     fixed = trial_training(recipe, "otpo")
     assert (fixed.workers, fixed.min_workers) == (1, None)
 

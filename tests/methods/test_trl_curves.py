@@ -198,7 +198,8 @@ def test_orpo_with_prompts(corpus: Corpus, tmp_path: Path) -> None:
     policy, by_row = load(few.start), {pair.row: pair for pair in few.pairs}
 
     def losses(batch: SequenceBatch) -> LossOutput:
-        pairs = pair_logprobs(*policy(batch), batch, {})
+        logprobs, states = policy(batch)
+        pairs = pair_logprobs(logprobs, states, batch, {})
         odds = pair_loss(spec, pairs, token_weights(spec, pairs, seed=0)).losses - chosen_nll(pairs)
         members = [by_row[row] for row in pairs.chosen.rows.tolist()]
         whole = collate_completions(

@@ -117,7 +117,7 @@ def test_figures_of_the_vocabulary_are_those_that_are_not_compiled(scale, softca
 
     def figures(kernels: VocabularyKernels) -> list[torch.Tensor]:
         inputs = [x.clone().requires_grad_() for x in (states, weight)]
-        lazy = LazyLogits(*inputs, None, scale, softcap, kernels)
+        lazy = LazyLogits(inputs[0], inputs[1], None, scale, softcap, kernels)
         logps, squares, kl = lazy.logprobs(targets, squares=True, reference=reference)
         assert squares is not None and kl is not None
         return [logps, squares, kl, *torch.autograd.grad((logps * kl).sum(), inputs)]

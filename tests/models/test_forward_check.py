@@ -249,8 +249,8 @@ def test_layers_are_computed_again_in_eval_mode(mesh, way):
 
 def reward_model(**changes) -> RewardModel:
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, num_key_value_heads=1, num_labels=1)
-    config.update(changes)
+    config = LlamaConfig(**SHAPE, num_key_value_heads=1)
+    config.update({"num_labels": 1} | changes)
     lm = LlamaForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
     torch.nn.init.zeros_(lm.score.weight)  # as a new one
     return RewardModel(lm)

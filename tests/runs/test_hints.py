@@ -73,6 +73,13 @@ def test_answers_name_keys_that_exist(trainer):
         assert len(answer) > 15 and answer.endswith(".") and not answer.endswith(".."), f"{key}: {answer}"
 
 
+def test_where_models_are_judged_the_sections_own_key_comes_before_another_trainers():
+    with pytest.raises(UserError, match=r"judge\.vllm\.max_len'\. Did you mean 'max_model_len'"):
+        make_recipe(TREE | {"judge": {"vllm": {"model": "m", "max_len": 512}}})
+    with pytest.raises(UserError, match=r"train\.max_len'\..*data\.max_length"):
+        make_recipe(TREE | {"train": {"max_len": 512}})
+
+
 def recipe_of(settings) -> Recipe:
     """A small recipe with these settings; only what they say is trained."""
     data = {} if "data.datasets" in settings else {"path": "d.json"}

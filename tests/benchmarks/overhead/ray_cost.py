@@ -165,9 +165,8 @@ def actors(folder: Path, turn: int, steps: int) -> list[float]:
     from pipeline.generate.pool import EnginePool
 
     config, sampling = _config()
-    prompts = [
-        Prompt(id=str(i), instruction=text) for i, text in enumerate(json.loads((folder / "prompts.json").read_text()))
-    ]
+    texts = json.loads((folder / "prompts.json").read_text())
+    prompts = [Prompt(id=str(i), instruction=text, dataset="words") for i, text in enumerate(texts)]
     connect()
     with EnginePool(config, folder / "model") as pool:
         pool.generate(folder / "model", "warm", prompts[:8], sampling, folder / f"warm{turn}")
