@@ -103,7 +103,13 @@ class VLLMEngine:
         limit = model.context(config.max_model_len)
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
-            settings = {"enforce_eager": True, "kv_cache_memory_bytes": cpu_cache_bytes(model, limit, config.dtype)}
+            settings = {
+                "enforce_eager": True,
+                # vLLM 0.32 fails on a seeded request whose prompt takes more than one step: it winds back the
+                # generator of random numbers, which the CPU's cannot do
+                "enable_chunked_prefill": False,
+                "kv_cache_memory_bytes": cpu_cache_bytes(model, limit, config.dtype),
+            }
         if config.tensor_parallel_size > 1:
             settings |= {"tensor_parallel_size": config.tensor_parallel_size, "distributed_executor_backend": "mp"}
         self.llm = vllm.LLM(

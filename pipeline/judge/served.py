@@ -226,7 +226,8 @@ def _command(served: ServedModel, model: ModelFolder, name: str, address: str) -
     else:
         settings |= {"kv-cache-memory-bytes": cpu_cache_bytes(model, limit, dtype)}
     given = [part for option, value in settings.items() for part in (f"--{option}", str(value))]
-    flags = ["--disable-uvicorn-access-log", *([] if on_gpu else ["--enforce-eager"])]
+    flags = ["--disable-uvicorn-access-log"]
+    flags += [] if on_gpu else ["--enforce-eager", "--no-enable-chunked-prefill"]  # as engines on the CPU
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags]
 
 

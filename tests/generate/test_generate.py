@@ -252,6 +252,18 @@ def test_several_samples_of_a_prompt_differ_and_can_be_repeated(vllm_pool, sharp
     assert same >= 17, "one near-tie may fall otherwise in another batch"
 
 
+def test_samples_of_more_prompt_tokens_than_vllm_takes_in_a_step(vllm_pool, sharp_models, tmp_path, monkeypatch):
+    prompts = [Prompt(id=str(n), instruction=f"{n} " + "word " * 45, dataset="test") for n in range(72)]
+    sampling = Sampling(temperature=1.0, max_tokens=4)
+    apart = vllm_pool.generate(sharp_models[0], "a", prompts, sampling, tmp_path / "apart").outputs
+    monkeypatch.setattr(vllm_pool, "config", replace(vllm_pool.config, batch_size=len(prompts)))
+    together = vllm_pool.generate(sharp_models[0], "a", prompts, sampling, tmp_path / "together")
+    tokenizer = AutoTokenizer.from_pretrained(sharp_models[0])
+    assert sum(len(tokenizer(p.instruction)["input_ids"]) for p in prompts) > 4096 and not together.report["errors"]
+    same = sum(one["output"] == other["output"] for one, other in zip(apart, together.outputs, strict=True))
+    assert same >= 70, "near-ties may fall otherwise in another batch"
+
+
 def test_a_prompt_that_is_too_long_costs_its_own_answer_alone(vllm_pool, sharp_models, tmp_path: Path):
     long = Prompt(id="long", instruction="word " * 200, dataset="test")
     result = vllm_pool.generate(sharp_models[0], "a", [PROMPTS[0], long, PROMPTS[1]], Sampling(max_tokens=8), tmp_path)
