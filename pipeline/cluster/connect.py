@@ -62,7 +62,7 @@ def connect(given: str | None = None) -> str | None:
             f"Ray did not start on this machine: {_words(error)} Is the machine very busy, or its disk or memory"
             " full? The same command tries again."
         ) from error
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     worker._worker_logs_enabled = False  # Ray has no setting for it: else a dying raylet's log comes to the terminal
     found = joined.address_info

@@ -5,17 +5,15 @@ So engines that come late, because their node had to be started, join when they 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from otpo.data.template import Rendering
-from otpo.errors import UserError
 from pipeline.cluster.placement import (
     actor_options,
     beside_judge,
@@ -26,7 +24,7 @@ from pipeline.cluster.placement import (
     live_nodes,
 )
 from pipeline.generate.backends import environment, start
-from pipeline.generate.engine import EngineConfig, Request, Sampling, generate_outputs
+from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs
 from pipeline.generate.model_folder import ModelFolder, open_model
 
 log = logging.getLogger(__name__)
@@ -37,30 +35,23 @@ Call = tuple[ModelFolder, Sampling, Rendering, int]
 
 @dataclass(frozen=True)
 class StartedEngines:
-    """Handles of started engines, as Ray sends them to its tasks.
+    """Handles of started engines.
 
     Attributes:
         actors: of the engines.
         ready: for each an object that is there once it is loaded.
-        turns: who is free; None for a lone engine.
     """
 
     actors: tuple[Any, ...]
     ready: tuple[Any, ...]
-    turns: Any
 
     def close(self) -> None:
         """End the engines and wait until their processes have let go of memory and GPUs."""
-        for actor in (*self.actors, *([self.turns] if self.turns is not None else [])):
+        for actor in self.actors:
             ray.kill(actor)
         for actor in self.actors:
-            ray.wait(
-                [actor.ready.options(max_task_retries=0).remote()], timeout=30
-            )  # resolves, with an error, once the actor is dead
-
-    def up(self) -> int:
-        """Engines that have become ready; at least 1, as this is asked where one has worked."""
-        return max(1, ray.get(self.turns.count.remote())) if self.turns is not None else 1
+            # resolves, with an error, once the actor is dead
+            ray.wait([actor.ready.options(max_task_retries=0).remote()], timeout=30)
 
 
 def start_engines(
@@ -83,50 +74,67 @@ def start_engines(
         log.warning("%s.", fewer)
     if waiting:  # an engine that waits makes the autoscaler add a node such as the first one's
         demands += [demands[0]] * (config.workers - len(demands))
-    # An engine that dies (out of memory, a lost node) is loaded once more and its batch is asked again.
-    # `runtime_env` gives a fresh process, so that the environment is set before torch is imported.
+    # `runtime_env` gives a fresh process, so that the environment is set before torch is imported
     threads = None if gpus else engine_threads(len(demands))  # on a GPU torch chooses
-    options: dict[str, Any] = {
-        "max_restarts": 1,
-        "max_task_retries": 1,
-        "runtime_env": {"env_vars": environment(config, threads)},
-    }
+    options: dict[str, Any] = {"max_restarts": 1, "runtime_env": {"env_vars": environment(config, threads)}}
     actor: Any = ray.remote(_EngineActor)
     actors = [actor.options(**options, **actor_options(gpus, demand)).remote(config, folder) for demand in demands]
-    ready = [actor.ready.remote() for actor in actors]
-    turns: Any = None
-    if len(actors) > 1:
-        turns = _Turns.remote()  # type: ignore[attr-defined]
-        for number, loaded in enumerate(ready):
-            turns.watch.remote(number, [loaded])
-    return StartedEngines(tuple(actors), tuple(ready), turns)
+    return StartedEngines(tuple(actors), tuple(actor.ready.remote() for actor in actors))
 
 
-def ask(block: dict[str, Any], engines: StartedEngines, call: Call, timeout: float) -> dict[str, list[str]]:
-    """Ray Data's task: hand each batch to a free engine and wait for the outputs, or for the failure, as JSON.
+def stream(
+    engines: StartedEngines, batches: Sequence[Sequence[Request]], call: Call, timeout: float
+) -> Iterator[tuple[list[Output], int]]:
+    """Outputs as they are finished, in any order, and how many engines are up.
+
+    An engine that dies (out of memory, a lost node) is loaded once more and asked for what it still owes.
 
     Args:
-        block: `batch`, the requests of each batch as JSON.
-        timeout: seconds that an engine may take to become ready.
+        batches: an engine takes the next one when it has finished its last.
+        timeout: seconds until a first engine must be ready.
+
+    Raises:
+        TimeoutError: none was.
+        ray.exceptions.RayError: what an engine raised, or that one died twice.
     """
-    outputs = []
-    for batch in block["batch"]:
-        number = 0 if engines.turns is None else ray.get(engines.turns.take.remote(timeout))
-        if number < 0:
-            outputs.append(json.dumps({"kind": "timeout", "message": ""}))
-            continue
-        try:
-            ray.get(engines.ready[number], timeout=timeout)
-            outputs.append(ray.get(engines.actors[number].generate.remote(str(batch), *call)))
-        except ray.exceptions.GetTimeoutError:
-            outputs.append(json.dumps({"kind": "timeout", "message": ""}))
-        except Exception as error:  # the driver reports whatever an engine raises, once
-            cause = getattr(error, "cause", error)
-            kind = "input" if isinstance(cause, UserError) else "engine"
-            outputs.append(json.dumps({"kind": kind, "message": str(cause) or type(cause).__name__}))
-        if engines.turns is not None:
-            engines.turns.give.remote(number)
-    return {"outputs": outputs}
+    waiting = deque(batches)
+    marks: dict[Any, int] = {mark: engine for engine, mark in enumerate(engines.ready)}
+    """What is waited for, that an engine is loaded or its next outputs, and which engine it is."""
+    owed: dict[int, dict[tuple[str, int], Request]] = {engine: {} for engine in marks.values()}
+    up, died = set[int](), set[int]()
+    try:
+        while waiting or any(owed.values()):
+            found, _ = ray.wait(list(marks), timeout=None if up else timeout)
+            if not found:
+                raise TimeoutError
+            engine = marks.pop(found[0])
+            try:
+                if isinstance(found[0], ray.ObjectRefGenerator):
+                    outputs = ray.get(next(found[0]))
+                    marks[found[0]] = engine
+                    for output in outputs:
+                        del owed[engine][output.id, output.sample]
+                    yield outputs, len(up)
+                    continue
+                ray.get(found[0])
+                up.add(engine)
+            except StopIteration:  # it has finished its batch
+                pass
+            except ray.exceptions.RayActorError:
+                if engine in died:
+                    raise
+                died.add(engine)
+                up.discard(engine)
+                marks[engines.actors[engine].ready.remote()] = engine
+                continue
+            if not owed[engine] and waiting:
+                owed[engine] = {(request.id, request.sample): request for request in waiting.popleft()}
+            if owed[engine]:
+                marks[engines.actors[engine].generate.remote(list(owed[engine].values()), *call)] = engine
+    finally:
+        for mark in marks:
+            if isinstance(mark, ray.ObjectRefGenerator):
+                ray.cancel(mark)
 
 
 class _EngineActor:
@@ -135,53 +143,22 @@ class _EngineActor:
     def __init__(self, config: EngineConfig, folder: ModelFolder) -> None:
         self.engine = start(config, _here(folder))
 
+    @ray.method(max_task_retries=-1)  # while it is loaded again
     def ready(self) -> None:
         """Returns once the engine is loaded."""
 
-    def generate(self, batch: str, folder: ModelFolder, sampling: Sampling, template: Rendering, limit: int) -> str:
-        """Outputs for a batch of requests, both as JSON."""
-        requests = [Request(**values) for values in json.loads(batch)]
-        outputs = generate_outputs(self.engine, _here(folder), requests, sampling, template, limit)
-        return json.dumps([asdict(output) for output in outputs], ensure_ascii=False)
+    def generate(
+        self, requests: list[Request], folder: ModelFolder, sampling: Sampling, template: Rendering, limit: int
+    ) -> Iterator[list[Output]]:
+        """Outputs for a batch of requests as they are finished, until the driver wants no more."""
+        context = ray.get_runtime_context()
+        for outputs in generate_outputs(self.engine, _here(folder), requests, sampling, template, limit):
+            if context.is_canceled():
+                return
+            if outputs:
+                yield outputs
 
 
 def _here(folder: ModelFolder) -> ModelFolder:
     """The folder on this node: a hub model is in each node's own cache."""
     return folder if folder.path.is_dir() else open_model(folder.name)
-
-
-@ray.remote(num_cpus=0)
-class _Turns:
-    """Knows which engines are ready and free."""
-
-    def __init__(self) -> None:
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        self.first = asyncio.Event()
-        self.ready = 0
-
-    async def watch(self, engine: int, ready: list[Any]) -> None:
-        """Let an engine take batches once `ready`, a list of one object reference, is there.
-
-        An engine that could not be loaded takes one too: whoever asks it then gets its error.
-        """
-        with contextlib.suppress(Exception):
-            await ready[0]
-        self.ready += 1
-        self.first.set()
-        self.free.put_nowait(engine)
-
-    async def take(self, timeout: float) -> int:
-        """An engine that is free, to be given back; -1 where none has become ready within `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self.first.wait(), timeout)
-        except TimeoutError:
-            return -1
-        return await self.free.get()
-
-    async def give(self, engine: int) -> None:
-        """Take an engine back."""
-        self.free.put_nowait(engine)
-
-    async def count(self) -> int:
-        """Engines that have become ready."""
-        return self.ready

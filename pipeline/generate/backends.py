@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -135,24 +136,30 @@ class VLLMEngine:
 
     def complete(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
-    ) -> list[list[int]]:
-        """Token ids of one output for each prompt, the stop token included where the output ends in one."""
+    ) -> Iterator[list[tuple[int, list[int]]]]:
+        """The outputs that each step finishes, often none: a prompt's position and the token ids of its output."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
-        parameters = [
-            SamplingParams(
+        engine, names = self.llm.llm_engine, []
+        for number, (ids, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            settings = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 seed=seed if sampling.temperature else None,
                 stop_token_ids=stops,
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for seed in seeds
-        ]
-        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        return [list(o.outputs[0].token_ids) for o in self.llm.generate(inputs, parameters, use_tqdm=False)]
+            names.append(engine.add_request(str(number), TokensPrompt(prompt_token_ids=ids), settings))
+        try:
+            while engine.has_unfinished_requests():
+                finished: list[Any] = [output for output in engine.step() if output.finished]
+                yield [(int(output.request_id), list(output.outputs[0].token_ids)) for output in finished]
+        finally:
+            engine.abort_request(names, internal=True)
 
 
 def _repack_embeddings(model: Any) -> None:
@@ -194,16 +201,13 @@ class TransformersEngine:
 
     def complete(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
-    ) -> list[list[int]]:
-        """Token ids of one output for each prompt, the stop token included where the output ends in one."""
-        outputs: list[list[int]] = [[] for _ in prompts]
+    ) -> Iterator[list[tuple[int, list[int]]]]:
+        """The outputs that each step finishes, often none: a prompt's position and the token ids of its output."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: little padding
         for start_ in range(0, len(order), self.batch_size):
             chosen = order[start_ : start_ + self.batch_size]
             batch = self._batch([prompts[i] for i in chosen], [seeds[i] for i in chosen], sampling, stops)
-            for i, ids in zip(chosen, batch, strict=True):
-                outputs[i] = ids
-        return outputs
+            yield list(zip(chosen, batch, strict=True))
 
     def _batch(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]

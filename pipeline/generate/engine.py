@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -66,8 +66,7 @@ class EngineConfig:
         max_model_len: tokens of prompt and output together; None is the model's own limit, at most 4,096.
         workers: engines. On a GPU each takes `tensor_parallel_size` of them.
         gpu_memory_utilization: the share of a GPU that vLLM may fill.
-        batch_size: outputs asked of an engine in one call; a killed run repeats at most this many for each worker.
-            None is 128 on a CPU, 512 on a GPU.
+        batch_size: most outputs asked of an engine in one call. They come back one by one, as they are finished.
         start_timeout: seconds an engine may take to be scheduled and loaded.
     """
 
@@ -78,7 +77,7 @@ class EngineConfig:
     workers: int = 1
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
-    batch_size: int | None = None
+    batch_size: int = 4096
     start_timeout: float = 900.0
 
     def __post_init__(self) -> None:
@@ -126,13 +125,16 @@ class Engine(Protocol):
 
     def complete(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, stops: list[int]
-    ) -> list[list[int]]:
-        """Token ids of one output for each prompt, the stop token included where the output ends in one."""
+    ) -> Iterator[list[tuple[int, list[int]]]]:
+        """The outputs that each step finishes, often none: a prompt's position and the token ids of its output.
+
+        The stop token is included where the output ends in one. Whoever stops asking ends the other outputs.
+        """
 
 
 def generate_outputs(
     engine: Engine, model: ModelFolder, requests: Sequence[Request], sampling: Sampling, template: Rendering, limit: int
-) -> list[Output]:
+) -> Iterator[list[Output]]:
     """Generate an output for each request.
 
     Args:
@@ -144,8 +146,8 @@ def generate_outputs(
         limit: tokens of prompt and output together. A prompt that leaves fewer than `sampling.max_tokens` of them is
             not cut: it gets an empty output and an error, for a cut prompt is another question.
 
-    Returns:
-        The outputs in the order of the requests.
+    Yields:
+        Outputs as they are finished, in any order; none where an engine's step has finished none.
 
     Raises:
         UserError: the tokenizer lacks what is needed, or a prompt does not fit the template.
@@ -156,26 +158,29 @@ def generate_outputs(
     stops = stop_tokens(model, tokenizer)
     encoded = [encode_prompt(tokenizer, r.prompt, template, r.tools, r.template_kwargs) for r in requests]
     room = limit - sampling.max_tokens
-    errors = [
-        f"the prompt has {len(ids)} tokens, more than the {room} that max_model_len {limit} less max_tokens "
-        f"{sampling.max_tokens} leaves"
+    yield [
+        Output(
+            request.id,
+            request.sample,
+            "",
+            error=f"the prompt has {len(ids)} tokens, more than the {room} that max_model_len {limit} less max_tokens"
+            f" {sampling.max_tokens} leaves",
+        )
+        for request, ids in zip(requests, encoded, strict=True)
         if len(ids) > room
-        else None
-        for ids in encoded
     ]
-    fit = [i for i, error in enumerate(errors) if error is None]
+    fit = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     seeds = [request_seed(sampling.seed, requests[i].id, requests[i].sample) for i in fit]
-    generated = dict(
-        zip(fit, engine.complete([encoded[i] for i in fit], seeds, sampling, stops) if fit else [], strict=True)
-    )
-    share = (time.perf_counter() - began) / max(len(requests), 1)
-    outputs = []
-    for i, (request, error) in enumerate(zip(requests, errors, strict=True)):
-        ids = generated.get(i, [])
-        text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
-        cut = error is None and not (ids and ids[-1] in stops)
-        outputs.append(Output(request.id, request.sample, text, len(ids), cut, error, share))
-    return outputs
+    for some in engine.complete([encoded[i] for i in fit], seeds, sampling, stops):
+        outputs = []
+        if some:
+            share, began = (time.perf_counter() - began) / len(some), time.perf_counter()
+        for position, ids in some:
+            request = requests[fit[position]]
+            text = tokenizer.decode([t for t in ids if t not in stops], skip_special_tokens=True)
+            cut = not (ids and ids[-1] in stops)
+            outputs.append(Output(request.id, request.sample, text, len(ids), cut, None, share))
+        yield outputs
 
 
 def request_seed(seed: int, prompt_id: str, sample: int) -> int:

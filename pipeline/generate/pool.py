@@ -1,4 +1,4 @@
-"""Outputs of a model for a task's prompts: Ray Data feeds prompts to engines that stay loaded between models.
+"""Outputs of a model for a task's prompts, by engines in Ray actors that stay loaded between models.
 
     with EnginePool(EngineConfig(), "runs/x/models/dpo/model") as pool:
         pool.generate("runs/x/models/dpo/model", "dpo", task.prompts, Sampling(), "runs/x/models/dpo/alpaca_eval")
@@ -9,8 +9,6 @@ as they arrive: the same call after a kill generates only the missing ones.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections import Counter
@@ -137,7 +135,7 @@ class EnginePool:
             sampling: how outputs are drawn.
             out: a folder, or a file ending in .json.
             template: how prompts are rendered (`otpo.data.template`); None is the pool's.
-            progress: called with `what`, the outputs done, their number and tokens a second, whenever a batch arrives.
+            progress: called with `what`, the outputs done, their number and tokens a second, whenever some arrive.
 
         Raises:
             UserError: the model or the prompts cannot be used.
@@ -176,14 +174,15 @@ class EnginePool:
         todo = [r for r in requests if (r.id, r.sample) not in done]
         if todo:
             self._make_room_for(folder)
-        for batch in self._stream((folder, sampling, rendering, limit), todo):
+        started = len(self._engines.actors) if self._engines is not None else 0
+        for batch, up in self._stream((folder, sampling, rendering, limit), todo):
             partial.append(batch)
             done |= {(c.id, c.sample): c for c in batch}
             tokens += sum(c.n_tokens for c in batch)
-            up, started = self._up()
             seconds += sum(c.seconds for c in batch) / up
             remark = f", {up} of {started} engines" if up < started else ""
-            progress(what, len(done), len(requests), f"{tokens / seconds:,.0f} tokens/s{remark}")
+            speed = tokens / seconds if seconds else 0.0
+            progress(what, len(done), len(requests), f"{speed:,.0f} tokens/s{remark}")
         outputs = [output_row(p, done[p.id, s], label, sampling.n) for p in prompts for s in range(sampling.n)]
         report = {
             "key": key,
@@ -217,61 +216,45 @@ class EnginePool:
             self.config, folder, on_training_nodes=self.on_training_nodes, judge_gpus=self.judge_gpus
         )
 
-    def _up(self) -> tuple[int, int]:
-        """Engines that are ready, and those that were started."""
-        return (1, 1) if self._engines is None else (self._engines.up(), len(self._engines.actors))
-
     def _make_room_for(self, folder: ModelFolder) -> None:
         """Start new engines for a model of another architecture: a process that ends gives all its memory back."""
         if self._engines is None or not folder.shares_engine_with(self._folder):
             self.close()
             self._start(folder)
 
-    def _stream(self, call: Call, requests: list[Request]) -> Iterator[list[Output]]:
-        """Batches of outputs as they come, in any order."""
+    def _stream(self, call: Call, requests: list[Request]) -> Iterator[tuple[list[Output], int]]:
+        """Outputs as they come, in any order, and how many engines are up."""
         engines = self._engines
         if not requests or engines is None:
             return
-        import ray.data
+        import ray
 
-        from pipeline.generate.actors import ask
+        from pipeline.generate.actors import stream
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        workers = len(engines.actors)
-        size = self.config.batch_size or (512 if self.config.device == "gpu" else 128)
         # batches of equal size, equally many for every engine
-        count = workers * math.ceil(len(requests) / size / workers)
+        workers = len(engines.actors)
+        count = workers * math.ceil(len(requests) / self.config.batch_size / workers)
         size = math.ceil(len(requests) / count)
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-        rows = [{"batch": json.dumps([asdict(request) for request in batch], ensure_ascii=False)} for batch in batches]
-        generated = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            ask,  # type: ignore[arg-type]
-            batch_size=None,
-            num_cpus=0,
-            fn_kwargs={"engines": engines, "call": call, "timeout": self.config.start_timeout},
-            # one call for each engine, and two for a lone one: its next batch waits at the engine while it works
-            compute=ray.data.TaskPoolStrategy(size=min(max(workers, 2), len(rows))),
-        )
-        for block in generated.iter_batches(batch_size=None, prefetch_batches=0):
-            for text in block["outputs"]:
-                values = json.loads(str(text))
-                if isinstance(values, dict):
-                    raise self._failure(**values)
-                yield [Output(**value) for value in values]
-
-    def _failure(self, kind: str, message: str) -> Exception:
-        """What `_ask` met, as an error that says what to do."""
-        if kind == "input":
-            return UserError(message)
-        if kind == "timeout":
+        try:
+            yield from stream(engines, batches, call, self.config.start_timeout)
+        except TimeoutError:
             wanted = f"{self.config.tensor_parallel_size} free GPUs" if self.config.device == "gpu" else "free memory"
-            waited = f"no engine was ready after {self.config.start_timeout:g} s"
-            message = f"{waited}; each needs a node with {wanted} (`ray status` shows what waits)"
-        return WorkError(
-            f"Generation failed: {message}. The outputs that had arrived are kept; the same command makes the others."
-        )
+            raise _failure(
+                f"no engine was ready after {self.config.start_timeout:g} s; each needs a node with {wanted}"
+                " (`ray status` shows what waits)"
+            ) from None
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", error)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+            raise _failure(str(cause) or type(cause).__name__) from error
+
+
+def _failure(message: str) -> WorkError:
+    return WorkError(
+        f"Generation failed: {message}. The outputs that had arrived are kept; the same command makes the others."
+    )
 
 
 def check_prompts(prompts: Sequence[Prompt], template: Rendering | Template) -> None:

@@ -250,7 +250,7 @@ def test_pools_of_nodes_are_asked_for_where_there_are_any(tmp_path: Path, tiny_l
 
 
 GROWING = """
-import json, os, sys, time
+import json, os, sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -270,9 +270,7 @@ with EnginePool(config, model) as pool:
     say = lambda what, done, total, remark: said.append(remark)
     early = pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "early", progress=say).outputs
     cluster.add_node(num_cpus=2, resources={"generate": 1})
-    deadline = time.monotonic() + 300
-    while pool._engines.up() < 2 and time.monotonic() < deadline:
-        time.sleep(0.5)
+    ray.wait(list(pool._engines.ready), num_returns=2, timeout=300)
     late = pool.generate(model, "a", prompts, Sampling(max_tokens=4), work / "late", progress=say).outputs
 print("FOUND" + json.dumps({"grows": grows(), "said": said, "same": early == late, "outputs": len(early)}))
 ray.shutdown()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from scipy.stats import chisquare
 from support.oracles.greedy import PROMPTS, oracle
@@ -152,11 +153,10 @@ def test_the_chat_template_is_applied_once_and_bos_stands_once(tiny_llama: Path)
 def test_transformers_batches_with_padding_answer_like_single_prompts(sharp_models: list[Path]):
     folder = open_model(sharp_models[0])
     requests = [Request(p.id, 0, p.instruction) for p in PROMPTS[:8]]
-    answered = generate_outputs(
-        TransformersEngine(ON_CPU, folder), folder, requests, Sampling(max_tokens=16), "chat", 128
-    )
+    engine = TransformersEngine(ON_CPU, folder)
+    answered = generate_outputs(engine, folder, requests, Sampling(max_tokens=16), "chat", 128)
     wanted = oracle(sharp_models[0], PROMPTS[:8], 16)
-    assert {c.id: c.output for c in answered if c.id in wanted} == wanted
+    assert {c.id: c.output for some in answered for c in some if c.id in wanted} == wanted
 
 
 def test_seeded_samples_do_not_depend_on_the_batch(sharp_models: list[Path]):
@@ -164,13 +164,16 @@ def test_seeded_samples_do_not_depend_on_the_batch(sharp_models: list[Path]):
     engine = TransformersEngine(ON_CPU, folder)
     sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=12, seed=3)
     requests = [Request(p.id, sample, p.instruction) for p in PROMPTS[:4] for sample in range(2)]
-    together = generate_outputs(engine, folder, requests, sampling, "chat", 128)
-    alone = [generate_outputs(engine, folder, [request], sampling, "chat", 128)[0] for request in reversed(requests)][
-        ::-1
-    ]
-    assert [c.output for c in together] == [c.output for c in alone]
-    other = generate_outputs(engine, folder, requests, replace(sampling, seed=4), "chat", 128)
-    assert [c.output for c in together] != [c.output for c in other]
+
+    def outputs(requests, sampling):
+        made = generate_outputs(engine, folder, requests, sampling, "chat", 128)
+        return {(c.id, c.sample): c.output for some in made for c in some}
+
+    together, alone = outputs(requests, sampling), {}
+    for request in reversed(requests):
+        alone |= outputs([request], sampling)
+    assert len(together) == 8 and together == alone
+    assert together != outputs(requests, replace(sampling, seed=4))
 
 
 def test_seeded_samples_follow_the_models_distribution(tiny_llama: Path):
@@ -184,7 +187,7 @@ def test_seeded_samples_follow_the_models_distribution(tiny_llama: Path):
     kept = int((probabilities.cumsum(-1) - probabilities < top_p).sum())
     expected = (probabilities[:kept] / probabilities[:kept].sum()).numpy()
     drawn = engine.complete([ids] * 3000, list(range(3000)), Sampling(temperature, top_p, max_tokens=1), [])
-    counts = Counter(token for (token,) in drawn)
+    counts = Counter(token for some in drawn for _, (token,) in some)
     assert set(counts) <= set(order[:kept].tolist())
     observed = np.array([counts[int(token)] for token in order[:kept]])
     assert chisquare(observed, 3000 * expected).pvalue > 1e-3
@@ -293,6 +296,19 @@ def test_an_interrupted_generation_goes_on_where_it_was(vllm_pool, sharp_models,
     assert resumed.outputs == whole.outputs
     assert resumed.report["reused"] == kept and whole.report["reused"] == 0
     assert not partial.exists()
+
+
+def test_an_interrupted_generation_frees_its_engine_at_once(vllm_pool, sharp_models, tmp_path, monkeypatch):
+    def interrupt(what, done, total, remark):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vllm_pool, "config", replace(vllm_pool.config, batch_size=4000))
+    many = [Prompt(id=str(n), instruction=f"Question {n}?", dataset="test") for n in range(4000)]
+    sampling = Sampling(temperature=1.0, max_tokens=96)  # minutes of work
+    with pytest.raises(KeyboardInterrupt):
+        vllm_pool.generate(sharp_models[0], "a", many, sampling, tmp_path, progress=interrupt)
+    free, _ = ray.wait([vllm_pool._engines.actors[0].ready.remote()], timeout=30)
+    assert free
 
 
 def test_outputs_made_another_way_are_not_taken_over(tmp_path: Path):

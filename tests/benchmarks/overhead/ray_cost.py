@@ -179,22 +179,32 @@ def raw_vllm(folder: Path, turn: int, steps: int) -> list[float]:
     """Tokens a second of vLLM's own `LLM` on the same token ids, all in one call."""
     from otpo.data.encoder import encode_prompt
     from otpo.data.template import of_model
-    from pipeline.generate.backends import environment, resolve, start
+    from pipeline.generate.backends import VLLMEngine, environment, resolve
     from pipeline.generate.model_folder import open_model, tokenizer_of
 
     config, sampling = _config()
     model = open_model(folder / "model")
     config = resolve(config, model)
     os.environ |= environment(config, len(os.sched_getaffinity(0)))
-    engine: Any = start(config, model)
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = VLLMEngine(config, model).llm
     template, tokenizer = of_model("auto", model.path).for_generation, tokenizer_of(model)
     prompts = json.loads((folder / "prompts.json").read_text())
     ids = [encode_prompt(tokenizer, text, template) for text in prompts]
     stops = [model.config["eos_token_id"]]
-    engine.complete(ids[:8], list(range(8)), sampling, stops)
+    inputs = [TokensPrompt(prompt_token_ids=each) for each in ids]
+    settings = [
+        SamplingParams(
+            temperature=sampling.temperature, max_tokens=TOKENS, seed=seed, stop_token_ids=stops, detokenize=False
+        )
+        for seed in range(len(ids))
+    ]
+    llm.generate(inputs[:8], settings[:8], use_tqdm=False)
     began = time.perf_counter()
-    made = engine.complete(ids, list(range(len(ids))), sampling, stops)
-    return [sum(map(len, made)) / (time.perf_counter() - began)]
+    made = llm.generate(inputs, settings, use_tqdm=False)
+    return [sum(len(output.outputs[0].token_ids) for output in made) / (time.perf_counter() - began)]
 
 
 SIDES = {"ray-train": ray_train, "plain-loop": plain_loop, "raw-vllm": raw_vllm, "actors": actors}
