@@ -143,22 +143,22 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         engine, names = self.llm.llm_engine, []
-        for number, (ids, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            settings = SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=seed if sampling.temperature else None,
-                stop_token_ids=stops,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            names.append(engine.add_request(str(number), TokensPrompt(prompt_token_ids=ids), settings))
         try:
+            for number, (ids, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                settings = SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=seed if sampling.temperature else None,
+                    stop_token_ids=stops,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                names.append(engine.add_request(str(number), TokensPrompt(prompt_token_ids=ids), settings))
             while engine.has_unfinished_requests():
                 finished: list[Any] = [output for output in engine.step() if output.finished]
                 yield [(int(output.request_id), list(output.outputs[0].token_ids)) for output in finished]
-        finally:
+        finally:  # the next call must not find what this one left, after an error or where nobody asks any more
             engine.abort_request(names, internal=True)
 
 
