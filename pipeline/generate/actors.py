@@ -109,23 +109,20 @@ def stream(
                 raise TimeoutError
             engine = marks.pop(found[0])
             try:
-                if isinstance(found[0], ray.ObjectRefGenerator):
-                    outputs = ray.get(next(found[0]))
-                    marks[found[0]] = engine
-                    for output in outputs:
-                        del owed[engine][output.id, output.sample]
-                    yield outputs, len(up)
-                    continue
-                ray.get(found[0])
-                up.add(engine)
-            except StopIteration:  # it has finished its batch
-                pass
+                outputs = _arrived(found[0])
             except ray.exceptions.RayActorError:
                 if engine in died:
                     raise
                 died.add(engine)
                 up.discard(engine)
                 marks[engines.actors[engine].ready.remote()] = engine
+                continue
+            up.add(engine)
+            if outputs:
+                marks[found[0]] = engine
+                for output in outputs:
+                    del owed[engine][output.id, output.sample]
+                yield outputs, len(up)
                 continue
             if not owed[engine] and waiting:
                 owed[engine] = {(request.id, request.sample): request for request in waiting.popleft()}
@@ -135,6 +132,17 @@ def stream(
         for mark in marks:
             if isinstance(mark, ray.ObjectRefGenerator):
                 ray.cancel(mark)
+
+
+def _arrived(mark: Any) -> list[Output]:
+    """An engine's next outputs; none says that it is free, loaded just now or done with its batch."""
+    if not isinstance(mark, ray.ObjectRefGenerator):
+        ray.get(mark)
+        return []
+    try:
+        return ray.get(next(mark))
+    except StopIteration:
+        return []
 
 
 class _EngineActor:
