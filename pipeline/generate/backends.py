@@ -97,20 +97,15 @@ class VLLMEngine:
     """vLLM's `LLM`, its core inside this very process, so that it cannot outlive it."""
 
     def __init__(self, config: EngineConfig, model: ModelFolder) -> None:
-        on_cpu = config.device == "cpu"
         os.environ |= environment(config, None)
         import vllm
 
         limit = model.context(config.max_model_len)
-        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        if on_cpu:
-            settings = {
-                "enforce_eager": True,
-                # vLLM 0.32 fails on a seeded request whose prompt takes more than one step: it winds back the
-                # generator of random numbers, which the CPU's cannot do
-                "enable_chunked_prefill": False,
-                "kv_cache_memory_bytes": cpu_cache_bytes(model, limit, config.dtype),
-            }
+        settings: dict[str, Any] = (
+            cpu_settings(model, limit, config.dtype)
+            if config.device == "cpu"
+            else {"gpu_memory_utilization": config.gpu_memory_utilization}
+        )
         if config.tensor_parallel_size > 1:
             settings |= {"tensor_parallel_size": config.tensor_parallel_size, "distributed_executor_backend": "mp"}
         self.llm = vllm.LLM(
@@ -257,7 +252,14 @@ def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
     return ids
 
 
-def cpu_cache_bytes(model: ModelFolder, limit: int, dtype: str) -> int:
-    """Bytes of a key-value cache for 256 full sequences (what vLLM runs at once), from 64 MiB to 4 GiB."""
+def cpu_settings(model: ModelFolder, limit: int, dtype: str) -> dict[str, Any]:
+    """Arguments of vLLM on a CPU, by their names in Python, for sequences of at most `limit` tokens."""
     token = 2 * model.layers * model.kv_heads * model.head_dim * {"fp32": 4, "bf16": 2}[dtype]
-    return min(max(256 * limit * token, 64 << 20), 4 << 30)
+    return {
+        "enforce_eager": True,
+        # vLLM 0.32 fails on a seeded request whose prompt takes more than one step: it winds back the generator of
+        # random numbers, which the CPU's cannot do
+        "enable_chunked_prefill": False,
+        # room for 256 full sequences, what vLLM runs at once, from 64 MiB to 4 GiB
+        "kv_cache_memory_bytes": min(max(256 * limit * token, 64 << 20), 4 << 30),
+    }

@@ -28,7 +28,7 @@ import httpx2
 from eval.judge.config import JudgeConfig, ServedModel
 from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError, WorkError
-from pipeline.generate.backends import CPU_ENVIRONMENT, cpu_cache_bytes
+from pipeline.generate.backends import CPU_ENVIRONMENT, cpu_settings
 from pipeline.generate.model_folder import ModelFolder, check_servable, open_model, why_not_vllm
 from pipeline.judge import until_closed
 from pipeline.progress import Progress, silent
@@ -209,26 +209,33 @@ def _command(served: ServedModel, model: ModelFolder, name: str, address: str) -
     host, port = address.removeprefix("http://").removesuffix("/v1").rsplit(":", 1)
     settings: dict[str, Any] = {
         "model": model.path,
-        "served-model-name": name,
+        "served_model_name": name,
         "host": host,
         "port": port,
         "dtype": TORCH_NAMES[dtype],
-        "max-model-len": limit,
-        "generation-config": "vllm",  # no sampling setting comes silently from the model's folder
+        "max_model_len": limit,
+        "generation_config": "vllm",  # no sampling setting comes silently from the model's folder
         "seed": 0,
+        "disable_uvicorn_access_log": True,
     }
     if on_gpu:
         settings |= {
-            "tensor-parallel-size": served.tensor_parallel_size,
-            "data-parallel-size": served.data_parallel_size,
-            "gpu-memory-utilization": served.gpu_memory_utilization,
+            "tensor_parallel_size": served.tensor_parallel_size,
+            "data_parallel_size": served.data_parallel_size,
+            "gpu_memory_utilization": served.gpu_memory_utilization,
         }
     else:
-        settings |= {"kv-cache-memory-bytes": cpu_cache_bytes(model, limit, dtype)}
-    given = [part for option, value in settings.items() for part in (f"--{option}", str(value))]
-    flags = ["--disable-uvicorn-access-log"]
-    flags += [] if on_gpu else ["--enforce-eager", "--no-enable-chunked-prefill"]  # as engines on the CPU
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags]
+        settings |= cpu_settings(model, limit, dtype)
+    options = [part for setting, value in settings.items() for part in _option(setting, value)]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
+
+
+def _option(setting: str, value: object) -> list[str]:
+    """A setting of vLLM's as its server's command line spells it."""
+    name = setting.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def _visible_gpus() -> bool:
