@@ -16,7 +16,12 @@ from pipeline.cluster.sudden_end import speak_for
 
 HEAD_ENVIRONMENT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 HEAD_SECONDS = 60  # Ray's own value
-LOCAL_HEAD_SECONDS = 20  # a head on this machine is not started again by anybody
+LOCAL_ENVIRONMENT = {
+    HEAD_ENVIRONMENT: "20",  # seconds; a head on this machine is not started again by anybody
+    # Ray would take 15, with which every process of its own goes first: the threads of a step on a small machine wait
+    # for each other, and so for a dozen of these
+    "RAY_worker_niceness": "0",
+}
 
 
 def head_seconds() -> int:
@@ -48,7 +53,8 @@ def connect(given: str | None = None) -> str | None:
     address = find_address(given)
     check_answers(address)
     if address.value == LOCAL:
-        os.environ.setdefault(HEAD_ENVIRONMENT, str(LOCAL_HEAD_SECONDS))
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     # worker output goes to Ray's own log files; what matters comes back as metrics and errors
     try:
         joined: Any = ray.init(address=address.value, log_to_driver=False, logging_level=logging.ERROR)
