@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from otpo.files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 # matplotlib's markers as SVG paths around (0, 0).
 MARKER_PATHS = {
@@ -52,10 +54,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed}
+    environment.filters |= {"number": number, "signed": signed, "breakable": _breakable}
     environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
     environment.globals |= {"script": _script, "script_hash": _script_hash}
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A model's name that a narrow column breaks after its separators, not within a word; hyphens break anyway."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[_/:])|(?<=\.)(?!\d)", name))
 
 
 @cache
