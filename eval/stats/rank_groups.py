@@ -131,23 +131,28 @@ def _no_difference(y: np.ndarray) -> np.ndarray:
 
     y = np.clip(y, -1.0, 1.0)
     u, low, high = np.zeros(len(y)), np.full(len(y), -1.0), np.full(len(y), 1.0)
+    at, rows = np.arange(len(y)), y  # those that have not converged yet
     for _ in range(STEPS):
-        q = y / (1.0 + u[:, None] * y)
-        surplus = q.sum(axis=1) - u / (1.0 - u * u)
-        slope = np.einsum("ij,ij->i", q, q) + 0.5 * (1.0 / (1.0 + u) ** 2 + 1.0 / (1.0 - u) ** 2)
-        low, high = np.where(surplus > 0, u, low), np.where(surplus > 0, high, u)
-        new = u + surplus / slope
+        v = u[at]
+        q = rows / (1.0 + v[:, None] * rows)
+        surplus = q.sum(axis=1) - v / (1.0 - v * v)
+        slope = np.einsum("ij,ij->i", q, q) + 0.5 * (1.0 / (1.0 + v) ** 2 + 1.0 / (1.0 - v) ** 2)
+        low, high = np.where(surplus > 0, v, low), np.where(surplus > 0, high, v)
+        new = v + surplus / slope
         new = np.where((new > low) & (new < high), new, (low + high) / 2)
-        moved = np.abs(new - u) > 1e-11 * (1.0 - np.abs(u))
-        u = new
+        moved = np.abs(new - v) > 1e-11 * (1.0 - np.abs(v))
+        u[at] = new
         if not moved.any():
             break
-    d = 1.0 + u[:, None] * y
-    curvature = np.square(y / d).sum(axis=1) + 0.5 * (1.0 / (1.0 + u) ** 2 + 1.0 / (1.0 - u) ** 2)
-    root = np.sqrt(np.maximum(2.0 * np.log(d).sum(axis=1) + np.log1p(-u * u), 0.0))
+        if not moved.all():
+            at, rows, low, high = at[moved], rows[moved], low[moved], high[moved]
+    tilt = u[:, None] * y
+    curvature = np.square(y / (1.0 + tilt)).sum(axis=1) + 0.5 * (1.0 / (1.0 + u) ** 2 + 1.0 / (1.0 - u) ** 2)
+    # log1p: a difference of 1e-6 would be lost in 1 + tilt, and the correction below be made of rounding errors
+    root = np.sqrt(np.maximum(2.0 * np.log1p(tilt).sum(axis=1) + np.log1p(-u * u), 0.0))
     with np.errstate(divide="ignore", invalid="ignore"):
         adjusted = root + np.log(np.abs(u) * np.sqrt(curvature) / root) / root
-    z = np.where(root > 1e-6, adjusted, root)
+    z = np.where(root > 1e-5, adjusted, root)
     return 2.0 * ndtr(-np.abs(z))
 
 

@@ -51,6 +51,17 @@ def test_the_test_rejects_where_the_interval_leaves_out_zero():
     assert p[0] < 1e-6 and p[1] == 1 and p[2] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("prompts", [1, 3, 500, 5000])
+def test_a_difference_too_small_to_matter_is_no_difference(prompts):
+    rng = np.random.default_rng(4)
+    around_zero = rng.choice([-1.0, -0.3, 0.0, 0.3, 1.0], prompts)
+    around_zero -= around_zero.mean()
+    for tiny in np.logspace(-13, -4, 60):
+        alone = np.zeros(prompts)
+        alone[0] = tiny
+        assert (no_difference([0.8 * around_zero + tiny / prompts**0.5, alone]) > 0.98).all(), tiny
+
+
 def drawn(rng: np.random.Generator, truth: np.ndarray, n: int) -> np.ndarray:
     """(m, n) wins and losses on prompts whose difficulty the models have in common."""
     odds = np.log(truth / (1 - truth))[:, None] + rng.normal(0, 1, n)
