@@ -54,7 +54,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "breakable": _breakable}
+    environment.filters |= {"number": number, "signed": signed, "breakable": _breakable, "sort_value": _sort_value}
     environment.globals["marker_path"] = lambda marker: MARKER_PATHS[marker]
     environment.globals |= {"script": _script, "script_hash": _script_hash}
     return environment
@@ -65,6 +65,11 @@ def _breakable(name: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[_/:])|(?<=\.)(?!\d)", name))
+
+
+def _sort_value(value: float | None) -> float | str:
+    """What the script sorts a column by: a number, or nothing where it is not known."""
+    return "" if value is None else value
 
 
 @cache

@@ -355,6 +355,15 @@ def test_hostile_names_are_text_in_every_table_and_attribute(tmp_path):
     assert any("a\\|b \\`c\\`" in line for line in lines)
 
 
+def test_a_long_name_breaks_after_its_separators_and_reads_as_it_is(tmp_path):
+    name = "my_team/llama-3.1_otpo.v2"
+    run = make_run(tmp_path / "run", {name: 0.8, "a_<b>": 0.4}, n=12)
+    page = assert_sound(report.build([run], run))
+    assert "my_<wbr>team/<wbr>llama-3.1_<wbr>otpo.<wbr>v2" in (run / "report.html").read_text()
+    assert {attrs["data-sort"] for attrs in page.all("th") if "data-sort" in attrs} == {name, "a_<b>"}
+    assert name in page.words() and "a_<b>" in page.words()
+
+
 def test_a_board_of_many_models_names_the_first_and_pictures_all(tmp_path):
     names = {f"m{i:02d}": 0.3 + i / 60 for i in range(18)}
     run = make_run(tmp_path / "run", names, n=12)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlparse
 
-VOID = {"meta", "link", "br", "path", "circle", "rect", "line", "use", "image", "img", "hr", "input", "col"}
+VOID = {"meta", "link", "br", "path", "circle", "rect", "line", "use", "image", "img", "hr", "input", "col", "wbr"}
 
 
 class Page(HTMLParser):
