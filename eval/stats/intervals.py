@@ -98,15 +98,19 @@ def _tilted(x: np.ndarray, weight: np.ndarray, z: np.ndarray) -> tuple[np.ndarra
 
     Of all probabilities whose mean is t, these have the greatest empirical likelihood.
     """
-    d = (1.0 - x) + x * np.exp(-z)[:, None]
-    q = weight / d
-    total, whole = weight.sum(axis=1), q.sum(axis=1)
-    t = (q * x).sum(axis=1) / whole
-    c = whole / total
-    deviance = 2.0 * (total * np.log(c) + (weight * np.log(d)).sum(axis=1))
+    total = weight.sum(axis=1)
+    middle = (weight * x).sum(axis=1) / total
+    at_middle = (1.0 - middle) + middle * np.exp(-z)
+    ratio = ((1.0 - x) + x * np.exp(-z)[:, None]) / at_middle[:, None]  # of 1 - u x to its value at the mean
+    # What the ratio is above 1. Its weighted mean is 0, so the sums below need not cancel: of many nearly equal
+    # verdicts rounding errors alone would be left.
+    e = (x - middle[:, None]) * (np.expm1(-z) / at_middle)[:, None]
+    q, logs, far = weight / ratio, np.log1p(e), np.abs(e) > 0.5
+    logs[far] = np.log(ratio[far])
+    t = (q * x).sum(axis=1) / q.sum(axis=1)
+    deviance = 2.0 * (total * np.log1p((q * e * e).sum(axis=1) / total) + (weight * (logs - e)).sum(axis=1))
     root = np.sign(z) * np.sqrt(np.maximum(deviance, 0.0))
-    curvature = (q * (x - t[:, None]) ** 2 / d).sum(axis=1) / c**2
-    slope = -np.expm1(-z) * c * np.sqrt(curvature)
+    slope = -np.expm1(-z) / at_middle * np.sqrt((weight * ((x - t[:, None]) / ratio) ** 2).sum(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         adjusted = root + np.log(slope / root) / root
     return t, np.where(np.abs(root) > 1e-6, adjusted, root)

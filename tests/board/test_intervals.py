@@ -38,6 +38,15 @@ def test_nearly_equal_verdicts_give_no_false_certainty(wins):
     assert adjusted.low < 95 and adjusted.high > 99
 
 
+@pytest.mark.parametrize("n", [100, 805, 5000, 50_000])
+def test_many_equal_verdicts_give_a_narrow_interval(n):
+    """What is not known of them is about three verdicts in n, wherever they are equal."""
+    for value in np.linspace(1.03, 1.97, 30):
+        interval = win_rate_interval(np.full(n, value))
+        assert 250 < (interval.high - interval.low) * n < 280, value
+        assert interval.low < 100 * (value - 1) < interval.high
+
+
 def test_one_verdict_and_equal_verdicts_say_so():
     one, ten = win_rate_interval([2.0]), win_rate_interval([1.0] * 10)
     assert one.note == "one verdict" and one.low < 25 and one.high == 100
