@@ -39,7 +39,7 @@ class PositionBias:
     @property
     def place(self) -> str:
         """The place that is preferred, if one is."""
-        return "first" if (self.first_share or 50) >= 50 else "second"
+        return "first" if self.first_share is None or self.first_share >= 50 else "second"
 
 
 def position_bias(verdicts: pd.DataFrame) -> PositionBias:

@@ -48,7 +48,10 @@ def test_a_judge_who_always_names_the_first_is_said_to():
 
 def test_a_judge_who_always_names_the_second_is_said_to():
     frame = verdicts(60, 0.5, 1.0).assign(preference=lambda f: 3 - f["preference"])
-    assert position_bias(frame).first_share == 0 and "shown second" in bias_note(position_bias(frame))
+    assert position_bias(frame).first_share == 0
+    assert "prefers the output shown second" in bias_note(position_bias(frame))
+    both = verdicts(60, 0.5, 1.0, both=True).assign(preference=lambda f: 3 - f["preference"])
+    assert "prefers the output shown second (P(first) 0.0%)" in bias_note(position_bias(both))
 
 
 def test_a_good_model_is_no_bias():
