@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from eval.stats.agreement import grouped_mean, majority
@@ -88,12 +88,15 @@ def _bins(sure: np.ndarray, right: np.ndarray, group: np.ndarray) -> list[dict[s
 def _temperature(chance: np.ndarray, better: np.ndarray) -> float | None:
     if np.isin(chance, (0.0, 0.5, 1.0)).all():
         return None
-    odds = logit(np.clip(chance, NEAREST, 1 - NEAREST))
+    # How far each verdict's log-odds speak for what people say. The likelihood's slope by sharpness (the inverse of the
+    # temperature) falls. Its root is sought: the likelihood itself is flat to rounding where verdicts are sure.
+    right = np.where(better == 1, 1.0, -1.0) * logit(np.clip(chance, NEAREST, 1 - NEAREST))
 
-    def loss(log_temperature: float) -> float:
-        found = np.clip(expit(odds / np.exp(log_temperature)), 1e-300, 1 - 1e-16)
-        return float(-np.mean(better * np.log(found) + (1 - better) * np.log1p(-found)))
+    def slope(log_temperature: float) -> float:
+        sharpness = np.exp(-log_temperature)
+        return float(np.mean(right * expit(-right * sharpness)))
 
-    bound = np.log(WIDEST)
-    best = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6}).x
-    return float(np.exp(best)) if abs(best) < bound - 1e-3 else None
+    bound = np.log(WIDEST) - 1e-3
+    if not slope(bound) > 0 > slope(-bound):
+        return None
+    return float(np.exp(brentq(slope, -bound, bound)))

@@ -53,3 +53,17 @@ def test_whole_verdicts_have_no_temperature_and_nobody_is_asked_about_nothing():
     assert (nothing["brier"], nothing["calibration_error"], nothing["bins"]) == (None, None, [])
     faultless = calibration([1.9, 1.1, 1.7], [1.9, 1.1, 1.7], [(2,), (1,), (2,)], list("abc"))
     assert faultless["temperature"] is None  # the surer the better: no finite one fits best
+
+
+@pytest.mark.parametrize("sure", [0.6, 0.9, 0.99, 0.999, 0.9999, 0.9999999])
+def test_no_finite_temperature_fits_a_judge_who_is_always_right_or_always_wrong(sure):
+    said = [1 + sure, 2 - sure, 1.7]
+    for labels in ([(2,), (1,), (2,)], [(1,), (2,), (1,)]):
+        assert calibration(said, said, labels, list("abc"))["temperature"] is None
+
+
+@pytest.mark.parametrize("unsure", [1e-15, 1e-12, 1e-6])
+def test_no_temperature_is_made_of_rounding_errors(unsure):
+    """All verdicts are nearly ties and mostly right: the odds would have to grow without end."""
+    said = 1.5 + unsure * np.array([1, 1, -1, 1])
+    assert calibration(said, said, [(2,), (2,), (1,), (1,)], list("abcd"))["temperature"] is None
