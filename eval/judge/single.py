@@ -20,6 +20,9 @@ from eval.judge.table import cost_of, mean_verdict, unasked, verdict_row, verdic
 from eval.outputs.matching import Pair
 from otpo.files import Row
 
+# Scores are weighted means, whose last digits depend on the order of their parts: those that differ there are equal.
+EQUAL_DECIMALS = 9
+
 
 def judge_singly(
     pairs: list[Pair],
@@ -95,7 +98,7 @@ def _together(ours: Verdict, theirs: Verdict, paid: set[str]) -> Verdict:
     return replace(
         failed or ours,
         key=ours.key,
-        value=math.nan if failed else 1.5 + 0.5 * float(np.sign(ours.value - theirs.value)),
+        value=math.nan if failed else 1.5 + 0.5 * float(np.sign(round(ours.value - theirs.value, EQUAL_DECIMALS))),
         said=ours.said,
         raw=json.dumps({"output": ours.raw, "reference": theirs.raw}),
         read=None if failed else ours.read,

@@ -227,6 +227,20 @@ def test_criteria_of_ones_own_are_asked_for_in_json(tmp_path, takes):
     )
 
 
+def test_equal_scores_of_different_criteria_are_a_tie(tmp_path):
+    points = [f"  {name}: {{asks: How good is it, points: 10}}\n" for name in "abc"]
+    (tmp_path / "tied.yaml").write_text("name: tied\ncriteria:\n" + "".join(points))
+    ours, theirs = {"a": 4, "b": 10, "c": 10}, {"a": 6, "b": 8, "c": 10}  # ninths, added in another order
+
+    def script(call):
+        return completion(json.dumps(ours if "model says" in call.body["messages"][-1]["content"] else theirs), None)
+
+    with ScriptedJudge(script) as server:
+        frame, _ = judged(server, tmp_path, tmp_path / "tied.yaml", n=2)
+    assert frame["score"].tolist() != frame["reference_score"].tolist()  # to the last digit
+    assert frame["preference"].tolist() == [1.5, 1.5]
+
+
 def test_a_failed_half_of_a_single_score_is_no_preference_and_keeps_the_other_half(tmp_path):
     def script(call):
         if "reference says 3" in call.body["messages"][-1]["content"]:
