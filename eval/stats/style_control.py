@@ -90,8 +90,8 @@ def style_controlled(games: Mapping[str, Games]) -> dict[str, tuple[float | None
         prompt.append(own.prompt[known])
     x, y, w, of = np.vstack(rows), np.concatenate(won), np.concatenate(weight), np.concatenate(prompt)
     spread = x[:, m:].std(axis=0)
-    x[:, m:] /= np.where(spread > 0, spread, 1.0)
-    x[:, m:][:, spread == 0] = 0.0
+    varied = spread > 1e-9 * np.abs(x[:, m:]).max(axis=0)  # equal numbers have a spread of rounding errors
+    x[:, m:] = np.where(varied, x[:, m:] / np.where(varied, spread, 1.0), 0.0)
     fitted, errors = _fit(x, y, w, of, m, k)
     found = dict(nothing)
     for i, name in enumerate(names):

@@ -67,6 +67,18 @@ def test_games_that_are_all_won_have_an_interval():
     assert found["none"][0] is None and found["best"][0] == pytest.approx(level)
 
 
+@pytest.mark.parametrize("n", [3, 10, 99, 805])
+@pytest.mark.parametrize("difference", [0.5, 0.1, 0.2, 1 / 3, 0.7])
+def test_a_style_that_all_games_have_alike_says_nothing(n, difference):
+    won = (np.arange(n) % 4 > 0).astype(float)
+
+    def of(value):
+        return style_controlled({"m": Games(won, np.ones(n), np.full((n, 4), value), np.arange(n))})["m"]
+
+    level, ends = of(difference)
+    assert level == pytest.approx(of(0.0)[0]) and ends.low == pytest.approx(of(0.0)[1].low)
+
+
 def test_style_is_words_and_markdown_outside_of_code():
     text = (
         "# Title\n\nSome **bold** words.\n\n- one\n- two\n1. three\n\n```python\n# no header\n- no item **no**\n```\n"
