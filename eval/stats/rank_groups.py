@@ -53,7 +53,9 @@ class Comparisons:
         """Prompts with which the observed difference would show with 80 % power in one 5 % test; NaN if unknown."""
         with np.errstate(divide="ignore", invalid="ignore"):
             needed = np.ceil(self.n * (self.detectable / self.difference) ** 2)
-        return np.where(np.isfinite(needed) & (needed > 0), needed, np.nan)
+        # A mean or a spread of 0 may come out as 1e-15, and would ask for 1e30 prompts, or for one.
+        told = np.minimum(np.abs(self.difference), self.detectable) > 1e-9
+        return np.where(np.isfinite(needed) & told, needed, np.nan)
 
 
 def compare(chance: npt.ArrayLike, asked: npt.ArrayLike | None = None) -> Comparisons:

@@ -51,6 +51,16 @@ def test_the_test_rejects_where_the_interval_leaves_out_zero():
     assert p[0] < 1e-6 and p[1] == 1 and p[2] == pytest.approx(1, abs=1e-3)
 
 
+def test_no_number_of_prompts_shows_a_difference_of_rounding_errors():
+    rng = np.random.default_rng(5)
+    for n in (7, 30, 100):
+        thirds = rng.choice([0, 1 / 3, 2 / 3, 0.1, 0.7], n)
+        equal_means, equal_steps = [thirds, rng.permutation(thirds)], [thirds + 0.3, thirds]
+        for pair in (equal_means, equal_steps):
+            assert np.isnan(compare(pair).prompts_needed).all()
+    assert compare([[0.9, 0.2], [0.3, 0.1]]).prompts_needed[0, 1] > 0
+
+
 @pytest.mark.parametrize("prompts", [1, 3, 500, 5000])
 def test_a_difference_too_small_to_matter_is_no_difference(prompts):
     rng = np.random.default_rng(4)
