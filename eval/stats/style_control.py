@@ -90,7 +90,8 @@ def style_controlled(games: Mapping[str, Games]) -> dict[str, tuple[float | None
         prompt.append(own.prompt[known])
     x, y, w, of = np.vstack(rows), np.concatenate(won), np.concatenate(weight), np.concatenate(prompt)
     spread = x[:, m:].std(axis=0)
-    varied = spread > 1e-9 * np.abs(x[:, m:]).max(axis=0)  # equal numbers have a spread of rounding errors
+    # Equal numbers have a spread of rounding errors, and by one below 1e-6 the equations could not be solved.
+    varied = spread > 1e-6 * np.abs(x[:, m:]).max(axis=0)
     x[:, m:] = np.where(varied, x[:, m:] / np.where(varied, spread, 1.0), 0.0)
     fitted, errors = _fit(x, y, w, of, m, k)
     found = dict(nothing)

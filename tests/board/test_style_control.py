@@ -73,8 +73,10 @@ def test_a_style_that_all_games_have_alike_says_nothing(n, difference):
     won = (np.arange(n) % 4 > 0).astype(float)
 
     def of(value):
-        return style_controlled({"m": Games(won, np.ones(n), np.full((n, 4), value), np.arange(n))})["m"]
+        return style_controlled({"m": Games(won, np.ones(n), np.zeros((n, 4)) + value, np.arange(n))})["m"]
 
+    level, ends = of(difference + 1e-8 * np.random.default_rng(n).normal(size=(n, 4)))
+    assert level == pytest.approx(of(0.0)[0]) and ends.low == pytest.approx(of(0.0)[1].low)
     level, ends = of(difference)
     assert level == pytest.approx(of(0.0)[0]) and ends.low == pytest.approx(of(0.0)[1].low)
 
