@@ -83,9 +83,9 @@ def migration(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, Any]:
     ).dropna()  # fmt: skip
     rows = [_model(str(name), 100 * own, old, new) for name, own in chance.groupby(level="generator", sort=False)]
     for side in ("old", "new"):
-        ordered = sorted(rows, key=lambda row: -row[f"{side}_win_rate"])
-        for row in rows:
-            row[f"{side}_rank"] = 1 + sum(each[f"{side}_win_rate"] > row[f"{side}_win_rate"] for each in ordered)
+        rates = _rates(rows, side)
+        for row, own in zip(rows, rates, strict=True):
+            row[f"{side}_rank"] = 1 + sum(each > own for each in rates)
     rows.sort(key=lambda row: row["new_rank"])
     return {
         **judges_agreement(old, new),
@@ -112,11 +112,16 @@ def _model(name: str, points: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame
     }
 
 
+def _rates(rows: list[dict[str, Any]], side: str) -> list[float]:
+    """Win rates without their last digits, which depend on the order of the verdicts: equal ones are equal."""
+    return [round(row[f"{side}_win_rate"], 9) for row in rows]
+
+
 def _order(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """How far the two orders of the models agree."""
     from scipy.stats import kendalltau, spearmanr
 
-    rates = [[row[f"{side}_win_rate"] for row in rows] for side in ("old", "new")]
+    rates = [_rates(rows, side) for side in ("old", "new")]
     if len(rows) < 3:
         return {"kendall_tau": None, "spearman": None}
     found = (kendalltau(*rates).statistic, spearmanr(*rates).statistic)

@@ -152,6 +152,17 @@ def test_a_migration_says_what_moved():
     assert by_name["weak"]["agreement"] == 0 and by_name["good"]["difference"] == 0
 
 
+def test_models_with_the_same_verdicts_in_another_order_share_a_rank():
+    """Means of thirds that are added in another order differ in their last digit."""
+    rng, thirds = np.random.default_rng(0), 1 + np.random.default_rng(0).choice([0, 1 / 3, 2 / 3, 1], 20)
+    names = ("one", "two", "three")
+    for _ in range(3):
+        old, new = (np.concatenate([rng.permutation(thirds) for _ in names]) for _ in range(2))
+        found = migration(table(old, names), table(new, names))
+        assert found["moved"] == 0 and found["kendall_tau"] is None
+        assert {(row["old_rank"], row["new_rank"]) for row in found["models"]} == {(1, 1)}
+
+
 def verb(*words):
     return subprocess.run([sys.executable, "-m", "jobs.cli", *map(str, words)], capture_output=True, text=True)
 
