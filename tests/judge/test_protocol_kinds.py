@@ -276,6 +276,10 @@ def test_a_summary_is_compared_in_a_sentence_first(tmp_path):
         ("**[[A >> B]]**", "A>>B"), ('{"verdict": "B>A"}', "B>A"), ("[[A>B]]\n[[C]]", None), ("A>B or B>A", None),
         ("[[A]]", None), ("", None), ("[[A<B]]", None), ('{"verdict": "B>A", "Verdict": "A>B"}', None),
         ('{"verdict": "A>B", "verdict": "B>A"}', None), ("[[]]", None),
+        ('My answer:\n```json\n{"a": 1}\n```\nA is closer: [[A>B]]', "A>B"),  # the judge's own answer is JSON
+        ('```json\n{"verdict": "B>A"}\n```\nA is closer: [[A>B]]', "A>B"),
+        ('{"why": "not [[B>A]]", "verdict": "A>B"}', "A>B"), ('Here:\n```json\n{"verdict": "A>B"}\n```', "A>B"),
+        ('{"why": "as ```{}``` is", "verdict": "A>B"}', "A>B"),
     ],
 )  # fmt: skip
 def test_the_last_grade_in_double_brackets_is_the_verdict(text, said):

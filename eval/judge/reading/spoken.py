@@ -22,11 +22,11 @@ def spoken_grade(text: str, grades: Sequence[Grade]) -> Grade | None:
     What stands in the last double brackets must be a grade: a judge that ends otherwise has given none.
     """
     known = {grade.said: grade for grade in grades}
-    found = object_in(text)
-    if found is not None:
+    found, shown = object_in(text), _BRACKETS.findall(text)
+    # A judge that answers for itself first may write JSON there: beside brackets, JSON counts where it is the whole.
+    if found is not None and (not shown or not _FENCE.sub("", text).strip() or text.startswith("{")):
         said = [value for key, value in found.items() if str(key).lower() == "verdict"]
         return known.get(_bare(said[0])) if len(said) == 1 and isinstance(said[0], str) else None
-    shown = _BRACKETS.findall(text)
     return known.get(_bare(shown[-1] if shown else text))
 
 
@@ -57,9 +57,9 @@ def score_of(values: dict[str, bool | int], criteria: Sequence[Criterion]) -> fl
 
 def object_in(text: str) -> dict[str, Any] | None:
     """The JSON object that a text is, or that its last fence holds; None where there is none, or a key stands twice."""
-    fenced = _FENCE.findall(text)
+    fenced = None if text.lstrip().startswith("{") else _FENCE.search(text)
     try:
-        found = json.loads(fenced[-1] if fenced else text, object_pairs_hook=_once)
+        found = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
