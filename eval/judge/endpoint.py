@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 
@@ -79,10 +81,10 @@ class Endpoint:
             # The client's own timeout limits the gap between two bytes; this one limits the whole call.
             async with asyncio.timeout(self._config.timeout):
                 response = await request
-                return self._clean(response.text)
+                return self._clean(_text_of(response))
         except openai.APIStatusError as error:
             raise self._status_failure(error.response) from None
-        except (openai.APIConnectionError, TimeoutError, OSError, httpx2.HTTPError) as error:
+        except (openai.APIConnectionError, TimeoutError, OSError, httpx2.HTTPError, aiohttp.ClientError) as error:
             raise Failure(*_transport(error)) from None
 
     def _clean(self, text: str) -> str:
@@ -90,7 +92,7 @@ class Endpoint:
         return text if len(self._secret) < SECRET_LENGTH else text.replace(self._secret, "***")
 
     def _status_failure(self, response: httpx2.Response) -> Failure:
-        text = self._clean(response.text)
+        text = self._clean(_text_of(response))
         kind, detail = classify_status(response.status_code, text)
         return Failure(kind, detail, retry_after(response.headers))
 
@@ -129,6 +131,12 @@ async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
         default_headers={"api-key": key} if address.azure and key else None,
     ) as client:
         yield Endpoint(client, config, secret=key or "\0")
+
+
+def _text_of(response: httpx2.Response) -> str:
+    """The body in the encoding that JSON shows itself, whatever its header says of it."""
+    found = response.content
+    return found.decode(json.detect_encoding(found), errors="replace")
 
 
 def _transport(error: BaseException) -> tuple[str, str]:

@@ -17,8 +17,10 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
     Ctrl-C cancels the coroutine and waits until it has ended, in both cases.
     """
     try:
-        asyncio.get_running_loop()
+        inside = asyncio.get_running_loop().is_running()
     except RuntimeError:
+        inside = False
+    if not inside:  # outside of the except block, or this error would be the context of every later one
         return asyncio.run(coroutine)
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
 

@@ -1,12 +1,13 @@
 """Endpoints as people have them: addresses, keys, certificates, and what each says when it refuses."""
 
+import json
 import shutil
 import ssl
 import subprocess
 
 import pandas as pd
 import pytest
-from support.servers import Reply, ScriptedJudge, completion
+from support.servers import Reply, ScriptedJudge, completion, verdict
 from test_judge import ask, outputs
 
 import eval.judge.client
@@ -14,9 +15,12 @@ from eval.board.leaderboard import leaderboard
 from eval.board.run_files import Board
 from eval.board.verdicts.examples import failures
 from eval.judge.asking.address import address_of
+from eval.judge.asking.refusals import refusal_inside
+from eval.judge.asking.streams import joined
 from eval.judge.check import check
 from eval.judge.config import JudgeConfig
 from eval.judge.endpoint import classify_status
+from eval.judge.replies import UnreadableError, read_pair
 from eval.judge.table import ledger
 from eval.judge.verdicts import judge
 from otpo.errors import UserError, WorkError
@@ -118,8 +122,6 @@ def test_https_to_a_server_without_it_and_an_unknown_host_are_said_at_once():
     ],
 )  # fmt: skip
 def test_a_status_has_its_class(status, error, kind):
-    import json
-
     assert classify_status(status, json.dumps({"error": error})) == (kind, f"HTTP {status} {error['message']}")
 
 
@@ -175,3 +177,88 @@ def test_a_few_questions_at_fault_do_not_end_the_others(tmp_path):
     refusal = Reply({"error": {"message": "odd question"}}, status=400)
     with ScriptedJudge(lambda call: refusal if call.number > 3 and call.number % 10 else None) as server:
         assert ledger(ask(server, tmp_path, n=60, concurrency=4))["failed"] == 60 - 3 - 6
+
+
+def stream(*pieces, end="data: [DONE]\n\n", first=""):
+    """Events with these choices; a piece that is a text is a line as it is."""
+    lines = [
+        piece if isinstance(piece, str) else f"data: {json.dumps({'choices': [piece]}, ensure_ascii=False)}"
+        for piece in pieces
+    ]
+    return json.loads(joined(first + "".join(f"{line}\n\n" for line in lines) + end))
+
+
+def delta(content, **more):
+    return {"index": 0, "delta": {"content": content}, **more}
+
+
+PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "M"}]}, {"type": "text", "text": "m"}]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "first"),
+    [
+        ([delta("m")], ""), ([delta("m")], ":\n\n"), ([delta("m")], ":keepalive\n\n"), ([delta("m")], "\ufeff"),
+        ([delta("m")], "id: 1\nretry: 3000\n"), ([delta("m", logprobs=[])], ""), ([delta(PARTS)], ""),
+        ([delta("<think>a\u2028b\x85c</think>"), delta("m")], ""), ([None, delta("m")], ""),
+        ([delta("M") | {"index": 1}, delta("m")], ""), ([{"delta": "m"}, delta("m")], ""),
+        (['data: {"error": null, "choices": [{"delta": {"content": "m"}}]}'], ""),
+        ([{"delta": {"tool_calls": [None, {"function": {"name": "f", "arguments": {"verdict": "m"}}}]}}], ""),
+    ],
+)  # fmt: skip
+def test_a_stream_is_joined_whatever_its_pieces_look_like(pieces, first):
+    assert read_pair(stream(*pieces, first=first), allow_text=True) == 1.0
+
+
+def test_a_stream_that_breaks_off_is_no_reply():
+    half = stream(delta("m is shorter.\nM is better"), end="")
+    assert refusal_inside(json.dumps(half)) == (
+        "malformed",
+        "an error inside a 200: the stream broke off before its end",
+    )
+    assert read_pair(stream(delta("M", finish_reason="stop"), end=""), allow_text=True) == 2.0
+    upstream = stream(delta("M", finish_reason="error", error={"code": 402, "message": "Insufficient credits"}))
+    assert refusal_inside(json.dumps(upstream))[0] == "quota"
+    refused = stream({"delta": {"refusal": "I cannot compare these."}, "finish_reason": "stop"})
+    with pytest.raises(UnreadableError, match="refused"):
+        read_pair(refused, allow_text=True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "header"),
+    [("utf-8", "utf-16"), ("utf-8", "bogus"), ("utf-8-sig", None), ("utf-16", None), ("utf-16-be", "utf-16")],
+)
+def test_a_reply_is_read_in_its_own_encoding_whatever_its_header_says(tmp_path, encoding, header):
+    def script(call):
+        headers = {"Content-Type": f"application/json; charset={header}"} if header else {}
+        return Reply(json.dumps(verdict(call.body)).encode(encoding), headers=headers)
+
+    with ScriptedJudge(script) as server:
+        assert ask(server, tmp_path, n=2, max_retries=0)["error"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [({"Content-Length": "-1"}, "Content-Length"), ({"X-Padding": "a" * 70_000}, "8190"),
+     ({"Content-Encoding": "gzip"}, "gzip|incorrect header|Decod")],
+)  # fmt: skip
+def test_what_is_no_http_is_a_failed_connection_and_says_why(tmp_path, headers, said):
+    with ScriptedJudge(lambda call: Reply(json.dumps(verdict(call.body)).encode(), headers=headers)) as server:
+        frame = ask(server, tmp_path, n=2, max_retries=0)
+    assert set(frame["error"]) == {"connection"} and frame["detail"].str.contains(said).all(), frame["detail"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        ({"object": "error", "message": "CUDA out of memory", "code": 50001}, "malformed", "CUDA out of memory"),
+        ({"detail": "No capacity"}, "malformed", "No capacity"),
+        ([{"error": {"code": 429, "message": "Resource exhausted"}}], "rate_limited", "Resource exhausted"),
+        ({"object": "list", "data": []}, "malformed", "not a chat completion"), ("hello", "malformed", "hello"),
+        (None, "malformed", "null"), ({"choices": [], "error": None}, "malformed", "not a chat completion"),
+        ({"error": {"code": "x", "message": None}}, "malformed", "an error inside a 200"),
+    ],
+)  # fmt: skip
+def test_what_came_in_place_of_a_completion_is_said(body, kind, said):
+    found = refusal_inside(json.dumps(body))
+    assert found is not None and found[0] == kind and said in found[1]

@@ -58,13 +58,17 @@ def refusal_inside(text: str) -> tuple[str, str] | None:
     """(kind, detail) of what came with status 200 and is no completion, as gateways send errors; None if it is one."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         if re.match(r"\s*<(?:!doctype|html)", text, re.IGNORECASE):
             return "malformed", f"a web page in place of a chat completion: {text[:100].strip()}"
         return "malformed", f"no JSON: {text[:100].strip()}"
-    if not isinstance(body, dict) or body.get("choices") or "error" not in body:
+    if isinstance(body, dict) and body.get("choices"):
         return None
-    error: Any = body["error"]
+    if isinstance(body, list) and body:  # Google's
+        body = body[0]
+    if not isinstance(body, dict) or not (body.get("error") or body.get("message") or body.get("detail")):
+        return "malformed", f"not a chat completion: {text[:100].strip()}"
+    error: Any = body.get("error") or body
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, int) and 400 <= status < 500:
         return classify_status(status, text)
@@ -76,7 +80,7 @@ def error_body(text: str) -> tuple[str | None, str]:
     """(code, message) of an error body in any of the usual shapes; code is None if the body is not JSON."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, ""
     if isinstance(body, list) and body:  # Google's
         body = body[0]

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+_EVENTS = re.compile(r"\ufeff?\s*(?:data|event|id|retry)?:")  # a line that begins with a colon is a comment
 
 
 def joined(text: str) -> str:
     """The chat completion whose pieces a body holds; any other body as it is."""
-    if not text.lstrip().startswith(("data:", "event:", ": ")):
+    if not _EVENTS.match(text):
         return text
-    content: dict[str, str] = {"content": "", "reasoning_content": ""}
+    content: dict[str, str] = {"content": "", "reasoning_content": "", "refusal": ""}
     whole: dict[str, Any] = {"object": "chat.completion"}
     positions: list[Any] = []
     calls: dict[int, dict[str, Any]] = {}
-    finish = None
-    for line in text.splitlines():
-        if not line.startswith("data:") or line[5:].strip() in ("", "[DONE]"):
+    finish, ended = None, False
+    for line in re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff")):  # JSON may hold other line ends as they are
+        data = line[5:].strip() if line.startswith("data:") else ""
+        ended = ended or data == "[DONE]"
+        if data in ("", "[DONE]"):
             continue
         try:
-            piece = json.loads(line[5:])
-        except ValueError:
+            piece = json.loads(data)
+        except (ValueError, RecursionError):
             return text
-        if not isinstance(piece, dict) or "error" in piece:
-            return line[5:]
+        if not isinstance(piece, dict) or piece.get("error"):
+            return data
         whole |= {key: piece[key] for key in ("id", "created", "model", "usage") if piece.get(key)}
-        for choice in (piece.get("choices") or [])[:1]:
-            delta = choice.get("delta") or {}
+        for choice in _dicts(piece.get("choices")):
+            if choice.get("index"):  # another completion of the same request
+                continue
+            delta = _dict(choice.get("delta"))
             for key in content:
-                content[key] += delta.get(key) or ""
-            for call in delta.get("tool_calls") or []:
-                _extend(calls.setdefault(call.get("index") or 0, {"name": "", "arguments": ""}), call)
-            positions += (choice.get("logprobs") or {}).get("content") or []
+                content[key] += _words(delta.get(key))
+            for call in _dicts(delta.get("tool_calls")):
+                number = call.get("index")
+                _extend(calls.setdefault(number if isinstance(number, int) else 0, {"name": "", "arguments": ""}), call)
+            positions += _dicts(_dict(choice.get("logprobs")).get("content"))
             finish = choice.get("finish_reason") or finish
+            whole |= {"error": choice["error"]} if choice.get("error") else {}
+    if "error" in whole:
+        return json.dumps({"error": whole["error"]})
+    if not finish and not ended:
+        return json.dumps({"error": {"message": "the stream broke off before its end"}})
     called = [{"type": "function", "function": function} for _, function in sorted(calls.items())]
     choice = {
         "index": 0,
@@ -45,6 +58,22 @@ def joined(text: str) -> str:
 
 def _extend(function: dict[str, Any], call: dict[str, Any]) -> None:
     """Add a piece of a tool's call to what came before."""
-    piece = call.get("function") or {}
+    piece = _dict(call.get("function"))
     for key in function:
-        function[key] += piece.get(key) or ""
+        found = piece.get(key)
+        function[key] += json.dumps(found) if isinstance(found, dict) else _words(found)
+
+
+def _words(found: Any) -> str:
+    """A piece of text, also where it comes in parts, as Mistral's models that think have it."""
+    if isinstance(found, list):
+        return "".join(_words(part.get("text")) for part in _dicts(found) if part.get("type") in (None, "text"))
+    return found if isinstance(found, str) else ""
+
+
+def _dict(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _dicts(found: Any) -> list[dict[str, Any]]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
