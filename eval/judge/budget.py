@@ -107,15 +107,16 @@ class Budget:
                     await self._changed.wait()
         return None
 
-    async def settle(self, reserved: float, size: int, tokens: tuple[int, int]) -> None:
+    async def settle(self, reserved: float, size: int, tokens: tuple[int, int], unknown: bool = False) -> None:
         """Replace what was set aside for a call with what it cost.
 
         Args:
             reserved: what `reserve` returned.
             size: bytes of the call's messages.
             tokens: (prompt, completion) tokens that the reply reported.
+            unknown: whether there was a reply that reported none; it counts as what was set aside.
         """
-        self._spent += price(self._config, *tokens)
+        self._spent += reserved if unknown else price(self._config, *tokens)
         self._tokens_per_byte = max(self._tokens_per_byte, tokens[0] / max(size, 1))
         if self._config.budget_usd is not None:
             async with self._changed:

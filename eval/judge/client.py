@@ -103,7 +103,8 @@ class JudgingSession:
                 self._failed_in_a_row, self._answered = 0, True
                 return verdict_of(key, found, StoredReply(raw, tokens[0], tokens[1], seconds), attempts)
             finally:
-                await self._budget.settle(reserved, size, used)
+                # A reply that reports no tokens was paid for all the same: what was set aside for it stays spent.
+                await self._budget.settle(reserved, size, used, unknown=raw is not None and not sum(used))
                 self._pace.settle(booked, used)
             tokens[0] += used[0]
             tokens[1] += used[1]

@@ -173,6 +173,16 @@ def test_a_budget_stops_before_it_is_exceeded_and_says_so(tmp_path):
     assert ledger(more)["spent_usd"] == pytest.approx(0.2 - spent["spent_usd"])
 
 
+def test_a_budget_holds_where_replies_report_no_tokens(tmp_path):
+    def script(call):
+        return {**verdict(call.body), "usage": None}
+
+    with ScriptedJudge(script) as server:
+        frame = ask(server, tmp_path, n=20, price_input=100.0, budget_usd=0.5, concurrency=2)
+        assert 0 < len(server.calls) < 20
+    assert ledger(frame)["errors"] == {"budget": 20 - len(server.calls)}
+
+
 def test_a_budget_without_prices_is_refused(tmp_path):
     with ScriptedJudge() as server, pytest.raises(UserError, match=r"budget_usd.*price"):
         ask(server, tmp_path, budget_usd=1.0)
