@@ -66,7 +66,7 @@ def read_reply(protocol: Protocol, reply: str, allow_text: bool) -> Reading:
     """
     try:
         response = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnreadableError("malformed") from None
     if protocol.verdict in ("grades", "criteria"):
         return _read_said(response, protocol)
@@ -83,7 +83,10 @@ def _read_said(response: dict[str, Any], protocol: Protocol) -> Reading:
     choice = _choice(response)
     text = _text(choice)
     if protocol.verdict == "grades":
-        if grade := spoken_grade(text, protocol.grades):
+        grade = spoken_grade(text, protocol.grades)
+        if grade and _goes_on(choice, text):
+            raise UnreadableError("cut_off", text)
+        if grade:
             return Reading(grade.preference, _where(choice), grade.said, grade.weight)
     elif values := read_criteria(text, protocol.criteria):
         said = json.dumps(values, ensure_ascii=False)
@@ -102,9 +105,11 @@ def read_usage(reply: str) -> tuple[int, int]:
     """(prompt, completion) tokens that a reply reports; 0 if it reports none."""
     try:
         usage = json.loads(reply)["usage"]
-        return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        said = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        prompt, completion = (count if 0 <= count < 2**48 else 0 for count in said)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return 0, 0
+    return prompt, completion
 
 
 def words_of(raw: str) -> list[str]:
@@ -145,7 +150,9 @@ def read_pair(
     """
     choice = _choice(response)
     text, positions = _text(choice), positions_of(choice)
-    spoken = spoken_verdict(text)
+    spoken = spoken_verdict(text, cut=_is_cut(choice))
+    if spoken is None and _is_cut(choice) and spoken_verdict(text):
+        raise UnreadableError("cut_off", text)
     position = position_at(positions, text, spoken.at) if positions and spoken else None
     if position is not None and spoken is not None and letter_of(position.token) != spoken.letter:
         position = None
@@ -187,6 +194,8 @@ def read_rating(response: dict[str, Any], allow_text: bool = False, protocol: Pr
             return sum(value * weight for value, weight in weights.items()) / total
     if allow_text:
         said = float(number["number"]) if number else bracketed_rating(text)
+        if said is not None and _goes_on(choice, text):
+            raise UnreadableError("cut_off", text)
         if said is not None:
             return said
     raise _unreadable(choice, text, positions)
@@ -200,6 +209,9 @@ def _choice(response: dict[str, Any]) -> dict[str, Any]:
     choices = response.get("choices") if isinstance(response, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnreadableError("malformed")
+    error = choices[0].get("error")
+    if error or choices[0].get("finish_reason") == "error":  # a gateway's, whose upstream broke off
+        raise UnreadableError("malformed", f"an error inside a reply: {json.dumps(error)}")
     return choices[0]
 
 
@@ -211,6 +223,16 @@ def _content(choice: dict[str, Any]) -> str:
     if isinstance(content, list):  # parts, as of a message to the model
         content = "".join(part["text"] for part in content if isinstance(part, dict) and _is_text(part))
     return content if isinstance(content, str) else ""
+
+
+def _is_cut(choice: dict[str, Any]) -> bool:
+    """Whether a reply ended before its end, by the endpoint's own account."""
+    return str(choice.get("finish_reason")).lower() in ("length", "max_tokens", "model_length", "content_filter")
+
+
+def _goes_on(choice: dict[str, Any], text: str) -> bool:
+    """Whether a reply was cut after what stands in double brackets, so that the last of these may be to come."""
+    return _is_cut(choice) and "[[" in text and not text.rstrip("*_ .`\n").endswith("]]")
 
 
 def _called(choice: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from support.servers import completion
 from eval.judge.protocols import templates
 from eval.judge.protocols.registry import PROTOCOLS, find_protocol
 from eval.judge.protocols.templates import fenced_texts, render
-from eval.judge.replies import UnreadableError, read_pair, read_rating, strip_thinking
+from eval.judge.replies import UnreadableError, read_pair, read_rating, read_reply, read_usage, strip_thinking
 from eval.judge.verdicts import model_first
 from otpo.errors import UserError
 
@@ -232,6 +232,7 @@ def test_plain_text_is_a_verdict_only_where_allowed():
         ("m is long. M is right.\n\nFinal answer: **M**", "M"), ('{"verdict": "M"}', "M"),
         ('```json\n{"better": "m", "why": "M is bad"}\n```', "m"), ("<think>Verdict: m</think>M", "M"),
         ("I prefer m", None), ("<think>m", None), ("mM", None), ("", None), ("A", None), ("M or m", None),
+        ('{"verdict": "m", "verdict": "M"}', None),
         ("M\n\nVerdict: m", None), ("Answer m is better in style, but M is right", None), ("Both are fine.", None),
         ("Verdict: m or M", None), ('{"verdict": "m", "better": "M"}', None), ("Verdict: Mm", None),
         ("The better answer is not m", None), ("Verdict: neither", None),
@@ -249,6 +250,72 @@ def test_thinking_is_stripped():
     assert strip_thinking("<think>a</think> m <thinking>b</thinking>") == "m"
     assert strip_thinking("the opening tag was in the prompt</think>\nM") == "M"
     assert strip_thinking("<think>never ends m") == ""
+
+
+HARMONY = "<|channel|>analysis<|message|>m or M?\nAnswer M is better"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("[THINK]m or M?\nAnswer M is better.", ""), ("[THINK]M?[/THINK]m", "m"),  # Magistral
+        ("\u25c1think\u25b7M?\nAnswer M is better.", ""), ("\u25c1think\u25b7M?\u25c1/think\u25b7m", "m"),  # Kimi
+        ("<seed:think>M?\nAnswer M is better.", ""), ("<seed:think>M?</seed:think>m", "m"),  # Seed-OSS
+        ("<think id=1>M?\nAnswer M is better.", ""),
+        ("<|begin_of_thought|>M\nM", ""), ("<|begin_of_thought|>M<|end_of_thought|>m", "m"),
+        (HARMONY, ""), (f"{HARMONY}<|end|><|start|>assistant<|channel|>final<|message|>m<|return|>", "m"),
+        (f"{HARMONY}<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{{}}", "{}"),
+    ],
+)  # fmt: skip
+def test_thinking_is_stripped_whatever_marks_it(text, answer):
+    assert strip_thinking(text) == answer
+
+
+def ended(text, finish, **more):
+    return {"choices": [{"index": 0, "finish_reason": finish, "message": {"content": text}, "logprobs": None, **more}]}
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter", "MAX_TOKENS"])
+def test_what_was_cut_is_no_verdict_where_it_may_have_gone_on(finish):
+    for text in ("Both are fine.\nM is better", "The better answer is M", "m is short.\nAnswer m is better.\nBut"):
+        assert text.endswith("But") or read_pair(ended(text, "stop"), allow_text=True)
+        with pytest.raises(UnreadableError) as caught:
+            read_pair(ended(text, finish), allow_text=True)
+        assert caught.value.kind in ("cut_off", "no_logprobs", "refused")
+    for text in ("M", "**M**", "M\n\nBecause m is", '{"verdict": "M"}', '{"verdict":\n"M"\n}\n\n\n'):
+        assert read_pair(ended(text, finish), allow_text=True) == 2.0
+
+
+@pytest.mark.parametrize("name", ["arena_hard", "mt_bench_single"])
+def test_brackets_in_a_reply_that_was_cut_after_them_are_no_verdict(name):
+    verdict = {"arena_hard": "[[A>B]]", "mt_bench_single": "Rating: [[7]]"}[name]
+    for text in (f"I lean to {verdict}, but", verdict):
+        reply = json.dumps(ended(text, "length"))
+        if text == verdict:
+            assert read_reply(PROTOCOLS[name], reply, allow_text=True).value in (1.0, 7.0)
+            continue
+        with pytest.raises(UnreadableError, match="cut_off"):
+            read_reply(PROTOCOLS[name], reply, allow_text=True)
+        assert read_reply(PROTOCOLS[name], json.dumps(ended(text, "stop")), allow_text=True).value in (1.0, 7.0)
+
+
+@pytest.mark.parametrize("more", [{"finish_reason": "error"}, {"error": {"code": 502, "message": "upstream broke"}}])
+def test_a_reply_that_broke_off_upstream_is_asked_again(more):
+    with pytest.raises(UnreadableError, match="malformed"):
+        read_pair(ended("M", "stop", **more), allow_text=True)
+
+
+@pytest.mark.parametrize("letter", ["m", "M"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<end_of_turn>", "</s>", "\n"])
+def test_the_token_that_ends_a_reply_is_not_the_verdict(letter, end):
+    reply = completion(letter, {"m": 0.75, "M": 0.25} if letter == "m" else {"m": 0.25, "M": 0.75})
+    reply["choices"][0]["logprobs"]["content"].append({"token": end, "top_logprobs": [{"token": end, "logprob": 0.0}]})
+    assert read_pair(reply) == pytest.approx(1.25 if letter == "m" else 1.75)
+
+
+@pytest.mark.parametrize("count", [float("inf"), -5, 10**30, "many", {}, [], None])
+def test_a_count_of_tokens_that_is_none_is_no_count(count):
+    assert read_usage(json.dumps({"usage": {"prompt_tokens": count, "completion_tokens": 3}}))[0] == 0
 
 
 def test_a_rating_is_the_expected_number():

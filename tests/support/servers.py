@@ -37,7 +37,8 @@ def completion(text: str, top: dict[str, float] | None, tokens: tuple[int, int] 
     listed = [{"token": t, "bytes": list(t.encode()), "logprob": math.log(p)} for t, p in (top or {}).items()]
     logprobs = {"content": [{"token": text, "bytes": [], "logprob": -0.1, "top_logprobs": listed}]} if top else None
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": "length", "message": message, "logprobs": logprobs}
+    finish = "length" if len(text) == 1 else "stop"
+    choice = {"index": 0, "finish_reason": finish, "message": message, "logprobs": logprobs}
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "test", "choices": [choice], "usage": usage}
 

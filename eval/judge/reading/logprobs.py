@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 from eval.judge.reading.text import without_raw_spaces
 
 T = TypeVar("T")
+
+_ENDS = re.compile(r"\s*<[^<>]*>\s*")  # the token that ends a reply, which some servers list too
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def position_at(positions: list[Position], text: str, at: int) -> Position | Non
     something else, such as the thinking.
     """
     spelled = [without_raw_spaces(position.token) for position in positions]
+    while spelled and _ENDS.fullmatch(spelled[-1]) and not text.endswith(spelled[-1]):
+        spelled.pop()  # the text does not have it, and "<|im_end|>" has an m
     whole = "".join(spelled)
     start = whole.rfind(text)
     if start < 0:
@@ -80,7 +85,7 @@ def position_at(positions: list[Position], text: str, at: int) -> Position | Non
             return None
         start = len(whole) - len(begun)
     end = 0
-    for position, token in zip(positions, spelled, strict=True):
+    for position, token in zip(positions, spelled, strict=False):
         end += len(token)
         if start + at < end:
             return position

@@ -9,10 +9,15 @@ from typing import Any
 
 from eval.judge.protocols.protocol import FIRST, SECOND
 
-_TAG = r"(?:think|thinking|reasoning|thought|analysis)"
-_THINKING = re.compile(rf"<({_TAG})>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_TAG = r"(?:(?:seed:)?think|thinking|reasoning|thought|analysis)"
+_THINKING = re.compile(rf"<({_TAG})(?:\s[^<>]*)?>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _THINKING_END = re.compile(rf"^.*</{_TAG}>", re.DOTALL | re.IGNORECASE)
-_THINKING_START = re.compile(rf"<{_TAG}>", re.IGNORECASE)
+_THINKING_START = re.compile(rf"<{_TAG}(?:\s[^<>]*)?>", re.IGNORECASE)
+# Other marks of thinking: Magistral's [THINK], Kimi's \u25c1think\u25b7, OpenThinker's; and gpt-oss's channels.
+_OTHER_START = re.compile(r"\[THINK\]|\u25c1think\u25b7|<\|begin_of_thought\|>")
+_OTHER_END = re.compile(r"\[/THINK\]|\u25c1/think\u25b7|<\|end_of_thought\|>")
+_FINAL_CHANNEL = re.compile(r"^.*<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>", re.DOTALL)
+_CHANNELS_END = re.compile(r"<\|(?:return|end|channel)\|>.*$", re.DOTALL)
 
 # What tokenizers write for a space and a line end, where a server passes their raw tokens on.
 _RAW_SPACES = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n"})
@@ -55,6 +60,9 @@ def without_raw_spaces(text: str) -> str:
 
 def strip_thinking(text: str) -> str:
     """A reply without its thinking blocks. Everything after a block that never ends is dropped too."""
+    text = _OTHER_START.sub("<think>", _OTHER_END.sub("</think>", text))
+    if "<|channel|>" in text:  # what comes before the final channel is thinking; without one all of it is
+        text = _CHANNELS_END.sub("", _FINAL_CHANNEL.sub("", text))
     text = _THINKING_END.sub("", _THINKING.sub("", text))
     return _THINKING_START.split(text, maxsplit=1)[0].strip()
 
@@ -65,32 +73,45 @@ def letter_of(token: str) -> str | None:
     return bare if bare in (FIRST, SECOND) else None
 
 
-def spoken_verdict(text: str) -> Spoken | None:
+def spoken_verdict(text: str, cut: bool = False) -> Spoken | None:
     """The verdict of a text without thinking; None where it has none, or two that differ.
 
     The first line may be the verdict, or the last one may say it. Nothing in between is looked at: a judge that weighs
     both answers names both.
+
+    Args:
+        text: of the reply.
+        cut: whether it ended before its end. Its last line then counts only as a bare letter: "M is better" may have
+            gone on "in style alone".
     """
     lines = [match for match in re.finditer(r"[^\n]+", text) if match[0].strip()]
+    if cut and lines and not letter_of(text):
+        lines = lines[:1] if len(lines) > 1 else []
     if not lines:
-        return None
+        return _in_json(text) if cut else None
     found = [Spoken(said["letter"], line.start() + said.start("letter")) for line in (lines[0], lines[-1])
              if (said := _sentence(line[0]))]  # fmt: skip
-    if not found and (match := _JSON.fullmatch(text)):
-        letter = json_verdict(match[1], "verdict", "better", "winner", "answer", "choice", "preferred", "decision")
-        return Spoken(letter, text.rindex(letter, match.start(1))) if isinstance(letter, str) else None
-    return found[-1] if found and len({each.letter for each in found}) == 1 else None
+    if not found:
+        return _in_json(text)
+    return found[-1] if len({each.letter for each in found}) == 1 else None
+
+
+def _in_json(text: str) -> Spoken | None:
+    if not (match := _JSON.fullmatch(text)):
+        return None
+    letter = json_verdict(match[1], "verdict", "better", "winner", "answer", "choice", "preferred", "decision")
+    return Spoken(letter, text.rindex(letter, match.start(1))) if letter else None
 
 
 def json_verdict(text: str, *names: str) -> str | None:
-    """The letter under the one of these names that a JSON object has; None where there is none, or several."""
+    """The letter under the one of these names that a JSON object has once; None where there is none, or several."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=list)  # a key that stands twice is there twice
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not text.lstrip().startswith("{"):
         return None
-    said: list[Any] = [value for key, value in found.items() if str(key).lower() in names]
+    said: list[Any] = [value for key, value in found if str(key).lower() in names]
     return letter_of(said[0]) if len(said) == 1 and isinstance(said[0], str) else None
 
 
