@@ -20,11 +20,23 @@ def no_boolean_for_a_number(section: type[BaseModel], value: Any, info: Validati
     return value
 
 
+def _no_field_of_ours(fields: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Refuse further fields of a request that would take the place of the question, or are no limit of tokens."""
+    for name, value in (fields or {}).items():
+        if name in ("messages", "model"):
+            raise ValueError(f"'{name}' is what the judge is asked, and is no further field: leave it out")
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if name in ("max_tokens", "max_completion_tokens") and value is not None and not whole:
+            raise ValueError(f"{name}: expected a whole number of tokens, at least 1, or null; found {value!r}")
+    return fields
+
+
 class PanelMember(BaseModel):
     """A further judge of a panel. What is not given is as the first judge has it."""
 
     model_config = CHECKED
     _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
+    _fields = field_validator("extra_body")(_no_field_of_ours)
 
     model: str = Field(description="The judge's model, as its server names it.")
     url: str | None = Field(None, description="Base address of its server.")
@@ -77,6 +89,7 @@ class JudgeConfig(BaseModel):
 
     model_config = CHECKED
     _numbers = field_validator("*", mode="before")(classmethod(no_boolean_for_a_number))
+    _fields = field_validator("extra_body")(_no_field_of_ours)
 
     url: str | None = Field(None, description="Base address of an OpenAI-compatible server; it usually ends in /v1.")
     model: str | None = Field(None, description="The judge's model, as its server names it.")

@@ -23,6 +23,7 @@ from eval.judge.endpoint import classify_status
 from eval.judge.replies import UnreadableError, read_pair
 from eval.judge.table import ledger
 from eval.judge.verdicts import judge
+from jobs.cli.options.judge import judge_of
 from otpo.errors import UserError, WorkError
 
 
@@ -262,3 +263,19 @@ def test_what_is_no_http_is_a_failed_connection_and_says_why(tmp_path, headers, 
 def test_what_came_in_place_of_a_completion_is_said(body, kind, said):
     found = refusal_inside(json.dumps(body))
     assert found is not None and found[0] == kind and said in found[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("extra_body={messages: x}", r"judge\.extra_body: 'messages' is what the judge is asked"),
+        ("extra_body={max_tokens: lots}", r"judge\.extra_body: max_tokens: expected a whole number.*found 'lots'$"),
+        ("extra_body={max_completion_tokens: [1]}", r"expected a whole number.*found \[1\]$"),
+        ("temperature=true", r"judge\.temperature: expected a number, found true$"),
+        ("panel=[{model: m}]", r"^judge: panel: expected judges of different models, found one twice$"),
+        ("panel=[{model: b, extra_body: {model: c}}]", r"judge\.panel\.0\.extra_body: 'model' is what"),
+    ],
+)
+def test_a_setting_that_no_request_can_have_is_refused_in_one_line(setting, said):
+    with pytest.raises(UserError, match=said):
+        judge_of([f"judge.{setting}"], url="http://127.0.0.1:9/v1", model="m")

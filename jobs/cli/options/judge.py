@@ -218,4 +218,7 @@ def judge_of(settings: Sequence[str] | None, **given: Any) -> JudgeConfig:
         return JudgeConfig(**tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None
+        # A rule of ours says itself what it found; of the whole section there is no single value to show.
+        if (said := first["msg"].removeprefix("Value error, ")) == first["msg"]:
+            said = f"{said}, found {first['input']!r}"
+        raise UserError(f"{'.'.join(['judge', *map(str, first['loc'])])}: {said}") from None
