@@ -42,7 +42,11 @@ def read_results(path: Path) -> Results:
         tree = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"expected results of lm-evaluation-harness (JSON) at {path}, found nothing there.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"expected results of lm-evaluation-harness (JSON) at {path}, found what cannot be read: {error.strerror}."
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {first_line(error)}") from None
     results = tree.get("results") if isinstance(tree, dict) else None
     if not isinstance(results, dict) or not all(isinstance(each, dict) for each in results.values()):

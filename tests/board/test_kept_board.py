@@ -25,7 +25,9 @@ from support.servers import (
     write_lines,
 )
 
+from eval.published.lm_eval import read_results
 from jobs.cli import main
+from otpo.errors import UserError
 
 N = 12
 
@@ -663,3 +665,11 @@ def test_recorded_models_are_added_one_by_one_to_alpaca_eval_and_its_published_r
     assert len(table) == len(published) + 2
     words = assert_sound(desk.board / "report.html").words()
     assert "AlpacaEval 2" in words and f"{len(published)} rows marked as published" in words
+
+
+def test_figures_that_cannot_be_read_are_said(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"deep\.json is not JSON: maximum recursion depth"):
+        read_results(tmp_path / "deep.json")
+    with pytest.raises(UserError, match="found what cannot be read: Is a directory"):
+        read_results(tmp_path)
