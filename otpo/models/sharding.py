@@ -140,10 +140,15 @@ def _checkpointed(kind: Any) -> type:
 
 def decoder_layers(model: PolicyModel | RewardModel) -> list[nn.Module]:
     """The layers of a model's decoder, first to last."""
-    names = set(model.lm._no_split_modules or ())  # how transformers marks layers that stay in one piece
+    return layers_of(model.lm)
+
+
+def layers_of(lm: Any) -> list[nn.Module]:
+    """As `decoder_layers`, of transformers' own model."""
+    names = set(lm._no_split_modules or ())  # how transformers marks layers that stay in one piece
     # FSDP2 gives a sharded layer a class of its own, derived from the layer's
-    named = [m for m in model.lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
-    named = named or [m for m in model.lm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    named = [m for m in lm.modules() if names.intersection(kind.__name__ for kind in type(m).__mro__)]
+    named = named or [m for m in lm.modules() if isinstance(m, GradientCheckpointingLayer)]
     inner = {part for layer in named for part in layer.modules() if part is not layer}  # some classes mark parts too
     return [layer for layer in named if layer not in inner]
 

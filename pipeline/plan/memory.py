@@ -121,16 +121,19 @@ def token_activations(shape: Shape, load: Load) -> tuple[float, float]:
 
     Norms compute in float32 and keep their input in it, their result before and after the scale in the computation's
     precision. Attention keeps queries, keys, values and its result for each sequence, and the result in the flat
-    layout. The feed-forward part keeps its products with the gate, the activation and what goes into the last product.
-    A compiled layer keeps a norm's input and result in the computation's precision, and computes the activation again.
+    layout. The feed-forward part keeps its products with the gate, the activation and what goes into the last product;
+    each expert that a token is sent to, a copy of its state and a result before it is weighed.
+    A compiled layer keeps a norm's input and result in the computation's precision, and computes the activation again,
+    but for experts, which are not compiled.
     """
     low = load.dtype_bytes
     norms = 2 * (2 * low if load.compiled else 4 + 2 * low) * shape.hidden
     if shape.query_norms:
         norms += (4 + low) * (shape.queries + shape.keys)
     attention = low * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
-    middle = (4 if shape.gated else 2) - load.compiled
-    return norms + low * shape.queries + middle * low * shape.middle, attention
+    middle = (4 if shape.gated else 2) - (load.compiled and not shape.routed)
+    copies = 2 * shape.routed * shape.hidden
+    return norms + low * (shape.queries + middle * shape.middle + copies), attention
 
 
 def activations(shape: Shape, load: Load) -> int:

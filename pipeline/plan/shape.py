@@ -29,6 +29,7 @@ class Shape:
         saved_bytes: of a weight as it was saved.
         shares_prompts: whether training computes a prompt once for both completions.
         recomputes: whether activation checkpointing is known to the architecture.
+        routed: experts that a token is sent to, of those that are chosen for it; 0 in dense models.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Shape:
     saved_bytes: int
     shares_prompts: bool
     recomputes: bool
+    routed: int = 0
 
     @property
     def parameters(self) -> int:
@@ -68,11 +70,13 @@ class Shape:
 def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_implementation: str = "sdpa") -> Shape:
     """The shape of a model folder, in which only config.json need be, or of a hub name.
 
+    Of a multimodal model it is that of the text model, which alone is trained.
+
     Args:
         lora: `model.lora` of a recipe.
 
     Raises:
-        UserError: there is no such model, or adapters that it cannot have.
+        UserError: there is no such model, none that can be trained, or adapters that it cannot have.
     """
     import torch
     from torch import nn
@@ -80,21 +84,24 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
 
     from otpo.models.adapters import add_adapters
     from otpo.models.attention import why_padded
+    from otpo.models.disk.architecture import language_config
+    from otpo.models.sharding import layers_of
 
     try:
         config = AutoConfig.from_pretrained(path)
         saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        text = language_config(config)
+        if text is not config:  # the text model takes over the whole model's head
+            text.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
         with torch.device("meta"):
-            lm: Any = AutoModelForCausalLM.from_config(config, dtype=saved)
+            lm: Any = AutoModelForCausalLM.from_config(text, dtype=saved)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Expected a model's config.json at '{path}', found none that can be read: {str(error).splitlines()[0]}"
         ) from error
-    text = config.get_text_config()
     if not getattr(text, "num_attention_heads", None):
         raise UserError(f"Plans are made of models with attention in each layer, and '{config.model_type}' has none.")
-    names = set(lm._no_split_modules or ())
-    layers = [module for module in lm.modules() if type(module).__name__ in names]
+    layers = layers_of(lm)
     decoder = _count(layers)
     experts = sum(p.numel() for m in layers for n, p in m.named_parameters() if "experts" in n and "shared" not in n)
     of_token, all_experts = _experts(text)
@@ -128,11 +135,13 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         keys=(getattr(text, "num_key_value_heads", None) or heads) * width,
         middle=middle * of_token + (_shared_width(text, middle) if all_experts > 1 else 0),
         query_norms=any(module.endswith("q_norm") for module, _ in lm.named_modules()),
-        gated=any(name in module for module, _ in lm.named_modules() for name in ("gate_proj", "gate_up")),
+        # experts that are one tensor have no modules of their own
+        gated=any(name in each for each, _ in lm.named_parameters() for name in ("gate_proj", "gate_up")),
         tied=tied,
         saved_bytes=saved.itemsize,
-        shares_prompts=why_padded(config.model_type, attn_implementation) is None,
+        shares_prompts=why_padded(text.model_type, attn_implementation) is None,
         recomputes=lm.supports_gradient_checkpointing,
+        routed=of_token if all_experts > 1 else 0,
         **sizes,
     )
 

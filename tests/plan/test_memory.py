@@ -31,6 +31,10 @@ from pipeline.plan.shape import shape_of
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128, "head_dim": 16}  # fmt: skip
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32},
+}
 LOAD = Load(
     dtype_bytes=2, adapters=False, four_bit=False, live_reference=False, states=False, tokens=1, sequence_tokens=1,
     completion_tokens=1, micro_batches=1, checkpointing=False,
@@ -149,17 +153,20 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "dtype", "within"),
-    [("llama", "bfloat16", 0.03), ("llama", "float32", 0.03), ("qwen2", "bfloat16", 0.03), ("qwen3", "bfloat16", 0.03)],
-)
+    [("llama", "bfloat16", 0.03), ("llama", "float32", 0.03), ("qwen2", "bfloat16", 0.03), ("qwen3", "bfloat16", 0.03),
+     ("mixtral", "bfloat16", 0.1), ("qwen3_moe", "bfloat16", 0.1)],
+)  # fmt: skip
 def test_a_layer_keeps_what_is_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, dtype: str, within: float
 ) -> None:
-    """What surrounds the layers is told apart from them by their number."""
+    """What surrounds the layers is told apart from them by their number. Of experts, the router is not planned."""
     as_on_a_gpu(monkeypatch)
     batch = collate_pairs(PAIRS)
     found = []
     for layers in (1, 3):
-        path = folder(tmp_path / str(layers), model_type, dtype, num_hidden_layers=layers)
+        path = folder(
+            tmp_path / str(layers), model_type, dtype, num_hidden_layers=layers, **EXPERTS.get(model_type, {})
+        )
         found.append(saved_bytes(PolicyModel(random_model(path).train()), batch))
     per_layer = (found[1] - found[0]) / 2
     tokens, sequences = sum(batch.segments), sum(batch.lengths)

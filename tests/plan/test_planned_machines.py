@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,14 @@ def test_experts_are_counted_under_any_name(
     found = shape_of(tmp_path)
     assert found.decoder - found.active == pytest.approx((1 - active) * experts, abs=1) and experts
     assert found.middle == middle
+
+
+def test_of_a_multimodal_model_the_text_model_is_planned(tmp_path: Path) -> None:
+    """It alone is trained: neither weights nor layers of the part that sees count."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64}  # fmt: skip
+    seeing = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    AutoConfig.for_model("gemma3", text_config=sizes, vision_config=seeing).save_pretrained(tmp_path / "whole")
+    AutoConfig.for_model("gemma3_text", **sizes).save_pretrained(tmp_path / "text")
+    found, text = shape_of(tmp_path / "whole"), shape_of(tmp_path / "text")
+    assert found == replace(text, name=found.name) and found.layers == 3 and found.tied and found.shares_prompts
