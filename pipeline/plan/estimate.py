@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from otpo.data.micro_batches import SIZES, TOKENS
 from otpo.methods.spec import MethodSpec
@@ -222,32 +223,43 @@ class Case:
         return {(name, method.objective, self.train.dtype): seconds for name in names}
 
     def advice(self, chosen: Estimate | None) -> list[str]:
-        """What would make it fit, first what costs least."""
-        found: list[tuple[str, Estimate | None]] = []
+        """What would make it fit, first what costs least, each with the other settings that it takes."""
+        found: list[str] = []
+
+        def propose(words: str, case: Case, joint: str = " ") -> bool:
+            best = case.choose()
+            if best is None:
+                return False
+            more = "" if case.fits(case.asked()) else joint + " ".join(case._changes(best))
+            found.append(f"{words}{more}: {_gib(best)}")
+            return True
+
         if chosen is not None:
-            settings = chosen.settings
-            changes = [f"train.micro_batch_tokens={settings.micro_batch_tokens}"]
-            if self.train.micro_batch_size is not None:
-                changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
-            if settings.activation_checkpointing and self.train.activation_checkpointing is False:
-                changes.insert(0, "train.activation_checkpointing=true")
-            found.append((" ".join(changes), chosen))
+            found.append(f"{' '.join(self._changes(chosen))}: {_gib(chosen)}")
         elif self.machine.gpu is not None:
             if self.train.optimizer == ADAMW and not self.train.async_save:
-                lighter = replace(self, train=self.train.model_copy(update={"optimizer": EIGHT_BIT}))
-                found.append((f"train.optimizer={EIGHT_BIT}", lighter.choose()))
+                update = {"optimizer": EIGHT_BIT}
+                propose(f"train.optimizer={EIGHT_BIT}", replace(self, train=self.train.model_copy(update=update)))
             if larger := self._larger():
-                found.append((f"more GPUs, {larger.machine}", larger.choose()))
+                propose(f"more GPUs, {larger.machine}", larger, " with ")
         if self.model.lora is None and (self.spec is None or self.spec.method.objective != "reward"):
-            for words, more in (
-                ("model.lora={}", {}),
-                ("model.lora={} model.quantization=4bit", {"quantization": "4bit"}),
-            ):
-                adapted = replace(self, model=ModelConfig(**self.model.model_dump() | {"lora": {}} | more))
-                if best := adapted.choose():
-                    found.append((words, best))
+            ways: list[tuple[str, dict[str, Any]]] = [("model.lora={}", {})]
+            if self.machine.gpu is not None:  # CPUs do not compute with 4-bit weights
+                ways.append(("model.lora={} model.quantization=4bit", {"quantization": "4bit"}))
+            for words, more in ways:
+                if propose(words, replace(self, model=ModelConfig(**self.model.model_dump() | {"lora": {}} | more))):
                     break
-        return [f"{words}: {best.total / 2**30:.0f} GiB" for words, best in found if best]
+        return found
+
+    def _changes(self, chosen: Estimate) -> list[str]:
+        """The recipe's keys by which it is trained as in an estimate."""
+        settings = chosen.settings
+        changes = [f"train.micro_batch_tokens={settings.micro_batch_tokens}"]
+        if settings.activation_checkpointing and self.train.activation_checkpointing is False:
+            changes.insert(0, "train.activation_checkpointing=true")
+        if self.train.micro_batch_size is not None:
+            changes.append(f"train.micro_batch_size={math.ceil(settings.micro_batch_tokens / self.row_tokens)}")
+        return changes
 
     def _larger(self) -> Case | None:
         """With as many times more nodes as it takes."""
@@ -257,3 +269,7 @@ class Case:
             if case.choose():
                 return case
         return None
+
+
+def _gib(estimate: Estimate) -> str:
+    return f"{estimate.total / 2**30:.0f} GiB"

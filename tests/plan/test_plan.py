@@ -89,6 +89,17 @@ def test_the_fastest_settings_that_fit_are_chosen(models: dict[str, Path]) -> No
     assert planned(models["8b"], 1, 4, "train.activation_checkpointing=false", *changes).asked_fits
 
 
+def test_advice_names_all_that_it_takes(models: dict[str, Path]) -> None:
+    """Neither two GPUs nor adapters hold the activations of micro-batches of 16,384 tokens."""
+    kept = "train.activation_checkpointing=false"
+    made = planned(models["8b"], 1, 1, kept)
+    more, lora = (line.split(": ")[0] for line in made.advice)
+    assert more.startswith("more GPUs, 2 nodes of 1 H100 with train.activation_checkpointing=true train.micro_batch")
+    assert planned(models["8b"], 2, 1, kept, *more.split(" with ")[1].split()).asked_fits
+    assert lora.startswith("model.lora={} train.micro_batch_tokens=")
+    assert planned(models["8b"], 1, 1, kept, *lora.split()).asked_fits
+
+
 def test_activations_are_computed_again_where_a_gpu_would_not_hold_them(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
