@@ -30,6 +30,13 @@ RECIPE = "/recipe"
 SCORER_SECRET = "otpo-scorer"  # with the key of `pairs.scorer`, where that is another than the judge's
 PANEL_SECRET = "otpo-panel"  # with the keys of a panel's further judges, each under the name of its variable
 LONGEST_NAME = 47  # KubeRay adds to it, and Kubernetes allows 63 letters
+# What Kubernetes takes. It finds out only when it makes the pods, and a job then waits for them without a word.
+PART = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+IMAGE = re.compile(
+    rf"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::\d+)?/)?{PART}(?:/{PART})*(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
+)
+CLAIM = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 CPUS, MEMORY_GIB, SHM_GIB = 8, 64, 24  # of a node for each of its GPUs, or of its workers on CPUs; as in the template
 
 
@@ -42,7 +49,8 @@ def rayjob(submission: Submission, *, image: str, claim: str, gpus_per_node: int
         gpus_per_node: of the nodes that train, at most.
 
     Raises:
-        UserError: local files that would have to travel, or runs that are not kept on the volume.
+        UserError: local files that would have to travel, runs that are not kept on the volume, or a name that
+            Kubernetes does not take.
     """
     if submission.inputs:
         files = ", ".join(str(path) for path in submission.inputs.values())
@@ -50,8 +58,15 @@ def rayjob(submission: Submission, *, image: str, claim: str, gpus_per_node: int
             f"Only the recipe travels to Kubernetes, and it names {files}. Copy these to the volume, below {VOLUME}"
             f" there, and name them by that path; --shared DIR says that a folder has the same path on both."
         )
-    if not Path(submission.runs).is_relative_to(VOLUME):
+    runs = Path(submission.runs)
+    if not runs.is_relative_to(VOLUME) or ".." in runs.parts:
         raise UserError(f"--runs {submission.runs}: expected a folder of the volume, such as {VOLUME}/runs.")
+    for option, pattern, value, example in (
+        ("--image", IMAGE, image, "the name of an image, such as registry.example.com/otpo:0.1.0"),
+        ("--claim", CLAIM, claim, "the name of a volume claim, of small letters, digits, '-' and '.'"),
+    ):
+        if not pattern.fullmatch(value):
+            raise UserError(f"{option} '{value}': expected {example}.")
     name, job = name_of(submission), yaml.safe_load(TEMPLATE.read_text())
     job["metadata"]["name"] = name
     words = ["python", "-m", "jobs.rayjob", submission.verb, f"{RECIPE}/{layout.RECIPE}", "--runs", submission.runs]
@@ -73,6 +88,12 @@ def rayjob(submission: Submission, *, image: str, claim: str, gpus_per_node: int
         if name_of_key not in {variable["name"] for variable in container["env"]}:
             source = {"name": PANEL_SECRET, "key": name_of_key, "optional": True}
             container["env"] = [*container["env"], {"name": name_of_key, "valueFrom": {"secretKeyRef": source}}]
+    for variable in container["env"]:
+        if not VARIABLE.fullmatch(variable["name"]):
+            raise UserError(
+                f"api_key_env '{variable['name']}': expected the name of an environment variable, of letters, digits"
+                " and '_'."
+            )
     pools = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     cluster["workerGroupSpecs"] = _pools(pools, submission.recipe, gpus_per_node, train_only=submission.verb == "train")
     for spec in [head, *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]:
@@ -101,8 +122,12 @@ def _pools(template: dict[str, Any], recipe: Recipe, gpus_per_node: int, *, trai
     train |= {"replicas": nodes, "minReplicas": nodes, "maxReplicas": nodes}
     if train_only or not (recipe.generate.tasks or recipe.pairs):
         return [train]
-    size, engines = recipe.generate.tensor_parallel_size, recipe.generate.workers
-    generate = _sized(template["generate"], size, gpu=True) | {"maxReplicas": max(1, engines)}
+    each, engines = recipe.generate.tensor_parallel_size, recipe.generate.workers
+    judges = [recipe.judge, *([recipe.pairs.scorer] if recipe.pairs else [])]
+    # a judge that vllm serves stays within a node, as an engine does
+    size = max([each, *(judge.vllm.gpus for judge in judges if judge.vllm)])
+    generate = _sized(template["generate"], size, gpu=True)
+    generate |= {"maxReplicas": max(1, math.ceil(engines / (size // each)))}
     return [train, generate]
 
 

@@ -99,6 +99,17 @@ def test_pools_hold_the_base_too_and_nobody_pays_for_engines_that_are_not_asked_
     assert [pool.name for pool in pools(generate={"tasks": {}})] == ["train"]
 
 
+def test_a_judge_that_vllm_serves_finds_a_node_as_large_as_it_is():
+    """Four engines of a GPU each then share nodes of four."""
+    recipe, _ = read_recipe(next(path for path in RECIPES if path.stem == "llama3_8b_otpo"))
+    judge = {"vllm": {"model": "a/b", "tensor_parallel_size": 2, "data_parallel_size": 2}}
+    tree = recipe.model_dump(mode="json") | {"judge": judge}
+    (_, job), _ = made(make_recipe(tree))
+    (_, generate) = pools_on_kubernetes(job)
+    assert (generate.gpus, generate.units, generate.nodes) == (4, 4, (1, 1))
+    assert list(refusals(job)) == []
+
+
 def test_a_scorer_with_a_key_of_its_own_gets_that_and_not_the_judges():
     recipe, _ = read_recipe(next(path for path in RECIPES if path.stem == "llama3_8b_otpo"))
     scorer = {"url": "https://scorer/v1", "model": "m", "api_key_env": "SCORER_KEY", "protocol": "rating"}
@@ -145,6 +156,10 @@ def test_what_is_missing_is_asked_for(tmp_path, recipe):
     refused(otpo(tmp_path, "submit", recipe, "--kuberay"), "--image", "docker build")
     words = ("submit", recipe, "--kuberay", "--image", "i", "--shared", "/")
     refused(otpo(tmp_path, *words, "--runs", "/data/runs"), "--runs /data/runs", "/shared/runs")
+    refused(otpo(tmp_path, *words, "--runs", "/shared/../data"), "--runs /shared/../data", "/shared/runs")
+    refused(otpo(tmp_path, *words, "--claim", "My_Claim"), "--claim 'My_Claim'", "volume claim")
+    refused(otpo(tmp_path, *words, "judge.api_key_env=MY KEY"), "'MY KEY'", "environment variable")
+    refused(otpo(tmp_path, *words[:4], "https://registry/otpo", *words[5:]), "--image 'https://registry/otpo'")
     refused(otpo(tmp_path, *words, "--apply", PATH=str(tmp_path)), "kubectl is not installed")
     refused(otpo(tmp_path, *words, "--follow"), "--follow is for Ray jobs, not for Kubernetes")
     refused(otpo(tmp_path, "submit", recipe, "--apply"), "--apply is for Kubernetes: add --kuberay")
