@@ -19,7 +19,7 @@ from otpo.kernels.cpu.allocator import ALLOCATOR
 from otpo.models.adapters import check_quantization
 from otpo.models.attention import why_padded
 from otpo.models.compiled import check_compiler
-from otpo.models.disk.architecture import read_config, text_config
+from otpo.models.disk.architecture import is_multimodal, language_config, read_config
 from otpo.training.optimizer import check_optimizer
 from otpo.training.schedule import total_steps
 from pipeline.cluster.hardware import cluster_machine
@@ -48,7 +48,8 @@ COLLECTIVE_SECONDS = 1800  # a collective's limit: rank 0 may write a large mode
 
 def padded_batches(model: ModelConfig) -> list[str]:
     """A note about a model that cannot share prompts, which makes training slower; empty for other models."""
-    kind = text_config(read_config(model.path)).model_type
+    config = read_config(model.path)
+    kind = (language_config(config) if is_multimodal(config) else config).model_type
     why = why_padded(kind, model.attn_implementation)
     return [f"Batches were padded and prompts computed once for each completion: {why}."] if why else []
 

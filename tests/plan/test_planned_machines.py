@@ -16,7 +16,8 @@ from otpo.errors import UserError
 from pipeline.plan import Plan, gpu_machine, known_gpu, plan, shape_of
 from pipeline.plan.machine import GIB
 from pipeline.plan.plan import duration
-from pipeline.recipe import load_recipe
+from pipeline.recipe import ModelConfig, load_recipe
+from pipeline.train.launcher import padded_batches
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,13 @@ def test_of_a_multimodal_model_the_text_model_is_planned(tmp_path: Path) -> None
     AutoConfig.for_model("gemma3_text", **sizes).save_pretrained(tmp_path / "text")
     found, text = shape_of(tmp_path / "whole"), shape_of(tmp_path / "text")
     assert found == replace(text, name=found.name) and found.layers == 3 and found.tied and found.shares_prompts
+
+
+def test_a_text_model_under_another_name_shares_prompts(tmp_path: Path) -> None:
+    """Of Qwen2-VL it is a Qwen2: no run says that its batches were padded."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 64}  # fmt: skip
+    seeing = {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4}
+    AutoConfig.for_model("qwen2_vl", text_config=sizes, vision_config=seeing).save_pretrained(tmp_path)
+    assert padded_batches(ModelConfig(path=str(tmp_path))) == []
+    assert shape_of(tmp_path).shares_prompts and shape_of(tmp_path).layers == 3
