@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -63,12 +64,17 @@ class ModelFolder:
     @property
     def kv_heads(self) -> int:
         """Number of key-value heads."""
-        return self._size("num_key_value_heads") or self.heads
+        return kv_heads_of(self.text_config, self.heads)
 
     @property
     def head_dim(self) -> int:
         """Dimensions of an attention head."""
         return self._size("head_dim") or (self._size("hidden_size", "n_embd") or 0) // self.heads
+
+    @property
+    def engine_sizes(self) -> list[int]:
+        """Numbers of GPUs that vLLM can share the model among."""
+        return engine_sizes(self.text_config, self.heads)
 
     def context(self, wanted: int | None = None) -> int:
         """Tokens of prompt and output together: what is wanted, else the model's own limit, at most 4,096."""
@@ -89,6 +95,48 @@ class ModelFolder:
 
         quantized = "quantization_config" in self.config or "quantization_config" in other.config
         return not quantized and architecture(self.config) == architecture(other.config)
+
+
+def kv_heads_of(config: Mapping[str, Any], heads: int) -> int:
+    """Key-value heads of a text model with so many attention heads, by its config.json."""
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon and GPT-BigCode
+        return 1
+    return config.get("num_key_value_heads") or config.get("num_kv_heads") or heads
+
+
+def engine_sizes(config: Mapping[str, Any], heads: int) -> list[int]:
+    """Numbers of GPUs that vLLM can share a text model among.
+
+    Each takes as many attention heads and as much of the feed-forward part as the others, and as many key-value heads,
+    or one that others take too.
+    """
+    keys = kv_heads_of(config, heads)
+    widths = [config[name] for name in ("intermediate_size", "moe_intermediate_size") if config.get(name)]
+    return [
+        size
+        for size in range(1, heads + 1)
+        if heads % size == 0
+        and (keys % size == 0 or size % keys == 0)
+        and not any(width % size for width in widths if isinstance(width, int))
+    ]
+
+
+def check_shared(model: ModelFolder, gpus: int, key: str) -> None:
+    """Refuse a number of GPUs that vLLM cannot share a model among; it would fail when it loads the model.
+
+    Args:
+        key: of the recipe that says how many there are.
+
+    Raises:
+        UserError: names those that could be.
+    """
+    if gpus > 1 and model.heads > 1 and gpus not in model.engine_sizes:
+        *others, last = map(str, model.engine_sizes)
+        raise UserError(
+            f"{key} is {gpus}, and vLLM shares {model.name} evenly among its GPUs: {model.heads} attention heads,"
+            f" {model.kv_heads} of keys and values, and the feed-forward part. Set"
+            f" {', '.join(others)}{' or ' * bool(others)}{last}."
+        )
 
 
 def open_model(model: str | Path) -> ModelFolder:

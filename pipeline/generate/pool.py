@@ -22,7 +22,7 @@ from otpo.errors import UserError, WorkError
 from otpo.files import write_json
 from pipeline.generate.backends import backend_of, resolve
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling
-from pipeline.generate.model_folder import ModelFolder, check_servable, open_model
+from pipeline.generate.model_folder import ModelFolder, check_servable, check_shared, open_model
 from pipeline.generate.outputs import GenerationResult, OutputFiles, PartialOutputs, finished, output_row
 from pipeline.progress import Progress, silent
 from pipeline.recipe import digest
@@ -54,17 +54,12 @@ def preflight(model: str | Path, config: EngineConfig, template: Rendering | Set
 
 def _check_parallel(folder: ModelFolder, backend: str, size: int) -> None:
     """Refuse a number of GPUs for an engine that it could not divide the model among."""
-    heads = folder.config.get("num_attention_heads")
     if size > 1 and backend == "transformers":
         raise UserError(
             f"generate.tensor_parallel_size is {size}, and the transformers engine takes one GPU: set it to 1, or"
             " generate.backend=vllm."
         )
-    if heads and heads % size:
-        raise UserError(
-            f"generate.tensor_parallel_size is {size}, and vLLM divides the {heads} attention heads of {folder.name}"
-            f" evenly: set a divisor of {heads}."
-        )
+    check_shared(folder, size, "generate.tensor_parallel_size")
 
 
 class EnginePool:

@@ -29,7 +29,7 @@ from eval.judge.config import JudgeConfig, ServedModel
 from otpo.dtypes import TORCH_NAMES
 from otpo.errors import UserError, WorkError
 from pipeline.generate.backends import CPU_ENVIRONMENT, cpu_settings
-from pipeline.generate.model_folder import ModelFolder, check_servable, open_model, why_not_vllm
+from pipeline.generate.model_folder import ModelFolder, check_servable, check_shared, open_model, why_not_vllm
 from pipeline.judge import until_closed
 from pipeline.progress import Progress, silent
 
@@ -58,6 +58,7 @@ def check_served(key: str, served: ServedModel) -> ModelFolder:
     check_servable(model, template="chat", max_model_len=served.max_model_len)
     if reason := why_not_vllm(model, on_cpu=not (has_gpu() or _visible_gpus())):
         raise UserError(f"{key}: vLLM cannot serve {model.name}: {reason}.")
+    check_shared(model, served.tensor_parallel_size, f"{key}'s tensor_parallel_size")
     return model
 
 

@@ -96,11 +96,9 @@ def _serving(served: Serving, per_node: int) -> list[str]:
 def _engines(served: Serving, per_node: int) -> str:
     """What engines hold and take, or why there are none."""
     gpus = f"{served.gpus} GPU{'s' * (served.gpus > 1)}"
-    if served.heads % served.gpus:
-        return (
-            f"{gpus} of an engine (generate.tensor_parallel_size) cannot share the model's {served.heads} attention"
-            f" heads evenly: set {served.fitting or f'a divisor of {served.heads}'}"
-        )
+    if served.gpus not in served.sizes:
+        sizes = served.fitting or f"one of {', '.join(map(str, served.sizes))}"
+        return f"{gpus} of an engine (generate.tensor_parallel_size) cannot share the model evenly: set {sizes}"
     if not served.engines:
         return f"no node has room for an engine of {gpus} (generate.tensor_parallel_size): each has {per_node}"
     said = f"{served.engines} engine{'s' * (served.engines > 1)} of {gpus}, {served.weights / GIB:,.1f} GiB of weights"

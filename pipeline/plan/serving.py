@@ -23,8 +23,8 @@ class Serving:
     """What follows training.
 
     Attributes:
-        engines: how many; each has `gpus`, all of one node. 0 where no node has as many, or cannot share the heads.
-        heads: of the model's attention, which an engine's GPUs share evenly.
+        engines: how many; each has `gpus`, all of one node. 0 where no node has as many, or these cannot share it.
+        sizes: numbers of GPUs that can.
         weights, cache: bytes on each GPU of an engine; the cache is below 0 where the weights alone do not fit.
         fitting: fewest GPUs of an engine, a power of two and of one node, that hold the weights and a cache as large;
             None where a node has too few.
@@ -38,7 +38,7 @@ class Serving:
 
     engines: int
     gpus: int
-    heads: int
+    sizes: tuple[int, ...]
     weights: int
     cache: int
     fitting: int | None
@@ -61,7 +61,7 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
     sampled = prompts_of(recipe.pairs.prompts, recipe.pairs.limit) * recipe.pairs.n if recipe.pairs else 0
     length = min(MEAN_OUTPUT, generate.max_tokens)
     tokens = evaluated * length + sampled * min(MEAN_OUTPUT, recipe.pairs.max_tokens if recipe.pairs else 0)
-    engines = 0 if shape.heads % size else min(generate.workers, machine.nodes * (machine.per_node // size))
+    engines = min(generate.workers, machine.nodes * (machine.per_node // size)) if size in shape.engine_sizes else 0
     rate = engine_tokens_per_second(shape, gpu, size=size, utilization=share, context=MEAN_PROMPT + length / 2)
     protocol, judges = find_protocol(recipe.judge.protocol), members_of(recipe.judge)
     judged = _calls(recipe, sum(counts)) * recipe.judge.samples
@@ -78,14 +78,14 @@ def serving(recipe: Recipe, shape: Shape, machine: Machine) -> Serving | None:
     return Serving(
         engines=engines,
         gpus=size,
-        heads=shape.heads,
+        sizes=shape.engine_sizes,
         weights=weights,
         cache=cache,
         fitting=next(
             (
                 2**k
                 for k in range(machine.per_node.bit_length())
-                if 4 * shape.parameters / 2**k < share * gpu.memory and shape.heads % 2**k == 0
+                if 4 * shape.parameters / 2**k < share * gpu.memory and 2**k in shape.engine_sizes
             ),
             None,
         ),

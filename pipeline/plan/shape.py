@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from otpo.errors import UserError
+from pipeline.generate.model_folder import engine_sizes, kv_heads_of
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class Shape:
     Attributes:
         name: folder or hub name.
         layers, hidden, heads, vocabulary: as in the config.
-        queries, keys: width of a token's queries, and of its keys (values have the same).
+        queries, keys: width of a token's queries, and of its keys (values have the same); where values are narrower, as
+            in DeepSeek, the mean of both.
+        cached: numbers that an engine keeps of a token in each layer.
         middle: width of a token's states inside the feed-forward part; in mixture models of all experts it meets.
         query_norms: whether queries and keys have norms.
         gated: whether the feed-forward part has a gate.
@@ -29,6 +32,7 @@ class Shape:
         saved_bytes: of a weight as it was saved.
         shares_prompts: whether training computes a prompt once for both completions.
         recomputes: whether activation checkpointing is known to the architecture.
+        engine_sizes: numbers of GPUs that vLLM can share it among.
         routed: experts that a token is sent to, of those that are chosen for it; 0 in dense models.
     """
 
@@ -39,6 +43,7 @@ class Shape:
     vocabulary: int
     queries: int
     keys: int
+    cached: int
     middle: int
     query_norms: bool
     gated: bool
@@ -54,6 +59,7 @@ class Shape:
     saved_bytes: int
     shares_prompts: bool
     recomputes: bool
+    engine_sizes: tuple[int, ...]
     routed: int = 0
 
     @property
@@ -109,7 +115,11 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = head.weight is embeddings.weight
     heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width, cached = getattr(text, "head_dim", None) or text.hidden_size // heads, None
+    if latent := getattr(text, "kv_lora_rank", None):  # DeepSeek's: an engine keeps what keys and values are made of
+        turned = text.qk_rope_head_dim
+        width, cached = (text.qk_nope_head_dim + turned + text.v_head_dim) // 2, latent + turned
+    keys = kv_heads_of(text.to_dict(), heads) * width
     sizes: dict[str, Any] = {
         "decoder": decoder,
         "layer": max((_count([layer]) for layer in layers), default=0),
@@ -132,7 +142,8 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         heads=heads,
         vocabulary=text.vocab_size,
         queries=heads * width,
-        keys=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        keys=keys,
+        cached=cached or 2 * keys,
         middle=middle * of_token + (_shared_width(text, middle) if all_experts > 1 else 0),
         query_norms=any(module.endswith("q_norm") for module, _ in lm.named_modules()),
         # experts that are one tensor have no modules of their own
@@ -141,6 +152,7 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         saved_bytes=saved.itemsize,
         shares_prompts=why_padded(text.model_type, attn_implementation) is None,
         recomputes=lm.supports_gradient_checkpointing,
+        engine_sizes=tuple(engine_sizes(text.to_dict(), heads)),
         routed=of_token if all_experts > 1 else 0,
         **sizes,
     )

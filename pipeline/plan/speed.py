@@ -85,7 +85,7 @@ def engine_tokens_per_second(shape: Shape, gpu: Gpu, *, size: int, utilization: 
         context: mean tokens of a sequence while it is generated.
     """
     weights, cache = engine_memory(shape, gpu, size=size, utilization=utilization)
-    sequence = 2 * 2 * shape.keys * shape.layers * context / size
+    sequence = 2 * shape.cached * shape.layers * context / size
     sequences = max(1, min(SEQUENCES, int(max(cache, 0) / sequence)))
     return sequences / ((weights + sequences * sequence) / (REACHED * gpu.bandwidth))
 

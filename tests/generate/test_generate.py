@@ -23,7 +23,7 @@ from otpo.data.tokens import tokenize_completions
 from otpo.errors import UserError, WorkError
 from pipeline.generate.backends import TransformersEngine, resolve
 from pipeline.generate.engine import EngineConfig, Output, Request, Sampling, generate_outputs
-from pipeline.generate.model_folder import open_model, tokenizer_of
+from pipeline.generate.model_folder import engine_sizes, open_model, tokenizer_of
 from pipeline.generate.outputs import PartialOutputs
 from pipeline.generate.pool import EnginePool, _identity, preflight
 from pipeline.run.folder import name_of_model
@@ -327,10 +327,30 @@ def test_more_gpus_than_there_are_is_refused(ray_cluster, tiny_llama: Path):
 
 
 def test_gpus_that_an_engine_could_not_use_are_refused(tiny_llama: Path):
-    with pytest.raises(UserError, match=r"vLLM divides the 2 attention heads .* set a divisor of 2"):
+    with pytest.raises(UserError, match=r"size is 4, and vLLM shares .*: 2 attention heads.* Set 1 or 2\."):
         preflight(tiny_llama, EngineConfig(backend="vllm", tensor_parallel_size=4))
     with pytest.raises(UserError, match="the transformers engine takes one GPU"):
         preflight(tiny_llama, EngineConfig(backend="transformers", tensor_parallel_size=2))
+
+
+@pytest.mark.parametrize(
+    ("config", "heads", "sizes"),
+    [
+        ({"num_key_value_heads": 4, "intermediate_size": 18_944}, 28, [1, 2, 4]),  # Qwen2.5 7B: 28 do not share its MLP
+        ({"num_key_value_heads": 2, "intermediate_size": 4864}, 14, [1, 2]),  # Qwen2.5 0.5B
+        ({"num_key_value_heads": 8, "intermediate_size": 14_336}, 32, [1, 2, 4, 8, 16, 32]),  # Llama 3 8B
+        ({"multi_query": True, "num_kv_heads": 71}, 71, [1, 71]),  # Falcon 7B
+        (
+            {"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 8},
+            128,
+            [1, 2, 4, 8, 16, 32, 64, 128],
+        ),
+        ({"num_key_value_heads": 4, "intermediate_size": 6144, "moe_intermediate_size": 768}, 32, [1, 2, 4, 8, 16, 32]),
+        ({}, 12, [1, 2, 3, 4, 6, 12]),
+    ],
+)
+def test_sizes_of_engines_share_heads_and_widths(config, heads, sizes):
+    assert engine_sizes(config, heads) == sizes
 
 
 def test_an_engine_that_is_not_ready_in_time_is_an_error_not_a_hang(ray_cluster, tiny_llama: Path, tmp_path: Path):

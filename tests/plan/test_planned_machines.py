@@ -144,6 +144,17 @@ def test_experts_are_counted_under_any_name(
     assert found.middle == middle
 
 
+def test_keys_and_values_are_counted_as_a_model_has_them(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    latent = {"kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": None}
+    AutoConfig.for_model("deepseek_v2", **sizes | latent, pad_token_id=0).save_pretrained(tmp_path / "latent")
+    AutoConfig.for_model("falcon", **sizes).save_pretrained(tmp_path / "one")
+    found, one = shape_of(tmp_path / "latent"), shape_of(tmp_path / "one")
+    # queries, keys, values and their result; an engine keeps what keys and values are made of, and the turned keys
+    assert 2 * found.queries + 2 * found.keys == 4 * (10 + 10 + 8 + 8) and found.cached == 10 + 4
+    assert (one.queries, one.keys, one.cached) == (32, 8, 16)
+
+
 def test_of_a_multimodal_model_the_text_model_is_planned(tmp_path: Path) -> None:
     """It alone is trained: neither weights nor layers of the part that sees count."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
