@@ -37,7 +37,11 @@ def study_text(name: str, table: pd.DataFrame, tuned: Mapping[str, Mapping[str, 
         values = tuned[str(regime)]
         seeds = frame["seed"].nunique()
         lines += [f"## {regime}", "", *_values(values), ""]
-        lines += [f"Means over {seeds} training seeds, with 95 % intervals over the seeds (Student's t).", ""]
+        lines += [
+            f"Means over {seeds} training seeds, with 95 % intervals over the seeds (Student's t). There is none where"
+            " all seeds have the same figure.",
+            "",
+        ]
         lines += [*_means(frame), ""]
         labels = list(values)
         focus = next((label for label in labels if label.startswith(TRANSPORT)), labels[-1])

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds with its 95 % interval, None where one seed alone has a figure."""
+    """A mean over seeds with its 95 % interval, None where one seed alone has a figure, or all have the same."""
 
     value: float
     low: float | None
@@ -25,7 +25,7 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     """The mean and its interval by Student's t with n - 1 degrees of freedom.
 
     Seeds are what is drawn: each is a training of its own. The t interval is exact for normal values; with five seeds
-    it is wide, as it should be.
+    it is wide, as it should be. Seeds that all have the same figure say nothing of how far another may be from it.
 
     Args:
         values: (n,) a figure of each seed.
@@ -34,7 +34,7 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 
     x = np.asarray(values, dtype=float)
     mean, n = float(x.mean()), len(x)
-    if n < 2:
+    if n < 2 or np.ptp(x) <= 1e-9 * np.abs(x).max():
         return Mean(mean, None, None, n)
     half = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
     return Mean(mean, mean - half, mean + half, n)

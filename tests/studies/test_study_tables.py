@@ -28,6 +28,15 @@ def test_the_interval_is_students_t() -> None:
     assert (alone.value, alone.low, alone.high, alone.n) == (7.0, None, None, 1)
 
 
+@pytest.mark.parametrize("value", [0.0, 100.0, 100 / 3])
+def test_seeds_that_agree_give_no_interval(value: float) -> None:
+    """It would be as narrow as a rounding error, and every difference more than another seed would have done."""
+    agreed = [value, value * (1 + 1e-15), value]
+    assert (mean_over_seeds(agreed).low, mean_over_seeds(agreed).high) == (None, None)
+    found = differences(table({"dpo": [50.0, 50.0], "otpo": [50.1, 50.1]}), "otpo", "dpo")["facts: win_rate"]
+    assert found.value == pytest.approx(0.1) and found.low is None
+
+
 def test_the_interval_covers_the_mean_of_normal_seeds() -> None:
     random = np.random.default_rng(0)
     inside = 0
@@ -50,10 +59,14 @@ def table(values: dict[str, list[float]], figure: str = "facts: win_rate") -> pd
 @given(st.lists(st.floats(-10, 10), min_size=3, max_size=6), st.floats(-5, 5))
 def test_what_seeds_share_cancels_out_of_a_difference(hard: list[float], gain: float) -> None:
     shared = [50 + each for each in hard]
-    found = differences(table({"dpo": shared, "otpo": [each + gain for each in shared]}), "otpo", "dpo")
-    mean = found["facts: win_rate"]
-    assert mean.value == pytest.approx(gain, abs=1e-9) and mean.n == len(hard)
-    assert mean.low == pytest.approx(gain, abs=1e-9) and mean.high == pytest.approx(gain, abs=1e-9)
+    gains = [gain + 0.1 * (i % 2) for i in range(len(hard))]
+    otpo = [each + more for each, more in zip(shared, gains, strict=True)]
+    mean, alone = (
+        differences(table({"dpo": shared, "otpo": otpo}), "otpo", "dpo")["facts: win_rate"],
+        mean_over_seeds(gains),
+    )
+    assert mean.n == len(hard)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((alone.value, alone.low, alone.high), abs=1e-9)
 
 
 def test_a_difference_is_of_the_seeds_that_both_have() -> None:
@@ -109,6 +122,6 @@ def test_the_page_has_the_tuned_values_the_means_and_the_differences(tmp_path: P
     assert lines[0] == "# study" and "| dpo | beta 0.1, learning_rate 7e-05 |" in lines
     half = 12.7062047 * np.sqrt(2) / np.sqrt(2)  # t of 1 degree of freedom; the two seeds lie 2 apart
     assert f"| facts: judged win rate, % |  | 55.0 ({55 - half:.1f} to {55 + half:.1f}) | 56.0" in text
-    assert "| facts: judged win rate, % | +1.0 (1.0 to 1.0) |" in lines
+    assert "| facts: judged win rate, % | +1.0 |" in lines  # both seeds agree
     assert "| AUC of the deciding token's weight |  |  | 1.73" in text
     assert "What otpo has more than each of the others" in text
