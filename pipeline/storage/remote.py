@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs")
 CONNECT_SECONDS, REQUEST_SECONDS = 10, 60
 BLOCK = 8 * 2**20  # bytes that are copied at a time
+READS = 20  # of an object that others replace meanwhile
 
 
 def check_address(address: str) -> tuple[str, str]:
@@ -73,12 +74,23 @@ class Remote:
         return sorted(info.path.removeprefix(f"{self._root}/") for info in found if info.type == FileType.File)
 
     def read(self, path: str) -> bytes | None:
-        """The content of an object; None if there is none."""
-        try:
-            with _in_words(self.address), self._files.open_input_stream(f"{self._root}/{path}") as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
+        """The content of an object; None if there is none.
+
+        pyarrow asks for the size first. Where another process replaces the object in between, it reads as much of the
+        new one; it is then read again.
+        """
+        place = f"{self._root}/{path}"
+        for _ in range(READS):
+            try:
+                with _in_words(self.address):
+                    with self._files.open_input_stream(place) as stream:
+                        content = stream.read()
+                    size = self._files.get_file_info(place).size
+            except FileNotFoundError:
+                return None
+            if size == len(content):
+                return content
+        raise WorkError(f"{self.address}/{path} is replaced again and again while it is read: who else writes it?")
 
     def write(self, path: str, content: bytes) -> None:
         """Make an object, or replace it."""

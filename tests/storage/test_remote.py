@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -115,6 +116,27 @@ def test_a_storage_that_does_not_answer_is_an_error_in_words(tmp_path, tiny_llam
 def test_a_bucket_that_is_not_there(bucket):
     with pytest.raises(UserError, match="Check the bucket's name"), stored_run("s3://nobody/runs", "mine"):
         raise AssertionError("nothing is to be started")
+
+
+def test_an_object_that_is_replaced_meanwhile_is_read_whole(bucket):
+    remote, stop = open_remote(f"{bucket}/runs"), threading.Event()
+    contents = [json.dumps({"files": ["x" * 100] * count}).encode() for count in (1, 400)]
+    remote.write("list.json", contents[0])
+
+    def replace() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            open_remote(f"{bucket}/runs").write("list.json", contents[number % 2])
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        found = {remote.read("list.json") for _ in range(100)}
+    finally:
+        stop.set()
+        writer.join()
+    assert found == set(contents)
 
 
 def test_a_run_is_copied_when_it_ends_well_or_badly(bucket, tmp_path):
