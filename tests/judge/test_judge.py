@@ -152,9 +152,9 @@ def test_concurrency_is_reached_and_never_exceeded(tmp_path):
 
 def test_requests_per_minute_are_spaced(tmp_path):
     with ScriptedJudge() as server:
-        ask(server, tmp_path, n=11, max_requests_per_minute=600)
+        ask(server, tmp_path, n=5, max_requests_per_minute=600)
         times = [call.at for call in server.calls]
-    assert times[-1] - times[0] >= 0.7  # a second, less what the first call may take to arrive on a busy machine
+    assert times[-1] - times[0] >= 0.38
 
 
 def test_a_budget_stops_before_it_is_exceeded_and_says_so(tmp_path):
