@@ -64,8 +64,7 @@ def refusal_inside(text: str) -> tuple[str, str] | None:
         return "malformed", f"no JSON: {text[:100].strip()}"
     if isinstance(body, dict) and body.get("choices"):
         return None
-    if isinstance(body, list) and body:  # Google's
-        body = body[0]
+    body = _unlisted(body)
     if not isinstance(body, dict) or not (body.get("error") or body.get("message") or body.get("detail")):
         return "malformed", f"not a chat completion: {text[:100].strip()}"
     error: Any = body.get("error") or body
@@ -82,8 +81,7 @@ def error_body(text: str) -> tuple[str | None, str]:
         body = json.loads(text)
     except (ValueError, RecursionError):
         return None, ""
-    if isinstance(body, list) and body:  # Google's
-        body = body[0]
+    body = _unlisted(body)
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return "", str(error)
@@ -93,3 +91,8 @@ def error_body(text: str) -> tuple[str | None, str]:
         message = f"{message}: {inner['raw']}"
     code = str(error.get("code") or error.get("type") or "")
     return code, message if isinstance(message, str) else json.dumps(message)
+
+
+def _unlisted(body: Any) -> Any:
+    """An error's body, which Google's servers put into a list."""
+    return body[0] if isinstance(body, list) and body else body
