@@ -119,7 +119,8 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
     if latent := getattr(text, "kv_lora_rank", None):  # DeepSeek's: an engine keeps what keys and values are made of
         turned = text.qk_rope_head_dim
         width, cached = (text.qk_nope_head_dim + turned + text.v_head_dim) // 2, latent + turned
-    keys = kv_heads_of(text.to_dict(), heads) * width
+    values = text.to_dict()
+    keys = kv_heads_of(values, heads) * width
     sizes: dict[str, Any] = {
         "decoder": decoder,
         "layer": max((_count([layer]) for layer in layers), default=0),
@@ -152,7 +153,7 @@ def shape_of(path: str | Path, lora: Mapping[str, Any] | None = None, attn_imple
         saved_bytes=saved.itemsize,
         shares_prompts=why_padded(text.model_type, attn_implementation) is None,
         recomputes=lm.supports_gradient_checkpointing,
-        engine_sizes=tuple(engine_sizes(text.to_dict(), heads)),
+        engine_sizes=tuple(engine_sizes(values, heads)),
         routed=of_token if all_experts > 1 else 0,
         **sizes,
     )
